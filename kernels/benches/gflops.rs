@@ -1,0 +1,342 @@
+//! How fast the kernels are beside what this machine can do: GFLOP/s against its multiply-add peak, GB/s
+//! against its reading speed, both measured first, on one thread and on all.
+//!
+//! `cargo bench -p kernels` runs everything, `cargo bench -p kernels -- matmul` what has that word in its name.
+//! Every answer is checked too, since a wrong kernel can be very fast.
+
+use std::hint::black_box;
+use std::time::{Duration, Instant};
+
+use kernels::activation;
+use kernels::attention::{self, Dims, Heads, Saved};
+use kernels::matmul::{Mat, MatMut, matmul};
+use kernels::optim::AdamW;
+use kernels::{Isa, loss, norm, optim, rope};
+
+fn main() {
+    // Cargo passes `--bench`; the first word that is no flag filters.
+    let filter = std::env::args().skip(1).find(|arg| !arg.starts_with('-')).unwrap_or_default();
+    let all = rayon::current_num_threads();
+    println!("{} threads, {}", all, Isa::current().name());
+    for n_threads in if all > 1 { vec![1, all] } else { vec![1] } {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(n_threads).build().expect("threads");
+        pool.install(|| {
+            let limits = Limits { gflops: peak_gflops(), gbps: peak_gbps() };
+            println!(
+                "\n{n_threads} thread(s), limits: {:.0} GFLOP/s, {:.1} GB/s read\n{:<36} {:>10} {:>9} {:>6} {:>9} {:>6}",
+                limits.gflops, limits.gbps, "kernel", "time", "GFLOP/s", "%", "GB/s", "%"
+            );
+            let bench = Bench { limits, filter: &filter };
+            bench.matmuls();
+            bench.attentions();
+            bench.elementwise();
+        });
+    }
+}
+
+/// What the machine can do at most.
+struct Limits {
+    gflops: f64,
+    gbps: f64,
+}
+
+struct Bench<'a> {
+    limits: Limits,
+    filter: &'a str,
+}
+
+/// What one call of a kernel does at least.
+struct Work {
+    flops: usize,
+    /// Bytes read and written, each operand once.
+    bytes: usize,
+}
+
+impl Bench<'_> {
+    /// Times `f` and prints a line. Returns whether it ran, so that the caller checks the answer.
+    fn line(&self, name: &str, work: Work, f: impl FnMut()) -> bool {
+        if !name.contains(self.filter) {
+            return false;
+        }
+        let seconds = fastest(f).as_secs_f64();
+        let (gflops, gbps) = (work.flops as f64 / seconds / 1e9, work.bytes as f64 / seconds / 1e9);
+        println!(
+            "{name:<36} {:>7.1} us {gflops:>9.1} {:>6.1} {gbps:>9.1} {:>6.1}",
+            seconds * 1e6,
+            100.0 * gflops / self.limits.gflops,
+            100.0 * gbps / self.limits.gbps
+        );
+        true
+    }
+
+    fn matmuls(&self) {
+        for (m, n, k) in [
+            (512, 512, 2048),
+            (512, 2048, 512),
+            (2048, 512, 512),
+            (80, 384, 128),
+            (64, 64, 64),
+            (16, 2048, 2048),
+            (6, 2048, 2048),
+            (4, 2048, 2048),
+            (2, 2048, 2048),
+            (1, 512, 512),
+            (1, 2048, 2048),
+            (1, 8192, 4096),
+        ] {
+            for (layout, a_transposed, b_transposed) in
+                [("NN", false, false), ("NT", false, true), ("TN", true, false)]
+            {
+                if m == 1 && a_transposed {
+                    continue;
+                }
+                self.matmul(layout, [m, n, k], a_transposed, b_transposed);
+            }
+        }
+    }
+
+    fn matmul(&self, layout: &str, [m, n, k]: [usize; 3], a_transposed: bool, b_transposed: bool) {
+        let name = format!("matmul {layout} m={m} n={n} k={k}");
+        if !name.contains(self.filter) {
+            return;
+        }
+        let (a, b, mut c) = (numbers(m * k), numbers(k * n), vec![0.0; m * n]);
+        let view = |data, rows, cols, transposed| {
+            if transposed { Mat::new(data, cols, rows).t() } else { Mat::new(data, rows, cols) }
+        };
+        let (a_view, b_view) = (view(&a, m, k, a_transposed), view(&b, k, n, b_transposed));
+        let work = Work { flops: 2 * m * n * k, bytes: 4 * (m * k + k * n + m * n) };
+        let run = || matmul(a_view, b_view, MatMut::new(black_box(&mut c), m, n));
+        if self.line(&name, work, run) {
+            let at = |data: &[f32], i: usize, j: usize, [rows, cols]: [usize; 2], transposed: bool| {
+                f64::from(if transposed { data[j * rows + i] } else { data[i * cols + j] })
+            };
+            for (i, j) in [(0, 0), (m - 1, n - 1), (m / 2, n / 3)] {
+                let terms =
+                    (0..k).map(|p| at(&a, i, p, [m, k], a_transposed) * at(&b, p, j, [k, n], b_transposed));
+                assert_close(c[i * n + j], terms.sum(), 1e-3);
+            }
+        }
+    }
+
+    fn attentions(&self) {
+        for (batch, seq_len, n_head, n_kv_head, head_dim) in [(4, 256, 6, 6, 64), (1, 1024, 8, 2, 64)] {
+            let scale = 1.0 / (head_dim as f32).sqrt();
+            let dims = Dims { batch, q_len: seq_len, start: 0, n_head, n_kv_head, head_dim, scale };
+            let qkv = numbers(batch * seq_len * dims.qkv_width());
+            let mut out = vec![0.0; batch * seq_len * n_head * head_dim];
+            let mut lse = vec![0.0; batch * seq_len * n_head];
+            let [q, k, v] = dims.split_qkv(&qkv);
+            // Half of the scores are visible; two products each.
+            let flops = 2 * batch * n_head * seq_len * seq_len * head_dim;
+            let shape = format!("[{batch}, {seq_len}] {n_head}/{n_kv_head} x {head_dim}");
+            let bytes = 4 * (qkv.len() + out.len());
+            self.line(&format!("attention {shape}"), Work { flops, bytes }, || {
+                attention::forward(&dims, q, k, v, black_box(&mut out), Some(&mut lse));
+            });
+            attention::forward(&dims, q, k, v, &mut out, Some(&mut lse));
+            // The first query sees one key only.
+            assert_eq!(out[..head_dim], v.data[..head_dim]);
+            let mut dqkv = vec![0.0; qkv.len()];
+            let work = Work { flops: flops * 5 / 2, bytes: 2 * bytes };
+            self.line(&format!("attention_backward {shape}"), work, || {
+                let saved = Saved { out: &out, lse: &lse };
+                attention::backward(&dims, &qkv, saved, &out, black_box(&mut dqkv));
+            });
+        }
+        for (n_head, n_kv_head, head_dim, n_keys) in [(8, 8, 64, 2048), (16, 4, 128, 8192)] {
+            let scale = 1.0 / (head_dim as f32).sqrt();
+            let dims = Dims { batch: 1, q_len: 1, start: n_keys - 1, n_head, n_kv_head, head_dim, scale };
+            let cache = [numbers(n_kv_head * n_keys * head_dim), numbers(n_kv_head * n_keys * head_dim)];
+            let query = vec![0.0; n_head * head_dim];
+            let head =
+                |data, n| Heads { data, batch_stride: 0, head_stride: n * head_dim, pos_stride: head_dim };
+            let mut out = vec![0.0; n_head * head_dim];
+            let name = format!("attention decode {n_head}/{n_kv_head} x {head_dim} keys={n_keys}");
+            let work = Work { flops: 4 * n_head * n_keys * head_dim, bytes: 8 * cache[0].len() };
+            let [k, v] = [&cache[0], &cache[1]].map(|data| head(data, n_keys));
+            let run = || attention::forward(&dims, head(&query, 1), k, v, black_box(&mut out), None);
+            if self.line(&name, work, run) {
+                // A query of zeros takes the mean of all values.
+                let mean =
+                    (0..n_keys).map(|t| f64::from(cache[1][t * head_dim])).sum::<f64>() / n_keys as f64;
+                assert_close(out[0], mean, 1e-4);
+            }
+        }
+    }
+
+    fn elementwise(&self) {
+        let (rows, n) = (1024, 1024);
+        let len = rows * n;
+        let (x, dy, weight) = (numbers(len), numbers(len), numbers(n));
+        let (mut y, mut dweight, mut dbias) = (vec![0.0; len], vec![0.0; n], vec![0.0; n]);
+        let moves = |n_operands: usize| Work { flops: 0, bytes: 4 * n_operands * len };
+
+        if self.line("rms_norm", moves(2), || norm::rms_norm(&x, &weight, 1e-5, black_box(&mut y))) {
+            let mean_square = x[..n].iter().map(|x| f64::from(x * x)).sum::<f64>() / n as f64;
+            assert_close(y[1], f64::from(x[1] * weight[1]) / (mean_square + 1e-5).sqrt(), 1e-5);
+        }
+        self.line("rms_norm_backward", moves(3), || {
+            norm::rms_norm_backward(&x, &weight, 1e-5, &dy, black_box(&mut y), &mut dweight);
+        });
+        self.line("layer_norm", moves(2), || norm::layer_norm(&x, &weight, None, 1e-5, black_box(&mut y)));
+        self.line("layer_norm_backward", moves(3), || {
+            let dbias = Some(&mut dbias[..]);
+            norm::layer_norm_backward(&x, &weight, 1e-5, &dy, black_box(&mut y), &mut dweight, dbias);
+        });
+
+        self.line("gelu", moves(2), || activation::gelu(&x, black_box(&mut y)));
+        self.line("gelu_backward", moves(3), || activation::gelu_backward(&x, &dy, black_box(&mut y)));
+        if self.line("gelu_tanh", moves(2), || activation::gelu_tanh(&x, black_box(&mut y))) {
+            let v = f64::from(x[1]);
+            let u = (2.0 / std::f64::consts::PI).sqrt() * (v + 0.044715 * v * v * v);
+            assert_close(y[1], 0.5 * v * (1.0 + u.tanh()), 1e-6);
+        }
+        self.line("gelu_tanh_backward", moves(3), || {
+            activation::gelu_tanh_backward(&x, &dy, black_box(&mut y));
+        });
+        let half = &mut y[..len / 2];
+        let bytes = 4 * len * 3 / 2;
+        if self.line("swiglu", Work { flops: 0, bytes }, || activation::swiglu(&x, n / 2, black_box(half))) {
+            let (gate, up) = (f64::from(x[0]), f64::from(x[n / 2]));
+            assert_close(y[0], gate / (1.0 + (-gate).exp()) * up, 1e-6);
+        }
+        self.line("swiglu_backward", Work { flops: 0, bytes: 4 * len * 5 / 2 }, || {
+            activation::swiglu_backward(&x, n / 2, &dy[..len / 2], black_box(&mut y));
+        });
+
+        let (cos, sin) = (vec![1.0; 512 * 32], vec![0.0; 512 * 32]);
+        let tables = rope::Rope {
+            row_width: n,
+            n_head: n / 64,
+            head_dim: 64,
+            rotary_dim: 64,
+            cos: &cos,
+            sin: &sin,
+            start: 0,
+            seq_len: 512,
+        };
+        y.copy_from_slice(&x);
+        if self.line("rope", moves(2), || rope::rotate(black_box(&mut y), &tables)) {
+            assert_eq!(x, y, "angles of zero");
+        }
+
+        let targets = vec![0; rows];
+        y.fill(0.0);
+        if self.line("cross_entropy (in place)", moves(2), || {
+            black_box(loss::cross_entropy(black_box(&mut y), &targets, 1.0));
+        }) {
+            y.fill(0.0);
+            assert_close(
+                loss::cross_entropy(&mut y, &targets, 1.0) as f32 / rows as f32,
+                (n as f64).ln(),
+                1e-4,
+            );
+        }
+        self.line("nll", moves(1), || {
+            black_box(loss::nll(&x, &targets));
+        });
+
+        let (mut param, mut m, mut v) = (x.clone(), vec![0.0; len], vec![0.0; len]);
+        let mut config = AdamW {
+            lr: 1e-3,
+            beta1: 0.9,
+            beta2: 0.95,
+            eps: 1e-8,
+            weight_decay: 0.0,
+            step: 1,
+            grad_scale: 1.0,
+        };
+        optim::adamw(&mut param, &dy, &mut m, &mut v, &config);
+        assert_close(param[1], f64::from(x[1]) - 1e-3 * f64::from(dy[1].signum()), 1e-6);
+        self.line("adamw", moves(7), || {
+            config.step += 1;
+            optim::adamw(black_box(&mut param), &dy, &mut m, &mut v, &config);
+        });
+        if self.line("sum_of_squares", moves(1), || {
+            black_box(optim::sum_of_squares(&x));
+        }) {
+            let exact: f64 = x.iter().map(|x| f64::from(*x).powi(2)).sum();
+            assert_close((optim::sum_of_squares(&x) / exact) as f32, 1.0, 1e-6);
+        }
+    }
+}
+
+/// The fastest of many calls: on a shared machine the least disturbed one is the most telling.
+fn fastest(mut f: impl FnMut()) -> Duration {
+    let started = Instant::now();
+    let mut best = Duration::MAX;
+    for i in 0.. {
+        let call = Instant::now();
+        f();
+        best = best.min(call.elapsed());
+        if i >= 5 && started.elapsed() > Duration::from_millis(150) {
+            break;
+        }
+    }
+    best
+}
+
+/// Numbers in [-0.5, 0.5), the same every time.
+fn numbers(n: usize) -> Vec<f32> {
+    let next = |state: &mut u32| {
+        *state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        Some((*state >> 8) as f32 / (1 << 24) as f32 - 0.5)
+    };
+    std::iter::repeat_n((), n).scan(1, |state, ()| next(state)).collect()
+}
+
+fn assert_close(got: f32, expected: f64, tolerance: f64) {
+    assert!((f64::from(got) - expected).abs() <= tolerance, "{got} for {expected}");
+}
+
+/// Multiply-adds on registers, in all threads at once.
+fn peak_gflops() -> f64 {
+    const STEPS: usize = 1 << 20;
+    let flops_per_thread = multiply_adds(1) * STEPS;
+    let seconds = fastest(|| drop(rayon::broadcast(|_| multiply_adds(STEPS)))).as_secs_f64();
+    (flops_per_thread * rayon::current_num_threads()) as f64 / seconds / 1e9
+}
+
+/// Keeps 12 vectors of 8 busy for some steps; returns the floating-point operations done.
+fn multiply_adds(steps: usize) -> usize {
+    #[cfg(target_arch = "x86_64")]
+    {
+        use std::arch::x86_64::*;
+        #[target_feature(enable = "avx2,fma")]
+        fn run(steps: usize) {
+            let factor = _mm256_set1_ps(black_box(0.999));
+            let mut sums = [_mm256_set1_ps(black_box(1.0)); 12];
+            for _ in 0..steps {
+                for sum in &mut sums {
+                    *sum = _mm256_fmadd_ps(*sum, factor, factor);
+                }
+            }
+            black_box(sums);
+        }
+        if Isa::Avx2.is_available() {
+            // SAFETY: `is_available` has found avx2 and fma on this CPU.
+            unsafe { run(steps) };
+            return 12 * 8 * 2 * steps;
+        }
+    }
+    let factor = black_box(0.999);
+    let mut sums = [black_box(1.0f32); 96];
+    for _ in 0..steps {
+        for sum in &mut sums {
+            *sum = *sum * factor + factor;
+        }
+    }
+    black_box(sums);
+    12 * 8 * 2 * steps
+}
+
+/// Reading 256 MiB, too much for any cache, by all threads together.
+fn peak_gbps() -> f64 {
+    let data = vec![1.0f32; 64 << 20];
+    let seconds = fastest(|| {
+        black_box(optim::sum_of_squares(&data));
+    })
+    .as_secs_f64();
+    4.0 * data.len() as f64 / seconds / 1e9
+}

@@ -1,0 +1,648 @@
+//! Causal attention with grouped queries: training over whole sequences, and decoding over a cache.
+//!
+//! ```text
+//! out[i] = Σ_t softmax_t(scale q[i]·k[t]) v[t]    over the keys t a query sees: those up to its position
+//! ```
+//! Queries go in blocks of 64 positions of one head. A block's scores against all the keys it
+//! can see are a matrix product, as is their product with V; a block of scores (64 x keys) stays in L2 for a
+//! few thousand keys, and whole rows of it let the softmax be exact, without the corrections of an online
+//! softmax. Memory is `O(BLOCK * keys)` per thread.
+//!
+//! When each sequence has one query, the heads of a group form the block instead: K and V are read
+//! once for all of them. Either way a query's result has the same bits, for each of its steps has:
+//! scores and outputs are sums in order (see `matmul`), the softmax looks at one row of visible keys. Keys that a
+//! query must not see are not multiplied by zero but left out, so not even a NaN in them can leak.
+
+use std::cell::RefCell;
+use std::ops::Range;
+
+use rayon::prelude::*;
+
+use crate::matmul::{Mat, MatMut, matmul_add_serial, matmul_serial};
+use crate::simd::{self, Simd, dispatch, map};
+use crate::softmax;
+
+/// Query positions per block. Enough rows that packing K and V (reused by each) costs little beside the
+/// products; few enough that little is wasted on the triangle of keys that only later rows see.
+const BLOCK: usize = 64;
+
+/// Multiply-adds below which one thread does it all (see `matmul::MIN_WORK_PER_TASK`).
+const MIN_PARALLEL_WORK: usize = 1 << 18;
+
+/// Queries, keys or values of all sequences and heads: element `d` of head `h` at position `t` of sequence
+/// `b` is `data[b * batch_stride + h * head_stride + t * pos_stride + d]`.
+///
+/// Fits a fused buffer of a training step (see [`Dims::split_qkv`]) as well as a cache
+/// `[batch, n_kv_head, capacity, head_dim]`.
+#[derive(Clone, Copy, Debug)]
+pub struct Heads<'a> {
+    /// The elements, beginning with head 0 at position 0 of sequence 0.
+    pub data: &'a [f32],
+    /// Elements between sequences.
+    pub batch_stride: usize,
+    /// Elements between heads.
+    pub head_stride: usize,
+    /// Elements between positions.
+    pub pos_stride: usize,
+}
+
+/// The sizes of an attention.
+#[derive(Clone, Copy, Debug)]
+pub struct Dims {
+    /// Sequences.
+    pub batch: usize,
+    /// Queries per sequence.
+    pub q_len: usize,
+    /// Position of the first query: query `i` sees keys `0..=start + i`.
+    pub start: usize,
+    /// Heads of queries.
+    pub n_head: usize,
+    /// Heads of keys and values; each serves `n_head / n_kv_head` heads of queries.
+    pub n_kv_head: usize,
+    /// Elements per head.
+    pub head_dim: usize,
+    /// Multiplies the scores, usually `1 / √head_dim`.
+    pub scale: f32,
+}
+
+impl Dims {
+    /// Elements per position of a fused buffer: all heads of queries, then of keys, then of values.
+    pub fn qkv_width(&self) -> usize {
+        (self.n_head + 2 * self.n_kv_head) * self.head_dim
+    }
+
+    /// Queries, keys and values in a fused buffer.
+    ///
+    /// # Shapes
+    /// - `qkv`: `[batch * q_len, (n_head + 2 * n_kv_head) * head_dim]`
+    ///
+    /// # Panics
+    /// If the length does not fit.
+    pub fn split_qkv<'a>(&self, qkv: &'a [f32]) -> [Heads<'a>; 3] {
+        let width = self.qkv_width();
+        let len = self.batch * self.q_len * width;
+        assert!(qkv.len() == len, "split_qkv: {} elements for {self:?}", qkv.len());
+        [0, self.n_head, self.n_head + self.n_kv_head].map(|first_head| Heads {
+            data: &qkv[(first_head * self.head_dim).min(len)..],
+            batch_stride: self.q_len * width,
+            head_stride: self.head_dim,
+            pos_stride: width,
+        })
+    }
+
+    /// Heads of queries that share a head of keys and values.
+    fn group(&self) -> usize {
+        self.n_head / self.n_kv_head
+    }
+
+    fn check(&self) {
+        assert!(
+            self.n_kv_head > 0 && self.n_head.is_multiple_of(self.n_kv_head) && self.scale > 0.0,
+            "attention: heads must be a multiple of key heads and scale positive: {self:?}"
+        );
+    }
+}
+
+impl<'a> Heads<'a> {
+    /// The first `n` positions of a head. `[n, head_dim]`
+    fn positions(&self, batch: usize, head: usize, n: usize, head_dim: usize) -> Mat<'a> {
+        let offset = batch * self.batch_stride + head * self.head_stride;
+        Mat::strided(&self.data[offset..], [n, head_dim], [self.pos_stride, 1])
+    }
+
+    /// Position 0 of `n` heads. `[n, head_dim]`
+    fn heads(&self, batch: usize, first: usize, n: usize, head_dim: usize) -> Mat<'a> {
+        let offset = batch * self.batch_stride + first * self.head_stride;
+        Mat::strided(&self.data[offset..], [n, head_dim], [self.head_stride, 1])
+    }
+}
+
+/// Causal attention.
+///
+/// # Shapes
+/// - `q`: `batch` sequences of `q_len` positions of `n_head` heads
+/// - `k`, `v`: `batch` sequences of at least `start + q_len` positions of `n_kv_head` heads; later positions
+///   are never read
+/// - `out`: `[batch * q_len, n_head * head_dim]`
+/// - `lse`: `[batch, n_head, q_len]`, the logarithm of each query's sum of exponentials, for [`backward`]
+///
+/// # Panics
+/// If the sizes contradict each other or the buffers.
+pub fn forward(dims: &Dims, q: Heads, k: Heads, v: Heads, out: &mut [f32], lse: Option<&mut [f32]>) {
+    dims.check();
+    let Dims { batch, q_len, n_head, head_dim, .. } = *dims;
+    assert!(out.len() == batch * q_len * n_head * head_dim, "attention: out {} for {dims:?}", out.len());
+    let lse_len = lse.as_ref().map(|lse| lse.len());
+    assert!(
+        lse_len.is_none_or(|len| len == batch * n_head * q_len),
+        "attention: lse {lse_len:?} for {dims:?}"
+    );
+    let out = SharedSlice::new(out);
+    let lse = lse.map(SharedSlice::new);
+    let task = Forward { dims, q, k, v, out, lse };
+    let work = batch * n_head * q_len * (dims.start + q_len) * head_dim * 2;
+    if q_len == 1 {
+        for_each_task(batch * dims.n_kv_head, work, |i| {
+            task.attend_group(i / dims.n_kv_head, i % dims.n_kv_head)
+        });
+    } else {
+        let n_blocks = q_len.div_ceil(BLOCK);
+        for_each_task(batch * n_head * n_blocks, work, |i| {
+            let (i, block) = (i / n_blocks, i % n_blocks);
+            task.attend_block(i / n_head, i % n_head, block * BLOCK);
+        });
+    }
+}
+
+fn for_each_task(n_tasks: usize, work: usize, task: impl Fn(usize) + Send + Sync) {
+    if work < MIN_PARALLEL_WORK {
+        (0..n_tasks).for_each(task);
+    } else {
+        (0..n_tasks).into_par_iter().for_each(task);
+    }
+}
+
+/// A slice whose disjoint parts are written by several tasks.
+#[derive(Clone, Copy)]
+struct SharedSlice<'a> {
+    ptr: *mut f32,
+    len: usize,
+    elements: std::marker::PhantomData<&'a mut [f32]>,
+}
+
+// SAFETY: parts are handed out by `matrix` only, whose callers vouch for their being disjoint.
+unsafe impl Sync for SharedSlice<'_> {}
+// SAFETY: as above.
+unsafe impl Send for SharedSlice<'_> {}
+
+impl<'a> SharedSlice<'a> {
+    fn new(slice: &'a mut [f32]) -> Self {
+        Self { ptr: slice.as_mut_ptr(), len: slice.len(), elements: std::marker::PhantomData }
+    }
+
+    /// The matrix `[rows, cols]` whose first element is at `offset`.
+    ///
+    /// # Safety
+    /// No two matrices that live at the same time may share an element.
+    ///
+    /// # Panics
+    /// If it reaches past the end of the slice.
+    unsafe fn matrix(&self, offset: usize, [rows, cols]: [usize; 2], row_stride: usize) -> MatMut<'a> {
+        let end = if rows == 0 || cols == 0 { 0 } else { offset + (rows - 1) * row_stride + cols };
+        assert!(end <= self.len && (rows <= 1 || row_stride >= cols));
+        // SAFETY: the elements lie in the slice, and the caller promises that they are this matrix's alone.
+        unsafe { MatMut::from_raw(self.ptr.wrapping_add(offset), rows, cols, row_stride) }
+    }
+}
+
+thread_local! {
+    /// Scores of a block, kept from call to call. Borrowed only while nothing else can run on this thread.
+    static SCORES: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Lends `n` floats of this thread's scratch; what is in them is unspecified.
+fn with_scratch<R>(n: usize, f: impl FnOnce(&mut [f32]) -> R) -> R {
+    SCORES.with_borrow_mut(|scores| {
+        if scores.len() < n {
+            scores.resize(n, 0.0);
+        }
+        f(&mut scores[..n])
+    })
+}
+
+/// What all tasks of a forward pass share.
+struct Forward<'a> {
+    dims: &'a Dims,
+    q: Heads<'a>,
+    k: Heads<'a>,
+    v: Heads<'a>,
+    out: SharedSlice<'a>,
+    lse: Option<SharedSlice<'a>>,
+}
+
+/// Queries that share their keys.
+struct QueryBlock<'a> {
+    q: Mat<'a>,              // [rows, head_dim]
+    k: Mat<'a>,              // [n_keys, head_dim]
+    v: Mat<'a>,              // [n_keys, head_dim]
+    out: MatMut<'a>,         // [rows, head_dim]
+    lse: Option<MatMut<'a>>, // [1, rows]
+    /// Keys that the first row sees; if it is fewer than `n_keys`, each further row sees one more.
+    visible: usize,
+    scale: f32,
+}
+
+impl Forward<'_> {
+    /// The only query of each head in a group.
+    fn attend_group(&self, batch: usize, kv_head: usize) {
+        let Dims { n_head, head_dim, scale, start, .. } = *self.dims;
+        let group = self.dims.group();
+        let first = kv_head * group;
+        let row = batch * n_head + first;
+        attend(QueryBlock {
+            q: self.q.heads(batch, first, group, head_dim),
+            k: self.k.positions(batch, kv_head, start + 1, head_dim),
+            v: self.v.positions(batch, kv_head, start + 1, head_dim),
+            // SAFETY: each (batch, head) belongs to one task, and its row of `out` and `lse` with it.
+            out: unsafe { self.out.matrix(row * head_dim, [group, head_dim], head_dim) },
+            // SAFETY: as above.
+            lse: self.lse.map(|lse| unsafe { lse.matrix(row, [1, group], group) }),
+            visible: start + 1,
+            scale,
+        });
+    }
+
+    /// Queries `first..first + BLOCK` of a head.
+    fn attend_block(&self, batch: usize, head: usize, first: usize) {
+        let Dims { q_len, n_head, head_dim, scale, start, .. } = *self.dims;
+        let rows = BLOCK.min(q_len - first);
+        let kv_head = head / self.dims.group();
+        let n_keys = start + first + rows;
+        let row = batch * q_len + first;
+        let out_width = n_head * head_dim;
+        attend(QueryBlock {
+            q: self.q.positions(batch, head, first + rows, head_dim).sub_rows(first, rows),
+            k: self.k.positions(batch, kv_head, n_keys, head_dim),
+            v: self.v.positions(batch, kv_head, n_keys, head_dim),
+            // SAFETY: each (batch, head, block) is one task: its positions' rows, its head's columns.
+            out: unsafe { self.out.matrix(row * out_width + head * head_dim, [rows, head_dim], out_width) },
+            // SAFETY: as above.
+            lse: self
+                .lse
+                .map(|lse| unsafe { lse.matrix((batch * n_head + head) * q_len + first, [1, rows], rows) }),
+            visible: start + first + 1,
+            scale,
+        });
+    }
+}
+
+fn attend(block: QueryBlock) {
+    let QueryBlock { q, k, v, mut out, mut lse, visible, scale } = block;
+    let (rows, n_keys) = (q.rows(), k.rows());
+    let visible_to = |row: usize| (visible + row).min(n_keys);
+    with_scratch(rows * n_keys + rows, |scratch| {
+        let (scores, sums) = scratch.split_at_mut(rows * n_keys);
+        matmul_serial(q, k.t(), MatMut::new(scores, rows, n_keys));
+        for (r, (row, sum)) in scores.chunks_exact_mut(n_keys).zip(&mut *sums).enumerate() {
+            let row = &mut row[..visible_to(r)];
+            let max = softmax::max(row) * scale;
+            *sum = softmax::exp_in_place(row, scale, -max);
+            if let Some(lse) = &mut lse {
+                lse.row(0)[r] = max + sum.ln();
+            }
+        }
+        let scores = Mat::new(scores, rows, n_keys);
+        // The keys that all rows see, then for each row the rest of its own.
+        let shared = scores.sub_cols(0, visible);
+        matmul_serial(shared, v.sub_rows(0, visible), out.sub_rows(0, rows));
+        if visible < n_keys {
+            let more = n_keys - visible;
+            add_triangle(scores.sub_cols(visible, more), v.sub_rows(visible, more), &mut out, 0..rows);
+        }
+        for (r, sum) in sums.iter().enumerate() {
+            // Dividing by the sum at the end costs head_dim products, not n_keys.
+            softmax::scale(out.row(r), 1.0 / sum);
+        }
+    });
+}
+
+/// Adds to each row `r` of a range the values `range.start..r`, weighted: by halves, so that most of the
+/// triangle is squares. A row still takes its values in order, and none beyond its own.
+fn add_triangle(weights: Mat, v: Mat, out: &mut MatMut, range: Range<usize>) {
+    let (start, end) = (range.start, range.end);
+    if end - start <= 1 {
+        return;
+    }
+    let middle = start.midpoint(end);
+    add_triangle(weights, v, out, start..middle);
+    let square = weights.sub_rows(middle, end - middle).sub_cols(start, middle - start);
+    matmul_add_serial(square, v.sub_rows(start, middle - start), out.sub_rows(middle, end - middle));
+    add_triangle(weights, v, out, middle..end);
+}
+
+/// What [`forward`] produced, and the gradient of its output.
+#[derive(Clone, Copy, Debug)]
+pub struct Saved<'a> {
+    /// The forward's output. `[batch * q_len, n_head * head_dim]`
+    pub out: &'a [f32],
+    /// The forward's log-sums of exponentials. `[batch, n_head, q_len]`
+    pub lse: &'a [f32],
+}
+
+/// Backward of [`forward`] over whole sequences in a fused buffer (`start` = 0). Overwrites `dqkv`.
+///
+/// Scores are computed again, block by block, rather than kept: they are `q_len²` per head.
+///
+/// # Shapes
+/// - `qkv`, `dqkv`: `[batch * q_len, (n_head + 2 * n_kv_head) * head_dim]`
+/// - `dout`: `[batch * q_len, n_head * head_dim]`
+///
+/// # Panics
+/// If `start` is not 0, or the sizes contradict each other or the buffers.
+pub fn backward(dims: &Dims, qkv: &[f32], saved: Saved, dout: &[f32], dqkv: &mut [f32]) {
+    dims.check();
+    let Dims { batch, q_len, n_head, n_kv_head, head_dim, .. } = *dims;
+    assert!(dims.start == 0, "attention backward: whole sequences only, not from {}", dims.start);
+    let (n_rows, out_len) = (batch * q_len, batch * q_len * n_head * head_dim);
+    assert!(
+        saved.out.len() == out_len
+            && dout.len() == out_len
+            && saved.lse.len() == n_rows * n_head
+            && dqkv.len() == n_rows * dims.qkv_width(),
+        "attention backward: out {}, dout {}, lse {}, dqkv {} for {dims:?}",
+        saved.out.len(),
+        dout.len(),
+        saved.lse.len(),
+        dqkv.len()
+    );
+    let [q, k, v] = dims.split_qkv(qkv);
+    let dqkv = SharedSlice::new(dqkv);
+    let task = Backward { dims, q, k, v, saved, dout, dqkv };
+    // A head of keys sums over its queries' heads, so all of those are one task.
+    let work = n_rows * n_head * q_len * head_dim * 4;
+    for_each_task(batch * n_kv_head, work, |i| task.group(i / n_kv_head, i % n_kv_head));
+}
+
+/// What all tasks of a backward pass share.
+struct Backward<'a> {
+    dims: &'a Dims,
+    q: Heads<'a>,
+    k: Heads<'a>,
+    v: Heads<'a>,
+    saved: Saved<'a>,
+    dout: &'a [f32],
+    dqkv: SharedSlice<'a>,
+}
+
+impl Backward<'_> {
+    /// Gradients of one head of keys and values and of the heads of queries that use it.
+    fn group(&self, batch: usize, kv_head: usize) {
+        let Dims { n_head, n_kv_head, q_len, .. } = *self.dims;
+        let group = self.dims.group();
+        let mut dk = self.gradient_of(batch, n_head + kv_head);
+        let mut dv = self.gradient_of(batch, n_head + n_kv_head + kv_head);
+        for t in 0..q_len {
+            dk.row(t).fill(0.0);
+            dv.row(t).fill(0.0);
+        }
+        for head in kv_head * group..(kv_head + 1) * group {
+            let mut dq = self.gradient_of(batch, head);
+            for first in (0..q_len).step_by(BLOCK) {
+                self.block([batch, head, first], &mut dq, &mut dk, &mut dv);
+            }
+        }
+    }
+
+    /// The columns of `dqkv` for one sequence and the `head`-th of all heads. `[q_len, head_dim]`
+    fn gradient_of(&self, batch: usize, head: usize) -> MatMut<'_> {
+        let Dims { q_len, head_dim, .. } = *self.dims;
+        let width = self.dims.qkv_width();
+        // SAFETY: (batch, head) belongs to one task, which asks for it once.
+        unsafe { self.dqkv.matrix(batch * q_len * width + head * head_dim, [q_len, head_dim], width) }
+    }
+
+    /// What a block of queries adds to the gradients:
+    /// ```text
+    /// p = exp(scale q kᵀ - lse)              ds = scale p (dout vᵀ - dout·out)
+    /// dv += pᵀ dout          dk += dsᵀ q     dq = ds k
+    /// ```
+    fn block(&self, [batch, head, first]: [usize; 3], dq: &mut MatMut, dk: &mut MatMut, dv: &mut MatMut) {
+        let Dims { q_len, n_head, head_dim, scale, .. } = *self.dims;
+        let rows = BLOCK.min(q_len - first);
+        let n_keys = first + rows;
+        let kv_head = head / self.dims.group();
+        let q = self.q.positions(batch, head, n_keys, head_dim).sub_rows(first, rows);
+        let k = self.k.positions(batch, kv_head, n_keys, head_dim);
+        let v = self.v.positions(batch, kv_head, n_keys, head_dim);
+        let lse = &self.saved.lse[(batch * n_head + head) * q_len + first..][..rows];
+        let out_width = n_head * head_dim;
+        let out_offset = (batch * q_len + first) * out_width + head * head_dim;
+        let dout = Mat::strided(&self.dout[out_offset..], [rows, head_dim], [out_width, 1]);
+        with_scratch(2 * rows * n_keys, |scratch| {
+            let (p, ds) = scratch.split_at_mut(rows * n_keys);
+            matmul_serial(q, k.t(), MatMut::new(p, rows, n_keys));
+            matmul_serial(dout, v.t(), MatMut::new(ds, rows, n_keys));
+            for (r, (p, ds)) in p.chunks_exact_mut(n_keys).zip(ds.chunks_exact_mut(n_keys)).enumerate() {
+                let row = out_offset + r * out_width..out_offset + r * out_width + head_dim;
+                let delta = dot(&self.dout[row.clone()], &self.saved.out[row]);
+                let (p, p_hidden) = p.split_at_mut(first + r + 1);
+                let (ds, ds_hidden) = ds.split_at_mut(first + r + 1);
+                softmax::exp_in_place(p, scale, -lse[r]);
+                score_gradient(p, ds, delta, scale);
+                p_hidden.fill(0.0);
+                ds_hidden.fill(0.0);
+            }
+            let (p, ds) = (Mat::new(p, rows, n_keys), Mat::new(ds, rows, n_keys));
+            matmul_add_serial(p.t(), dout, dv.sub_rows(0, n_keys));
+            matmul_add_serial(ds.t(), q, dk.sub_rows(0, n_keys));
+            matmul_serial(ds, k, dq.sub_rows(first, rows));
+        });
+    }
+}
+
+dispatch!(fn dot(x: &[f32], y: &[f32]) -> f32 = dot_impl);
+dispatch!(fn score_gradient(p: &[f32], ds: &mut [f32], delta: f32, scale: f32) = score_gradient_impl);
+
+#[inline(always)]
+fn dot_impl<S: Simd>(x: &[f32], y: &[f32]) -> f32 {
+    simd::dot::<S>(x, y)
+}
+
+/// `ds = p (ds - delta) scale`.
+#[inline(always)]
+fn score_gradient_impl<S: Simd>(p: &[f32], ds: &mut [f32], delta: f32, scale: f32) {
+    let (delta, scale) = (S::splat(delta), S::splat(scale));
+    map!(S, |p in p, dp in ds| -> [ds] [p * (dp - delta) * scale]);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::isa::on_each;
+    use crate::reference::{assert_all_close, bits, on_threads, values};
+
+    fn dims(batch: usize, q_len: usize, n_head: usize, n_kv_head: usize, head_dim: usize) -> Dims {
+        Dims { batch, q_len, start: 0, n_head, n_kv_head, head_dim, scale: 1.0 / (head_dim as f32).sqrt() }
+    }
+
+    /// Whole sequences in a fused buffer: `(out, lse)`.
+    fn run(dims: &Dims, qkv: &[f32]) -> (Vec<f32>, Vec<f32>) {
+        let [q, k, v] = dims.split_qkv(qkv);
+        let rows = dims.batch * dims.q_len;
+        let mut out = vec![f32::NAN; rows * dims.n_head * dims.head_dim];
+        let mut lse = vec![f32::NAN; rows * dims.n_head];
+        forward(dims, q, k, v, &mut out, Some(&mut lse));
+        (out, lse)
+    }
+
+    /// The definition, in f64: `(out, lse)`.
+    fn reference(dims: &Dims, qkv: &[f64]) -> (Vec<f64>, Vec<f64>) {
+        let Dims { batch, q_len, n_head, n_kv_head, head_dim, .. } = *dims;
+        let at = |b: usize, t: usize, head: usize, d: usize| {
+            qkv[(b * q_len + t) * dims.qkv_width() + head * head_dim + d]
+        };
+        let mut out = vec![0.0; batch * q_len * n_head * head_dim];
+        let mut lse = vec![0.0; batch * n_head * q_len];
+        for (b, h, i) in each(batch, n_head, q_len) {
+            let kv = h / (n_head / n_kv_head);
+            let score = |t: usize| {
+                let dot: f64 = (0..head_dim).map(|d| at(b, i, h, d) * at(b, t, n_head + kv, d)).sum();
+                (dot * f64::from(dims.scale)).exp()
+            };
+            let total: f64 = (0..=i).map(score).sum();
+            lse[(b * n_head + h) * q_len + i] = total.ln();
+            for d in 0..head_dim {
+                let sum: f64 = (0..=i).map(|t| score(t) * at(b, t, n_head + n_kv_head + kv, d)).sum();
+                out[((b * q_len + i) * n_head + h) * head_dim + d] = sum / total;
+            }
+        }
+        (out, lse)
+    }
+
+    fn each(a: usize, b: usize, c: usize) -> impl Iterator<Item = (usize, usize, usize)> {
+        (0..a).flat_map(move |i| (0..b).flat_map(move |j| (0..c).map(move |k| (i, j, k))))
+    }
+
+    #[test]
+    fn forward_agrees_with_f64() {
+        on_each(|| {
+            let shapes =
+                [(1, 1, 1, 1, 1), (2, 3, 2, 1, 5), (1, 17, 3, 3, 8), (2, 65, 4, 2, 16), (1, 200, 2, 1, 24)];
+            for (batch, q_len, n_head, n_kv_head, head_dim) in shapes {
+                let dims = dims(batch, q_len, n_head, n_kv_head, head_dim);
+                let qkv = values(batch * q_len * dims.qkv_width(), 1);
+                let (out, lse) = run(&dims, &qkv);
+                let wide: Vec<f64> = qkv.iter().copied().map(f64::from).collect();
+                let (out_exact, lse_exact) = reference(&dims, &wide);
+                assert_all_close(&out, &out_exact, 3e-6, "out");
+                assert_all_close(&lse, &lse_exact, 3e-6, "lse");
+            }
+        });
+    }
+
+    /// Copies keys and values of a fused buffer to caches of some capacity, NaN where nothing was written.
+    fn caches(dims: &Dims, qkv: &[f32], n: usize, capacity: usize) -> [Vec<f32>; 2] {
+        let [_, k, v] = dims.split_qkv(qkv);
+        let Dims { batch, n_kv_head, head_dim, .. } = *dims;
+        [k, v].map(|heads| {
+            let mut cache = vec![f32::NAN; batch * n_kv_head * capacity * head_dim];
+            for (b, h, t) in each(batch, n_kv_head, n) {
+                let from = b * heads.batch_stride + h * heads.head_stride + t * heads.pos_stride;
+                let to = ((b * n_kv_head + h) * capacity + t) * head_dim;
+                cache[to..to + head_dim].copy_from_slice(&heads.data[from..from + head_dim]);
+            }
+            cache
+        })
+    }
+
+    /// Queries `first..last` over a cache that holds the keys up to them and NaN beyond.
+    fn run_cached(dims: &Dims, qkv: &[f32], first: usize, last: usize) -> Vec<f32> {
+        let Dims { batch, n_head, n_kv_head, head_dim, .. } = *dims;
+        let capacity = dims.q_len + 5;
+        let [k, v] = caches(dims, qkv, last, capacity);
+        let cache = |data| Heads {
+            data,
+            batch_stride: n_kv_head * capacity * head_dim,
+            head_stride: capacity * head_dim,
+            pos_stride: head_dim,
+        };
+        let mut q = dims.split_qkv(qkv)[0];
+        q.data = &q.data[first * q.pos_stride..];
+        let step = Dims { q_len: last - first, start: first, ..*dims };
+        let mut out = vec![f32::NAN; batch * step.q_len * n_head * head_dim];
+        forward(&step, q, cache(&k), cache(&v), &mut out, None);
+        out
+    }
+
+    #[test]
+    fn cached_is_whole_to_the_bit_and_never_reads_ahead() {
+        on_each(|| {
+            for (batch, n_head, n_kv_head, head_dim) in [(2, 4, 2, 16), (1, 7, 1, 20), (1, 3, 3, 7)] {
+                let dims = dims(batch, 150, n_head, n_kv_head, head_dim);
+                let qkv = values(batch * dims.q_len * dims.qkv_width(), 2);
+                let (whole, _) = run(&dims, &qkv);
+                let width = n_head * head_dim;
+                let rows = |b: usize, first: usize, last: usize| {
+                    bits(&whole[(b * dims.q_len + first) * width..(b * dims.q_len + last) * width])
+                };
+                let steps = (0..150).map(|i| (i, i + 1));
+                for (first, last) in steps.chain([(0, 2), (0, 64), (3, 70), (64, 66), (100, 150)]) {
+                    let out = run_cached(&dims, &qkv, first, last);
+                    for (b, out) in out.chunks(out.len() / batch).enumerate() {
+                        assert_eq!(bits(out), rows(b, first, last), "queries {first}..{last} of {dims:?}");
+                    }
+                }
+            }
+        });
+    }
+
+    #[test]
+    fn later_keys_of_the_same_block_do_not_leak() {
+        on_each(|| {
+            let dims = dims(1, 70, 2, 1, 8);
+            let mut qkv = values(70 * dims.qkv_width(), 3);
+            let (clean, _) = run(&dims, &qkv);
+            qkv[40 * dims.qkv_width()..].fill(f32::NAN);
+            let (out, _) = run(&dims, &qkv);
+            assert_eq!(bits(&out[..40 * 16]), bits(&clean[..40 * 16]));
+            assert!(out[40 * 16..].iter().all(|x| x.is_nan()));
+        });
+    }
+
+    #[test]
+    fn a_sequence_alone_and_in_a_batch_on_any_number_of_threads() {
+        on_each(|| {
+            let many = dims(3, 90, 4, 2, 16);
+            let one = Dims { batch: 1, ..many };
+            let len = 90 * many.qkv_width();
+            let qkv = values(3 * len, 4);
+            let dout = values(3 * 90 * 64, 5);
+            let both = |dims: &Dims, qkv: &[f32], dout: &[f32], n_threads: usize| {
+                on_threads(n_threads, || {
+                    let (out, lse) = run(dims, qkv);
+                    let mut dqkv = vec![f32::NAN; qkv.len()];
+                    backward(dims, qkv, Saved { out: &out, lse: &lse }, dout, &mut dqkv);
+                    (bits(&out), bits(&dqkv))
+                })
+            };
+            let (out, dqkv) = both(&many, &qkv, &dout, 1);
+            assert!((out.clone(), dqkv.clone()) == both(&many, &qkv, &dout, 2));
+            for b in 0..3 {
+                let (out_rows, qkv_rows) = (b * 90 * 64..(b + 1) * 90 * 64, b * len..(b + 1) * len);
+                let alone = both(&one, &qkv[qkv_rows.clone()], &dout[out_rows.clone()], 1);
+                assert!(alone.0 == out[out_rows] && alone.1 == dqkv[qkv_rows]);
+            }
+        });
+    }
+
+    #[test]
+    fn backward_agrees_with_finite_differences() {
+        on_each(|| {
+            let shapes = [(1, 1, 1, 1, 3), (2, 9, 4, 2, 5), (1, 70, 2, 1, 8)];
+            for (batch, q_len, n_head, n_kv_head, head_dim) in shapes {
+                let dims = dims(batch, q_len, n_head, n_kv_head, head_dim);
+                let qkv = values(batch * q_len * dims.qkv_width(), 6);
+                let (out, lse) = run(&dims, &qkv);
+                let dout = values(out.len(), 7);
+                let mut dqkv = vec![f32::NAN; qkv.len()];
+                backward(&dims, &qkv, Saved { out: &out, lse: &lse }, &dout, &mut dqkv);
+
+                let mut wide: Vec<f64> = qkv.iter().copied().map(f64::from).collect();
+                let loss = |qkv: &[f64]| -> f64 {
+                    reference(&dims, qkv).0.iter().zip(&dout).map(|(o, d)| o * f64::from(*d)).sum()
+                };
+                // Every element of small cases, a sample of the large one.
+                for i in (0..qkv.len()).step_by(qkv.len().div_ceil(200)) {
+                    const STEP: f64 = 1e-5;
+                    let x = wide[i];
+                    wide[i] = x + STEP;
+                    let up = loss(&wide);
+                    wide[i] = x - STEP;
+                    let slope = (up - loss(&wide)) / (2.0 * STEP);
+                    wide[i] = x;
+                    assert!((f64::from(dqkv[i]) - slope).abs() < 1e-5, "dqkv[{i}]: {} for {slope}", dqkv[i]);
+                }
+            }
+        });
+    }
+}
