@@ -1,0 +1,182 @@
+//! The one error type of the crate: what went wrong and the values needed to put it right.
+
+use std::path::PathBuf;
+
+/// Why a tokenizer could not be read, written, trained or used.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The operating system refused to read or write a file.
+    #[error("cannot {action} `{}`: {source}", path.display())]
+    Io {
+        /// What was tried, as a verb.
+        action: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// What the operating system said.
+        source: std::io::Error,
+    },
+    /// A file was read but does not hold a tokenizer that can be used.
+    #[error("`{}`: {problem}", path.display())]
+    InFile {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with its contents.
+        problem: Box<Error>,
+    },
+    /// A file is larger than any vocabulary.
+    #[error("{len} bytes are more than a tokenizer file may have (limit: {limit})")]
+    TooLarge {
+        /// Size of the file in bytes.
+        len: u64,
+        /// The most that is read, in bytes.
+        limit: u64,
+    },
+    /// The text is not JSON, is cut short, or a field has the wrong type, is missing or is unknown.
+    #[error("line {line}, column {column}: {reason}")]
+    Json {
+        /// Line, counted from 1.
+        line: usize,
+        /// Column in bytes, counted from 1.
+        column: usize,
+        /// The parser's complaint.
+        reason: String,
+    },
+    /// The file asks for something that would change ids and that this crate does not do.
+    #[error("{part}: {found} is not supported (supported: {supported})")]
+    Unsupported {
+        /// The field of the file.
+        part: &'static str,
+        /// What stands there.
+        found: String,
+        /// What may stand there.
+        supported: &'static str,
+    },
+    /// Two tokens have one id.
+    #[error("tokens `{first}` and `{second}` both have id {id}")]
+    DuplicateId {
+        /// The id.
+        id: u32,
+        /// The token that came first.
+        first: String,
+        /// The token that came second.
+        second: String,
+    },
+    /// One token stands twice in the vocabulary, or in two places with different ids.
+    #[error("token `{token}` stands twice, with ids {first} and {second}")]
+    DuplicateToken {
+        /// The token.
+        token: String,
+        /// Its first id.
+        first: u32,
+        /// Its second id.
+        second: u32,
+    },
+    /// Ids must be the numbers from 0 up to the number of tokens, each used once.
+    #[error("token `{token}` has id {id}, but {n_tokens} tokens have ids 0 to {}", n_tokens.saturating_sub(1))]
+    IdOutOfRange {
+        /// The token.
+        token: String,
+        /// Its id.
+        id: u32,
+        /// Number of tokens in the file.
+        n_tokens: usize,
+    },
+    /// No token stands for this byte, so some texts could not be encoded.
+    #[error("no token stands for byte {byte:#04x}")]
+    MissingByte {
+        /// The byte.
+        byte: u8,
+    },
+    /// A token's spelling means nothing in this kind of vocabulary.
+    #[error("token `{token}` (id {id}) {reason}")]
+    BadToken {
+        /// The token as it is spelled in the file.
+        token: String,
+        /// Its id.
+        id: u32,
+        /// What is wrong with it.
+        reason: &'static str,
+    },
+    /// A merge rule cannot be applied.
+    #[error("merge {merge_idx}, `{left}` + `{right}`: {reason}")]
+    BadMerge {
+        /// Position in the list of merges, counted from 0.
+        merge_idx: usize,
+        /// Left token.
+        left: String,
+        /// Right token.
+        right: String,
+        /// What is wrong with it.
+        reason: &'static str,
+    },
+    /// A special token that plain text could produce, or that is asked for twice.
+    #[error("special token `{token}` {reason}")]
+    BadSpecial {
+        /// The special token.
+        token: String,
+        /// What is wrong with it.
+        reason: &'static str,
+    },
+    /// An id that the vocabulary does not have.
+    #[error("id {id} is not in the vocabulary of {vocab_size} tokens")]
+    UnknownId {
+        /// The id.
+        id: u32,
+        /// Number of tokens.
+        vocab_size: usize,
+    },
+    /// A vocabulary too small for its bytes and special tokens, or too large to number.
+    #[error("vocabulary size {asked} is outside {least} to {most}")]
+    VocabSize {
+        /// The size asked for.
+        asked: usize,
+        /// The smallest that works: 256 bytes and the special tokens.
+        least: usize,
+        /// The largest that works.
+        most: usize,
+    },
+    /// A training option that the chosen kind of model would ignore.
+    #[error("`{option}` has no meaning for kind `{kind}`")]
+    UselessOption {
+        /// The option's name.
+        option: &'static str,
+        /// The kind of model.
+        kind: &'static str,
+    },
+    /// The corpus has more distinct text than positions can be numbered.
+    #[error("the corpus has {n_symbols} bytes of distinct pre-tokens (limit: {limit})")]
+    CorpusTooLarge {
+        /// Bytes of distinct pre-tokens found.
+        n_symbols: usize,
+        /// The most that can be numbered.
+        limit: usize,
+    },
+    /// The tokenizer lacks a special token that the chat format is made of.
+    #[error(
+        "chat needs the special token `{token}`, which this tokenizer lacks: train one with the chat tokens"
+    )]
+    MissingSpecial {
+        /// The missing token.
+        token: &'static str,
+    },
+    /// A conversation without a message.
+    #[error("a conversation needs at least one message")]
+    EmptyConversation,
+    /// A message stands where its role may not.
+    #[error("message {message_idx} has role `{role}`, but {reason}")]
+    MessageOrder {
+        /// Position of the message, counted from 0.
+        message_idx: usize,
+        /// Its role.
+        role: &'static str,
+        /// The rule it breaks.
+        reason: &'static str,
+    },
+}
+
+impl Error {
+    /// The same problem, with the file it was found in.
+    pub(crate) fn in_file(self, path: &std::path::Path) -> Self {
+        Self::InFile { path: path.to_owned(), problem: Box::new(self) }
+    }
+}

@@ -1,0 +1,39 @@
+//! Text to token ids and back, exactly as Hugging Face's `tokenizers` does it, and the training of vocabularies.
+//!
+//! A [`Tokenizer`] is one of two models behind one type: character-level with byte fallback, and byte-level BPE.
+//! Both encode every byte string and give it back unchanged. Files are Hugging Face's `tokenizer.json`, read and
+//! written with no conversion step; what a file asks for and this crate cannot do is refused by name.
+//!
+//! Three rules hold everywhere:
+//! - **Untrusted text stays text.** [`Tokenizer::encode`] never gives the id of a special token, whatever the text
+//!   spells. Only [`Tokenizer::encode_with_special`] recognises special tokens, and [`chat::ChatFormat`] places them.
+//! - **Files are hostile.** A malformed one is an [`Error`] that names the place, never a panic and never more memory
+//!   than a small multiple of the file.
+//! - **Results are reproducible.** Training and encoding do not depend on the number of threads.
+//!
+//! The crate knows no tensors, no models and no configuration files.
+
+mod tokenizer;
+
+mod bpe;
+mod char_level;
+pub mod chat;
+mod pretoken;
+mod special;
+mod stream;
+
+mod alphabet;
+mod vocab;
+
+mod file;
+pub mod train;
+
+mod error;
+mod hash;
+mod pieces;
+
+pub use error::Error;
+pub use pretoken::{Pieces, Split};
+pub use special::END_OF_TEXT;
+pub use stream::DecodeStream;
+pub use tokenizer::{Kind, Tokenizer};

@@ -1,0 +1,36 @@
+//! Integration tests of the tokenizer crate: one binary, a module for each contract.
+
+mod chat;
+mod fixtures;
+mod hostile;
+mod round_trip;
+mod training;
+
+use std::path::{Path, PathBuf};
+
+use tokenizer::train::Trainer;
+use tokenizer::{Kind, Split, Tokenizer};
+
+/// A file of `tests/fixtures`.
+fn fixture(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name)
+}
+
+/// The text that the fixtures' vocabularies are trained on.
+fn corpus() -> String {
+    std::fs::read_to_string(fixture("corpus.txt")).expect("the fixture is committed")
+}
+
+/// The three tokenizers that the tests use, with the names of their files, trained once.
+fn trained() -> &'static [(&'static str, Tokenizer); 3] {
+    static TRAINED: std::sync::LazyLock<[(&str, Tokenizer); 3]> = std::sync::LazyLock::new(|| {
+        let train =
+            |trainer: Trainer| trainer.with_chat_tokens().train([corpus()]).expect("the corpus trains");
+        [
+            ("flint-char", train(Trainer::new(Kind::Char, 400))),
+            ("flint-gpt2", train(Trainer::new(Kind::Bpe, 600).with_split(Split::Gpt2))),
+            ("flint-gpt4", train(Trainer::new(Kind::Bpe, 600).with_split(Split::Gpt4))),
+        ]
+    });
+    &TRAINED
+}
