@@ -33,6 +33,7 @@ pub mod optim;
 pub mod rope;
 mod softmax;
 
+pub mod allocator;
 pub mod mmap;
 
 #[cfg(test)]
