@@ -1,0 +1,34 @@
+//! The transformer: one decoder, built from one [`Config`], generic over Burn's `Backend`.
+//!
+//! Reading order: [`config`] says what can be built, [`transformer`] is the forward pass, [`block`],
+//! [`attention`], [`mlp`], [`linear`], [`norm`] and [`position`] are its parts, [`cache`] holds keys and
+//! values while generating. [`ops`] is the seam below: the few operations where composed tensor
+//! operations waste time or memory. [`backend`] is the only file that names concrete backends.
+//! [`weights`] reads and writes model directories, [`memory`] says what a model will occupy.
+//!
+//! This crate knows token ids, not text, and neither sampling nor training recipes.
+
+pub mod config;
+pub mod transformer;
+
+pub mod attention;
+pub mod block;
+pub mod linear;
+pub mod mlp;
+pub mod norm;
+pub mod position;
+
+pub mod cache;
+
+pub mod backend;
+pub mod ops;
+
+pub mod files;
+pub mod memory;
+pub mod rng;
+pub mod weights;
+
+pub use cache::Cache;
+pub use config::Config;
+pub use ops::FusedOps;
+pub use transformer::Transformer;

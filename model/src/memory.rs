@@ -1,0 +1,47 @@
+//! What a model will occupy, before anything is allocated.
+
+use crate::config::Config;
+
+/// Bytes by purpose, for f32 numbers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Plan {
+    /// The parameters.
+    pub weights_bytes: u64,
+    /// One gradient per parameter.
+    pub gradient_bytes: u64,
+    /// AdamW's two moments per parameter.
+    pub optimizer_bytes: u64,
+    /// What the backward pass needs of the forward pass of one batch.
+    pub activation_bytes: u64,
+}
+
+impl Plan {
+    /// The plan for training with batches of `batch` sequences of `seq_len` tokens.
+    ///
+    /// Activations are what the fused operations keep, per position: the inputs of both norms and of all
+    /// four projections, the MLP's inner values, the attention's output and row sums, and at the end the
+    /// logits.
+    pub fn training(config: &Config, batch: usize, seq_len: usize) -> Self {
+        let weights = 4 * config.n_params() as u64;
+        let (c, f) = (config.n_embd, config.n_ff());
+        let up = if config.mlp == crate::config::MlpKind::SwiGlu { 2 * f } else { f };
+        let block = 5 * c + config.qkv_width() + config.n_head + up + f;
+        let position = config.n_layer * block + 3 * c + 2 * config.vocab_size;
+        Self {
+            weights_bytes: weights,
+            gradient_bytes: weights,
+            optimizer_bytes: 2 * weights,
+            activation_bytes: (4 * position * batch * seq_len) as u64,
+        }
+    }
+
+    /// All of it.
+    pub fn total_bytes(&self) -> u64 {
+        self.weights_bytes + self.gradient_bytes + self.optimizer_bytes + self.activation_bytes
+    }
+}
+
+/// Bytes of the cache per position of one sequence.
+pub fn cache_bytes_per_token(config: &Config) -> u64 {
+    4 * 2 * (config.n_layer * config.n_kv_head() * config.head_dim()) as u64
+}

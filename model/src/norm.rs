@@ -1,0 +1,45 @@
+//! LayerNorm or RMSNorm with a learned gain and, for LayerNorm, an optional bias.
+
+use burn::module::Param;
+use burn::prelude::*;
+
+use crate::config::{Config, NormKind};
+use crate::ops::{self, FusedOps, NormSpec};
+
+/// The learned gain and bias of a normalisation.
+#[derive(Module, Debug)]
+pub struct Norm<B: Backend> {
+    /// `[n_embd]`
+    pub weight: Param<Tensor<B, 1>>,
+    /// `[n_embd]`
+    pub bias: Option<Param<Tensor<B, 1>>>,
+    #[module(skip)]
+    spec: NormSpec,
+}
+
+impl<B: Backend> Norm<B> {
+    /// Gain one, bias zero.
+    pub fn init(config: &Config, device: &B::Device) -> Self {
+        let center = config.norm == NormKind::LayerNorm;
+        let bias = center && config.bias;
+        Self {
+            weight: Param::from_tensor(Tensor::ones([config.n_embd], device)),
+            bias: bias.then(|| Param::from_tensor(Tensor::zeros([config.n_embd], device))),
+            spec: NormSpec { eps: config.norm_eps as f32, center },
+        }
+    }
+}
+
+impl<B: FusedOps> Norm<B> {
+    /// Normalises every row.
+    ///
+    /// # Shapes
+    /// - `x`, output: `[rows, n_embd]`
+    pub fn forward(&self, x: Tensor<B, 2>) -> Tensor<B, 2> {
+        let y = ops::norm(x, self.weight.val(), self.spec);
+        match &self.bias {
+            Some(bias) => y + bias.val().unsqueeze::<2>(),
+            None => y,
+        }
+    }
+}

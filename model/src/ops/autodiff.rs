@@ -1,0 +1,226 @@
+//! The fused operations under automatic differentiation: the inner backend's forward, and a
+//! hand-written backward that keeps only what it needs.
+//!
+//! Second derivatives are not defined; nothing in training asks for them.
+
+use burn::backend::Autodiff;
+use burn::backend::autodiff::checkpoint::{base::Checkpointer, strategy::CheckpointStrategy};
+use burn::backend::autodiff::grads::Gradients;
+use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
+use burn::tensor::backend::AutodiffBackend;
+use burn::tensor::ops::{FloatTensor, IntTensor};
+
+use super::{AdamW, Attended, AttentionDims, FusedOps, Gelu, NormSpec, RopeTables};
+
+#[derive(Debug)]
+struct LinearBackward;
+
+impl<B: FusedOps> Backward<B, 2> for LinearBackward {
+    type State = (FloatTensor<B>, FloatTensor<B>);
+
+    fn backward(self, ops: Ops<Self::State, 2>, grads: &mut Gradients, _: &mut Checkpointer) {
+        let [x_node, w_node] = ops.parents;
+        let (x, w) = ops.state;
+        let dy = grads.consume::<B>(&ops.node);
+        if let Some(node) = w_node {
+            grads.register::<B>(node.id, B::fused_linear_backward_weight(dy.clone(), x));
+        }
+        if let Some(node) = x_node {
+            grads.register::<B>(node.id, B::fused_linear_backward_input(dy, w));
+        }
+    }
+}
+
+#[derive(Debug)]
+struct NormBackward;
+
+impl<B: FusedOps> Backward<B, 2> for NormBackward {
+    type State = (FloatTensor<B>, FloatTensor<B>, NormSpec);
+
+    fn backward(self, ops: Ops<Self::State, 2>, grads: &mut Gradients, _: &mut Checkpointer) {
+        let [x_node, w_node] = ops.parents;
+        let (x, w, spec) = ops.state;
+        let dy = grads.consume::<B>(&ops.node);
+        let (dx, dw) = B::fused_norm_backward(x, w, spec, dy);
+        if let Some(node) = x_node {
+            grads.register::<B>(node.id, dx);
+        }
+        if let Some(node) = w_node {
+            grads.register::<B>(node.id, dw);
+        }
+    }
+}
+
+#[derive(Debug)]
+struct GeluBackward;
+
+impl<B: FusedOps> Backward<B, 1> for GeluBackward {
+    type State = (FloatTensor<B>, Gelu);
+
+    fn backward(self, ops: Ops<Self::State, 1>, grads: &mut Gradients, _: &mut Checkpointer) {
+        let [node] = ops.parents;
+        let dy = grads.consume::<B>(&ops.node);
+        if let Some(node) = node {
+            grads.register::<B>(node.id, B::fused_gelu_backward(ops.state.0, ops.state.1, dy));
+        }
+    }
+}
+
+#[derive(Debug)]
+struct SwigluBackward;
+
+impl<B: FusedOps> Backward<B, 1> for SwigluBackward {
+    type State = FloatTensor<B>;
+
+    fn backward(self, ops: Ops<Self::State, 1>, grads: &mut Gradients, _: &mut Checkpointer) {
+        let [node] = ops.parents;
+        let dy = grads.consume::<B>(&ops.node);
+        if let Some(node) = node {
+            grads.register::<B>(node.id, B::fused_swiglu_backward(ops.state, dy));
+        }
+    }
+}
+
+#[derive(Debug)]
+struct AttentionBackward;
+
+impl<B: FusedOps> Backward<B, 1> for AttentionBackward {
+    type State = (Attended<B>, RopeTables<B>, AttentionDims);
+
+    fn backward(self, ops: Ops<Self::State, 1>, grads: &mut Gradients, _: &mut Checkpointer) {
+        let [node] = ops.parents;
+        let dy = grads.consume::<B>(&ops.node);
+        let (saved, rope, dims) = ops.state;
+        if let Some(node) = node {
+            grads.register::<B>(node.id, B::fused_attention_backward(saved, rope, dims, dy));
+        }
+    }
+}
+
+#[derive(Debug)]
+struct CrossEntropyBackward;
+
+impl<B: FusedOps> Backward<B, 1> for CrossEntropyBackward {
+    /// The logits' gradient, computed with the loss.
+    type State = FloatTensor<B>;
+
+    fn backward(self, ops: Ops<Self::State, 1>, grads: &mut Gradients, _: &mut Checkpointer) {
+        let [node] = ops.parents;
+        let dy = grads.consume::<B>(&ops.node);
+        if let Some(node) = node {
+            // The loss is a scalar `[1]`; broadcasting needs `[1, 1]`.
+            let dy = B::float_reshape(dy, [1, 1].into());
+            grads.register::<B>(node.id, B::float_mul(ops.state, dy));
+        }
+    }
+}
+
+fn constant<B: FusedOps, C: CheckpointStrategy>(t: FloatTensor<B>) -> FloatTensor<Autodiff<B, C>> {
+    <Autodiff<B, C> as AutodiffBackend>::from_inner(t)
+}
+
+fn inner_tables<B: FusedOps, C: CheckpointStrategy>(rope: RopeTables<Autodiff<B, C>>) -> RopeTables<B> {
+    rope.map(|(cos, sin)| (cos.primitive, sin.primitive))
+}
+
+impl<B: FusedOps, C: CheckpointStrategy> FusedOps for Autodiff<B, C> {
+    fn fused_linear(x: FloatTensor<Self>, w: FloatTensor<Self>) -> FloatTensor<Self> {
+        match LinearBackward.prepare::<C>([x.node, w.node]).compute_bound().stateful() {
+            OpsKind::Tracked(prep) => {
+                let saved = (x.primitive.clone(), w.primitive.clone());
+                prep.finish(saved, B::fused_linear(x.primitive, w.primitive))
+            }
+            OpsKind::UnTracked(prep) => prep.finish(B::fused_linear(x.primitive, w.primitive)),
+        }
+    }
+
+    fn fused_norm(x: FloatTensor<Self>, w: FloatTensor<Self>, spec: NormSpec) -> FloatTensor<Self> {
+        match NormBackward.prepare::<C>([x.node, w.node]).compute_bound().stateful() {
+            OpsKind::Tracked(prep) => {
+                let saved = (x.primitive.clone(), w.primitive.clone(), spec);
+                prep.finish(saved, B::fused_norm(x.primitive, w.primitive, spec))
+            }
+            OpsKind::UnTracked(prep) => prep.finish(B::fused_norm(x.primitive, w.primitive, spec)),
+        }
+    }
+
+    fn fused_gelu(x: FloatTensor<Self>, kind: Gelu) -> FloatTensor<Self> {
+        match GeluBackward.prepare::<C>([x.node]).compute_bound().stateful() {
+            OpsKind::Tracked(prep) => {
+                prep.finish((x.primitive.clone(), kind), B::fused_gelu(x.primitive, kind))
+            }
+            OpsKind::UnTracked(prep) => prep.finish(B::fused_gelu(x.primitive, kind)),
+        }
+    }
+
+    fn fused_swiglu(gate_up: FloatTensor<Self>) -> FloatTensor<Self> {
+        match SwigluBackward.prepare::<C>([gate_up.node]).compute_bound().stateful() {
+            OpsKind::Tracked(prep) => {
+                prep.finish(gate_up.primitive.clone(), B::fused_swiglu(gate_up.primitive))
+            }
+            OpsKind::UnTracked(prep) => prep.finish(B::fused_swiglu(gate_up.primitive)),
+        }
+    }
+
+    fn fused_attention(
+        qkv: FloatTensor<Self>,
+        rope: RopeTables<Self>,
+        dims: AttentionDims,
+    ) -> Attended<Self> {
+        let rope = inner_tables::<B, C>(rope);
+        let prep = AttentionBackward.prepare::<C>([qkv.node]).compute_bound().stateful();
+        let attended = B::fused_attention(qkv.primitive, rope.clone(), dims);
+        let (qkv, lse) = (constant::<B, C>(attended.qkv.clone()), constant::<B, C>(attended.lse.clone()));
+        let out = match prep {
+            OpsKind::Tracked(prep) => {
+                let out = attended.out.clone();
+                prep.finish((attended, rope, dims), out)
+            }
+            OpsKind::UnTracked(prep) => prep.finish(attended.out),
+        };
+        Attended { out, qkv, lse }
+    }
+
+    fn fused_cached_attention(
+        qkv: FloatTensor<Self>,
+        rope: RopeTables<Self>,
+        (k, v): (FloatTensor<Self>, FloatTensor<Self>),
+        dims: AttentionDims,
+    ) -> (FloatTensor<Self>, (FloatTensor<Self>, FloatTensor<Self>)) {
+        let (out, (k, v)) = B::fused_cached_attention(
+            qkv.primitive,
+            inner_tables::<B, C>(rope),
+            (k.primitive, v.primitive),
+            dims,
+        );
+        (constant::<B, C>(out), (constant::<B, C>(k), constant::<B, C>(v)))
+    }
+
+    fn fused_cross_entropy(
+        logits: FloatTensor<Self>,
+        targets: IntTensor<Self>,
+        scale: f32,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        // The node is taken first, so that the inner operation holds the only handle to the logits.
+        let prep = CrossEntropyBackward.prepare::<C>([logits.node]).compute_bound().stateful();
+        let (loss, dlogits) = B::fused_cross_entropy(logits.primitive, targets, scale);
+        match prep {
+            OpsKind::Tracked(prep) => (prep.finish(dlogits.clone(), loss), constant::<B, C>(dlogits)),
+            OpsKind::UnTracked(prep) => (prep.finish(loss), constant::<B, C>(dlogits)),
+        }
+    }
+
+    fn fused_adamw(
+        param: FloatTensor<Self>,
+        grad: FloatTensor<Self>,
+        (m, v): (FloatTensor<Self>, FloatTensor<Self>),
+        step: AdamW,
+    ) -> (FloatTensor<Self>, (FloatTensor<Self>, FloatTensor<Self>)) {
+        let (p, (m, v)) = B::fused_adamw(param.primitive, grad.primitive, (m.primitive, v.primitive), step);
+        (constant::<B, C>(p), (constant::<B, C>(m), constant::<B, C>(v)))
+    }
+
+    fn fused_sum_of_squares(x: FloatTensor<Self>) -> f64 {
+        B::fused_sum_of_squares(x.primitive)
+    }
+}

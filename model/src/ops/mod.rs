@@ -1,0 +1,262 @@
+//! The seam between the transformer and the hardware.
+//!
+//! [`FusedOps`] extends Burn's `Backend` by the few operations where composed tensor operations waste
+//! time or memory. Every method has a default body made of plain Burn operations ([`mod@reference`]), so
+//! any backend works, and that body is the oracle in the tests. The CPU backends override all of them
+//! with `kernels` on raw slices (`cpu`). `Autodiff<B>` runs the forward of `B` and a hand-written
+//! backward (`autodiff`), so nothing larger than needed is kept for the backward pass.
+//!
+//! A new operation is one method here, its body in `reference`, and where it pays an override.
+
+pub mod reference;
+
+mod autodiff;
+#[cfg(any(feature = "flex", feature = "ndarray"))]
+mod cpu;
+
+use burn::prelude::*;
+use burn::tensor::TensorPrimitive;
+use burn::tensor::ops::{FloatTensor, IntTensor};
+
+pub use kernels::optim::AdamW;
+
+use crate::cache::LayerCache;
+use crate::position::Rope;
+
+/// Which normalisation, and the number added under its root.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct NormSpec {
+    /// Added to the variance or mean square.
+    pub eps: f32,
+    /// Whether the mean is subtracted (LayerNorm) or not (RMSNorm).
+    pub center: bool,
+}
+
+/// Which form of the Gaussian error linear unit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Gelu {
+    /// With the error function.
+    Exact,
+    /// With the tanh approximation.
+    Tanh,
+}
+
+/// The sizes of one attention call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AttentionDims {
+    /// Sequences.
+    pub batch: usize,
+    /// New positions of each.
+    pub seq_len: usize,
+    /// The first new position.
+    pub start: usize,
+    /// Query heads.
+    pub n_head: usize,
+    /// Key and value heads.
+    pub n_kv_head: usize,
+    /// Width of a head.
+    pub head_dim: usize,
+}
+
+impl AttentionDims {
+    /// Scores are divided by the root of the head's width (Vaswani et al. 2017).
+    pub fn scale(&self) -> f32 {
+        1.0 / (self.head_dim as f32).sqrt()
+    }
+
+    /// Width of a row of queries, keys and values.
+    pub fn qkv_width(&self) -> usize {
+        (self.n_head + 2 * self.n_kv_head) * self.head_dim
+    }
+}
+
+/// Cosine and sine tables as primitives, `[context, head_dim / 2]` each.
+pub type RopeTables<B> = Option<(FloatTensor<B>, FloatTensor<B>)>;
+
+/// What attention computes, and what its backward needs.
+#[derive(Clone, Debug)]
+pub struct Attended<B: Backend> {
+    /// `[batch * seq_len, n_head * head_dim]`
+    pub out: FloatTensor<B>,
+    /// `[batch * seq_len, qkv_width]`, queries and keys turned
+    pub qkv: FloatTensor<B>,
+    /// `[batch, n_head, seq_len]`, the logarithm of each row's sum of exponentials
+    pub lse: FloatTensor<B>,
+}
+
+/// A backend with the operations the transformer needs.
+///
+/// All floats are f32. Tensors are passed by value: an implementation works in place where it holds the
+/// only handle.
+pub trait FusedOps: Backend {
+    /// `x Wᵀ`: `[rows, n_in]`, `[n_out, n_in]` → `[rows, n_out]`.
+    fn fused_linear(x: FloatTensor<Self>, w: FloatTensor<Self>) -> FloatTensor<Self> {
+        reference::linear::<Self>(x, w)
+    }
+
+    /// Gradient of [`fused_linear`](Self::fused_linear) for `x`: `dy W`.
+    fn fused_linear_backward_input(dy: FloatTensor<Self>, w: FloatTensor<Self>) -> FloatTensor<Self> {
+        reference::linear_backward_input::<Self>(dy, w)
+    }
+
+    /// Gradient of [`fused_linear`](Self::fused_linear) for `w`: `dyᵀ x`.
+    fn fused_linear_backward_weight(dy: FloatTensor<Self>, x: FloatTensor<Self>) -> FloatTensor<Self> {
+        reference::linear_backward_weight::<Self>(dy, x)
+    }
+
+    /// Normalises each row of `x` `[rows, n]` and scales it by `w` `[n]`.
+    fn fused_norm(x: FloatTensor<Self>, w: FloatTensor<Self>, spec: NormSpec) -> FloatTensor<Self> {
+        reference::norm::<Self>(x, w, spec)
+    }
+
+    /// Gradients of [`fused_norm`](Self::fused_norm) for `x` and `w`.
+    fn fused_norm_backward(
+        x: FloatTensor<Self>,
+        w: FloatTensor<Self>,
+        spec: NormSpec,
+        dy: FloatTensor<Self>,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        reference::norm_backward::<Self>(x, w, spec, dy)
+    }
+
+    /// GELU of every element of `[rows, n]`.
+    fn fused_gelu(x: FloatTensor<Self>, kind: Gelu) -> FloatTensor<Self> {
+        reference::gelu::<Self>(x, kind)
+    }
+
+    /// Gradient of [`fused_gelu`](Self::fused_gelu).
+    fn fused_gelu_backward(x: FloatTensor<Self>, kind: Gelu, dy: FloatTensor<Self>) -> FloatTensor<Self> {
+        reference::gelu_backward::<Self>(x, kind, dy)
+    }
+
+    /// `silu(gate) * up`: `[rows, 2n]`, the gate first → `[rows, n]`.
+    fn fused_swiglu(gate_up: FloatTensor<Self>) -> FloatTensor<Self> {
+        reference::swiglu::<Self>(gate_up)
+    }
+
+    /// Gradient of [`fused_swiglu`](Self::fused_swiglu).
+    fn fused_swiglu_backward(gate_up: FloatTensor<Self>, dy: FloatTensor<Self>) -> FloatTensor<Self> {
+        reference::swiglu_backward::<Self>(gate_up, dy)
+    }
+
+    /// Causal attention within each sequence; turns queries and keys first where `rope` is given.
+    fn fused_attention(
+        qkv: FloatTensor<Self>,
+        rope: RopeTables<Self>,
+        dims: AttentionDims,
+    ) -> Attended<Self> {
+        reference::attention::<Self>(qkv, rope, dims)
+    }
+
+    /// Gradient of [`fused_attention`](Self::fused_attention) for `qkv`.
+    fn fused_attention_backward(
+        saved: Attended<Self>,
+        rope: RopeTables<Self>,
+        dims: AttentionDims,
+        dout: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
+        reference::attention_backward::<Self>(saved, rope, dims, dout)
+    }
+
+    /// Attention of new positions to a cache `(k, v)`, `[batch, n_kv_head, capacity, head_dim]` each,
+    /// in which their keys and values are stored first. Returns the output and the cache.
+    fn fused_cached_attention(
+        qkv: FloatTensor<Self>,
+        rope: RopeTables<Self>,
+        cache: (FloatTensor<Self>, FloatTensor<Self>),
+        dims: AttentionDims,
+    ) -> (FloatTensor<Self>, (FloatTensor<Self>, FloatTensor<Self>)) {
+        reference::cached_attention::<Self>(qkv, rope, cache, dims)
+    }
+
+    /// Sum over rows of `-log softmax(logits)[target]`, times `scale`, and its gradient for the logits.
+    /// Rows with a negative target do not count.
+    fn fused_cross_entropy(
+        logits: FloatTensor<Self>,
+        targets: IntTensor<Self>,
+        scale: f32,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        reference::cross_entropy::<Self>(logits, targets, scale)
+    }
+
+    /// One AdamW update (Loshchilov & Hutter 2019) of a parameter and its two moments.
+    fn fused_adamw(
+        param: FloatTensor<Self>,
+        grad: FloatTensor<Self>,
+        moments: (FloatTensor<Self>, FloatTensor<Self>),
+        step: AdamW,
+    ) -> (FloatTensor<Self>, (FloatTensor<Self>, FloatTensor<Self>)) {
+        reference::adamw::<Self>(param, grad, moments, step)
+    }
+
+    /// Sum of the squares of all elements.
+    fn fused_sum_of_squares(x: FloatTensor<Self>) -> f64 {
+        reference::sum_of_squares::<Self>(x)
+    }
+}
+
+/// Wraps a primitive.
+pub(crate) fn wrap<B: Backend, const D: usize>(primitive: FloatTensor<B>) -> Tensor<B, D> {
+    Tensor::from_primitive(TensorPrimitive::Float(primitive))
+}
+
+/// Unwraps a tensor.
+pub(crate) fn unwrap<B: Backend, const D: usize>(tensor: Tensor<B, D>) -> FloatTensor<B> {
+    tensor.into_primitive().tensor()
+}
+
+fn tables<B: Backend>(rope: Option<&Rope<B>>) -> RopeTables<B> {
+    rope.map(|rope| (unwrap(rope.cos.clone()), unwrap(rope.sin.clone())))
+}
+
+/// [`FusedOps::fused_linear`] on tensors.
+pub fn linear<B: FusedOps>(x: Tensor<B, 2>, w: Tensor<B, 2>) -> Tensor<B, 2> {
+    wrap(B::fused_linear(unwrap(x), unwrap(w)))
+}
+
+/// [`FusedOps::fused_norm`] on tensors.
+pub fn norm<B: FusedOps>(x: Tensor<B, 2>, w: Tensor<B, 1>, spec: NormSpec) -> Tensor<B, 2> {
+    wrap(B::fused_norm(unwrap(x), unwrap(w), spec))
+}
+
+/// [`FusedOps::fused_gelu`] on tensors.
+pub fn gelu<B: FusedOps>(x: Tensor<B, 2>, kind: Gelu) -> Tensor<B, 2> {
+    wrap(B::fused_gelu(unwrap(x), kind))
+}
+
+/// [`FusedOps::fused_swiglu`] on tensors.
+pub fn swiglu<B: FusedOps>(gate_up: Tensor<B, 2>) -> Tensor<B, 2> {
+    wrap(B::fused_swiglu(unwrap(gate_up)))
+}
+
+/// [`FusedOps::fused_attention`] on tensors.
+pub fn attention<B: FusedOps>(
+    qkv: Tensor<B, 2>,
+    rope: Option<&Rope<B>>,
+    dims: AttentionDims,
+) -> Tensor<B, 2> {
+    wrap(B::fused_attention(unwrap(qkv), tables(rope), dims).out)
+}
+
+/// [`FusedOps::fused_cached_attention`] on tensors.
+pub fn attention_cached<B: FusedOps>(
+    qkv: Tensor<B, 2>,
+    rope: Option<&Rope<B>>,
+    cache: &mut LayerCache<B>,
+    dims: AttentionDims,
+) -> Tensor<B, 2> {
+    // Taken out, so that the operation holds the only handle and can write in place.
+    let (k, v) = cache.kv.take().expect("an operation always puts the cache back");
+    let (out, (k, v)) = B::fused_cached_attention(unwrap(qkv), tables(rope), (unwrap(k), unwrap(v)), dims);
+    cache.kv = Some((wrap(k), wrap(v)));
+    wrap(out)
+}
+
+/// [`FusedOps::fused_cross_entropy`] on tensors: the loss, `[1]`.
+pub fn cross_entropy<B: FusedOps>(
+    logits: Tensor<B, 2>,
+    targets: Tensor<B, 1, Int>,
+    scale: f32,
+) -> Tensor<B, 1> {
+    wrap(B::fused_cross_entropy(unwrap(logits), targets.into_primitive(), scale).0)
+}

@@ -1,0 +1,289 @@
+//! Every fused operation spelled out in plain Burn operations: what other backends run, and what the
+//! kernels are tested against.
+//!
+//! Dimension letters: B batch, T new positions, S all positions seen, H query heads, K key and value
+//! heads, G query heads per key head, D head width.
+
+use burn::prelude::*;
+use burn::tensor::activation::{self, log_softmax, sigmoid, softmax};
+use burn::tensor::ops::{FloatTensor, IntTensor};
+
+use super::{AdamW, Attended, AttentionDims, Gelu, NormSpec, RopeTables, unwrap, wrap};
+
+/// See [`FusedOps::fused_linear`](super::FusedOps::fused_linear).
+pub fn linear<B: Backend>(x: FloatTensor<B>, w: FloatTensor<B>) -> FloatTensor<B> {
+    unwrap(wrap::<B, 2>(x).matmul(wrap::<B, 2>(w).transpose()))
+}
+
+/// See [`FusedOps::fused_linear_backward_input`](super::FusedOps::fused_linear_backward_input).
+pub fn linear_backward_input<B: Backend>(dy: FloatTensor<B>, w: FloatTensor<B>) -> FloatTensor<B> {
+    unwrap(wrap::<B, 2>(dy).matmul(wrap::<B, 2>(w)))
+}
+
+/// See [`FusedOps::fused_linear_backward_weight`](super::FusedOps::fused_linear_backward_weight).
+pub fn linear_backward_weight<B: Backend>(dy: FloatTensor<B>, x: FloatTensor<B>) -> FloatTensor<B> {
+    unwrap(wrap::<B, 2>(dy).transpose().matmul(wrap::<B, 2>(x)))
+}
+
+/// See [`FusedOps::fused_norm`](super::FusedOps::fused_norm).
+pub fn norm<B: Backend>(x: FloatTensor<B>, w: FloatTensor<B>, spec: NormSpec) -> FloatTensor<B> {
+    let (normal, _) = normalise(wrap::<B, 2>(x), spec);
+    unwrap(normal * wrap::<B, 1>(w).unsqueeze::<2>())
+}
+
+/// The normalised rows and the reciprocal deviation of each.
+fn normalise<B: Backend>(x: Tensor<B, 2>, spec: NormSpec) -> (Tensor<B, 2>, Tensor<B, 2>) {
+    let x = if spec.center { x.clone() - x.mean_dim(1) } else { x };
+    let inverse = x.clone().square().mean_dim(1).add_scalar(spec.eps).sqrt().recip();
+    (x * inverse.clone(), inverse)
+}
+
+/// See [`FusedOps::fused_norm_backward`](super::FusedOps::fused_norm_backward).
+pub fn norm_backward<B: Backend>(
+    x: FloatTensor<B>,
+    w: FloatTensor<B>,
+    spec: NormSpec,
+    dy: FloatTensor<B>,
+) -> (FloatTensor<B>, FloatTensor<B>) {
+    let (normal, inverse) = normalise(wrap::<B, 2>(x), spec);
+    let dy = wrap::<B, 2>(dy);
+    let dw = (dy.clone() * normal.clone()).sum_dim(0).squeeze_dim::<1>(0);
+    let g = dy * wrap::<B, 1>(w).unsqueeze::<2>();
+    let along = (g.clone() * normal.clone()).mean_dim(1) * normal;
+    let g = if spec.center { g.clone() - g.mean_dim(1) } else { g };
+    (unwrap((g - along) * inverse), unwrap(dw))
+}
+
+/// See [`FusedOps::fused_gelu`](super::FusedOps::fused_gelu).
+pub fn gelu<B: Backend>(x: FloatTensor<B>, kind: Gelu) -> FloatTensor<B> {
+    let x = wrap::<B, 2>(x);
+    unwrap(match kind {
+        Gelu::Exact => activation::gelu(x),
+        Gelu::Tanh => activation::gelu_approximate(x),
+    })
+}
+
+/// See [`FusedOps::fused_gelu_backward`](super::FusedOps::fused_gelu_backward).
+pub fn gelu_backward<B: Backend>(x: FloatTensor<B>, kind: Gelu, dy: FloatTensor<B>) -> FloatTensor<B> {
+    let x = wrap::<B, 2>(x);
+    let slope = match kind {
+        // Φ(x) + x φ(x)
+        Gelu::Exact => {
+            let cdf = (x.clone() * std::f32::consts::FRAC_1_SQRT_2).erf().add_scalar(1.0) * 0.5;
+            let pdf = (x.clone().square() * -0.5).exp() * (1.0 / std::f64::consts::TAU.sqrt());
+            cdf + x * pdf
+        }
+        // y = x σ(2u) with u = √(2/π) (x + 0.044715 x³)
+        Gelu::Tanh => {
+            let c = 2.0 * (2.0 / std::f64::consts::PI).sqrt();
+            let s = sigmoid((x.clone() + x.clone().powi_scalar(3) * 0.044715) * c);
+            let du = (x.clone().square() * (3.0 * 0.044715)).add_scalar(1.0) * c;
+            s.clone() + x * s.clone() * (s.neg().add_scalar(1.0)) * du
+        }
+    };
+    unwrap(slope * wrap::<B, 2>(dy))
+}
+
+/// See [`FusedOps::fused_swiglu`](super::FusedOps::fused_swiglu).
+pub fn swiglu<B: Backend>(gate_up: FloatTensor<B>) -> FloatTensor<B> {
+    let (gate, up) = halves(wrap::<B, 2>(gate_up));
+    unwrap(activation::silu(gate) * up)
+}
+
+fn halves<B: Backend>(x: Tensor<B, 2>) -> (Tensor<B, 2>, Tensor<B, 2>) {
+    let half = x.dims()[1] / 2;
+    (x.clone().narrow(1, 0, half), x.narrow(1, half, half))
+}
+
+/// See [`FusedOps::fused_swiglu_backward`](super::FusedOps::fused_swiglu_backward).
+pub fn swiglu_backward<B: Backend>(gate_up: FloatTensor<B>, dy: FloatTensor<B>) -> FloatTensor<B> {
+    let (gate, up) = halves(wrap::<B, 2>(gate_up));
+    let dy = wrap::<B, 2>(dy);
+    let s = sigmoid(gate.clone());
+    let silu = gate.clone() * s.clone();
+    // silu' = σ (1 + x (1 - σ))
+    let slope = s.clone() * (gate * s.neg().add_scalar(1.0)).add_scalar(1.0);
+    unwrap(Tensor::cat(vec![dy.clone() * up * slope, dy * silu], 1))
+}
+
+/// Cosines and sines of positions `start..start + T` as `[1, 1, T, D/2]`.
+fn rope_slice<B: Backend>(rope: RopeTables<B>, dims: AttentionDims) -> Option<(Tensor<B, 4>, Tensor<B, 4>)> {
+    rope.map(|(cos, sin)| {
+        let slice = |t: FloatTensor<B>| {
+            wrap::<B, 2>(t).narrow(0, dims.start, dims.seq_len).reshape([
+                1,
+                1,
+                dims.seq_len,
+                dims.head_dim / 2,
+            ])
+        };
+        (slice(cos), slice(sin))
+    })
+}
+
+/// Turns the pairs (i, i + D/2) of `x` `[B, H, T, D]`.
+fn turn<B: Backend>(x: Tensor<B, 4>, cos: Tensor<B, 4>, sin: Tensor<B, 4>) -> Tensor<B, 4> {
+    let half = x.dims()[3] / 2;
+    let (a, b) = (x.clone().narrow(3, 0, half), x.narrow(3, half, half));
+    Tensor::cat(vec![a.clone() * cos.clone() - b.clone() * sin.clone(), b * cos + a * sin], 3)
+}
+
+/// `[B * T, width]` to queries `[B, H, T, D]`, keys and values `[B, K, T, D]`.
+fn split<B: Backend>(qkv: Tensor<B, 2>, dims: AttentionDims) -> [Tensor<B, 4>; 3] {
+    let AttentionDims { batch, seq_len, n_head, n_kv_head, head_dim, .. } = dims;
+    let qkv = qkv.reshape([batch, seq_len, n_head + 2 * n_kv_head, head_dim]).swap_dims(1, 2);
+    [
+        qkv.clone().narrow(1, 0, n_head),
+        qkv.clone().narrow(1, n_head, n_kv_head),
+        qkv.narrow(1, n_head + n_kv_head, n_kv_head),
+    ]
+}
+
+/// The inverse of [`split`].
+fn join<B: Backend>(qkv: [Tensor<B, 4>; 3], dims: AttentionDims) -> Tensor<B, 2> {
+    let [batch, _, seq_len, _] = qkv[0].dims();
+    Tensor::cat(qkv.to_vec(), 1).swap_dims(1, 2).reshape([batch * seq_len, dims.qkv_width()])
+}
+
+fn split_and_turn<B: Backend>(
+    qkv: FloatTensor<B>,
+    rope: RopeTables<B>,
+    dims: AttentionDims,
+) -> [Tensor<B, 4>; 3] {
+    let [q, k, v] = split(wrap(qkv), dims);
+    match rope_slice(rope, dims) {
+        Some((cos, sin)) => [turn(q, cos.clone(), sin.clone()), turn(k, cos, sin), v],
+        None => [q, k, v],
+    }
+}
+
+/// Probabilities `[B, K, G * T, S]` of queries `[B, H, T, D]` over keys `[B, K, S, D]`, and the
+/// logarithm of each row's sum `[B, H, T]`. The queries of a group lie one below the other, so keys are
+/// not repeated.
+fn probabilities<B: Backend>(
+    q: Tensor<B, 4>,
+    k: Tensor<B, 4>,
+    dims: AttentionDims,
+) -> (Tensor<B, 4>, Tensor<B, 3>) {
+    let [batch, n_head, seq_len, head_dim] = q.dims();
+    let [_, n_kv_head, seen, _] = k.dims();
+    let grouped = [batch, n_kv_head, n_head / n_kv_head * seq_len, head_dim];
+    let scores = q.mul_scalar(dims.scale()).reshape(grouped).matmul(k.transpose());
+    let scores = scores.reshape([batch, n_head, seq_len, seen]);
+    let hidden = Tensor::<B, 2, Bool>::tril_mask([seq_len, seen], dims.start as i64, &scores.device());
+    let scores = scores.mask_fill(hidden.unsqueeze::<4>(), f32::NEG_INFINITY);
+    let max = scores.clone().max_dim(3);
+    let lse = (scores.clone() - max.clone()).exp().sum_dim(3).log() + max;
+    let p = softmax(scores, 3).reshape([batch, n_kv_head, n_head / n_kv_head * seq_len, seen]);
+    (p, lse.reshape([batch, n_head, seq_len]))
+}
+
+/// `[B, H, T, D]` to `[B * T, H * D]`.
+fn rows<B: Backend>(x: Tensor<B, 4>) -> Tensor<B, 2> {
+    let [batch, n_head, seq_len, head_dim] = x.dims();
+    x.swap_dims(1, 2).reshape([batch * seq_len, n_head * head_dim])
+}
+
+/// See [`FusedOps::fused_attention`](super::FusedOps::fused_attention).
+pub fn attention<B: Backend>(qkv: FloatTensor<B>, rope: RopeTables<B>, dims: AttentionDims) -> Attended<B> {
+    let [q, k, v] = split_and_turn::<B>(qkv, rope, dims);
+    let (p, lse) = probabilities(q.clone(), k.clone(), dims);
+    let out = p.matmul(v.clone()).reshape([dims.batch, dims.n_head, dims.seq_len, dims.head_dim]);
+    Attended { out: unwrap(rows(out)), qkv: unwrap(join([q, k, v], dims)), lse: unwrap(lse) }
+}
+
+/// See [`FusedOps::fused_attention_backward`](super::FusedOps::fused_attention_backward).
+pub fn attention_backward<B: Backend>(
+    saved: Attended<B>,
+    rope: RopeTables<B>,
+    dims: AttentionDims,
+    dout: FloatTensor<B>,
+) -> FloatTensor<B> {
+    let AttentionDims { batch, seq_len, n_head, n_kv_head, head_dim, .. } = dims;
+    let grouped = [batch, n_kv_head, n_head / n_kv_head * seq_len, head_dim];
+    let [q, k, v] = split(wrap(saved.qkv), dims);
+    let (p, _) = probabilities(q.clone(), k.clone(), dims);
+    let dout =
+        wrap::<B, 2>(dout).reshape([batch, seq_len, n_head, head_dim]).swap_dims(1, 2).reshape(grouped);
+    let dv = p.clone().transpose().matmul(dout.clone());
+    let dp = dout.matmul(v.transpose());
+    let mean = (dp.clone() * p.clone()).sum_dim(3);
+    let ds = (dp - mean) * p * dims.scale();
+    let dq = ds.clone().matmul(k).reshape([batch, n_head, seq_len, head_dim]);
+    let dk = ds.transpose().matmul(q.reshape(grouped));
+    let [dq, dk] = match rope_slice(rope, dims) {
+        // The inverse of a rotation is the rotation by the opposite angle.
+        Some((cos, sin)) => [turn(dq, cos.clone(), sin.clone().neg()), turn(dk, cos, sin.neg())],
+        None => [dq, dk],
+    };
+    unwrap(join([dq, dk, dv], dims))
+}
+
+/// See [`FusedOps::fused_cached_attention`](super::FusedOps::fused_cached_attention).
+pub fn cached_attention<B: Backend>(
+    qkv: FloatTensor<B>,
+    rope: RopeTables<B>,
+    cache: (FloatTensor<B>, FloatTensor<B>),
+    dims: AttentionDims,
+) -> (FloatTensor<B>, (FloatTensor<B>, FloatTensor<B>)) {
+    let AttentionDims { batch, seq_len, start, n_kv_head, head_dim, n_head } = dims;
+    let seen = start + seq_len;
+    let place = [0..batch, 0..n_kv_head, start..seen, 0..head_dim];
+    let [q, k, v] = split_and_turn::<B>(qkv, rope, dims);
+    let all_k = wrap::<B, 4>(cache.0).slice_assign(place.clone(), k);
+    let all_v = wrap::<B, 4>(cache.1).slice_assign(place, v);
+    let (p, _) = probabilities(q, all_k.clone().narrow(2, 0, seen), dims);
+    let out = p.matmul(all_v.clone().narrow(2, 0, seen)).reshape([batch, n_head, seq_len, head_dim]);
+    (unwrap(rows(out)), (unwrap(all_k), unwrap(all_v)))
+}
+
+/// See [`FusedOps::fused_cross_entropy`](super::FusedOps::fused_cross_entropy).
+pub fn cross_entropy<B: Backend>(
+    logits: FloatTensor<B>,
+    targets: IntTensor<B>,
+    scale: f32,
+) -> (FloatTensor<B>, FloatTensor<B>) {
+    let logits = wrap::<B, 2>(logits);
+    let [_, vocab_size] = logits.dims();
+    let targets = Tensor::<B, 1, Int>::from_primitive(targets);
+    let counts = targets.clone().greater_equal_elem(0).float().unsqueeze_dim::<2>(1);
+    let targets = targets.clamp_min(0).unsqueeze_dim::<2>(1);
+    let log_p = log_softmax(logits, 1);
+    let loss = (log_p.clone().gather(1, targets.clone()) * counts.clone()).sum().neg().mul_scalar(scale);
+    let classes = Tensor::<B, 1, Int>::arange(0..vocab_size as i64, &counts.device()).unsqueeze::<2>();
+    let one_hot = classes.equal(targets).float();
+    let dlogits = (log_p.exp() - one_hot) * counts * scale;
+    (unwrap(loss), unwrap(dlogits))
+}
+
+/// See [`FusedOps::fused_adamw`](super::FusedOps::fused_adamw).
+pub fn adamw<B: Backend>(
+    param: FloatTensor<B>,
+    grad: FloatTensor<B>,
+    moments: (FloatTensor<B>, FloatTensor<B>),
+    s: AdamW,
+) -> (FloatTensor<B>, (FloatTensor<B>, FloatTensor<B>)) {
+    let grad = B::float_mul_scalar(grad, s.grad_scale.into());
+    let m = B::float_add(
+        B::float_mul_scalar(moments.0, s.beta1.into()),
+        B::float_mul_scalar(grad.clone(), (1.0 - s.beta1).into()),
+    );
+    let square = B::float_mul(grad.clone(), grad);
+    let v = B::float_add(
+        B::float_mul_scalar(moments.1, s.beta2.into()),
+        B::float_mul_scalar(square, (1.0 - s.beta2).into()),
+    );
+    let correct1 = 1.0 - s.beta1.powi(s.step as i32);
+    let correct2 = 1.0 - s.beta2.powi(s.step as i32);
+    let root = B::float_sqrt(B::float_mul_scalar(v.clone(), (1.0 / correct2).into()));
+    let update = B::float_div(m.clone(), B::float_add_scalar(root, s.eps.into()));
+    let kept = B::float_mul_scalar(param, (1.0 - s.lr * s.weight_decay).into());
+    let param = B::float_sub(kept, B::float_mul_scalar(update, (s.lr / correct1).into()));
+    (param, (m, v))
+}
+
+/// See [`FusedOps::fused_sum_of_squares`](super::FusedOps::fused_sum_of_squares).
+pub fn sum_of_squares<B: Backend>(x: FloatTensor<B>) -> f64 {
+    let sum = B::float_sum(B::float_mul(x.clone(), x));
+    wrap::<B, 1>(sum).into_scalar().elem::<f64>()
+}

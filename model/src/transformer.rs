@@ -1,0 +1,175 @@
+//! The decoder: token ids in, logits out.
+//!
+//! One struct serves training, evaluation and generation. With a cache only the new positions are
+//! computed; on the CPU backends the results are bit-equal to those without.
+
+use burn::module::Param;
+use burn::nn::{Dropout, DropoutConfig};
+use burn::prelude::*;
+
+use crate::block::{Block, INIT_STD};
+use crate::cache::Cache;
+use crate::config::{Config, Position};
+use crate::linear::{self, Linear};
+use crate::norm::Norm;
+use crate::ops::{self, FusedOps};
+use crate::position::Rope;
+use crate::rng::Rng;
+
+/// A decoder-only transformer.
+#[derive(Module, Debug)]
+pub struct Transformer<B: Backend> {
+    /// `[vocab_size, n_embd]`
+    pub embedding: Param<Tensor<B, 2>>,
+    /// `[context, n_embd]`, where positions are learned
+    pub positions: Option<Param<Tensor<B, 2>>>,
+    /// In order.
+    pub blocks: Vec<Block<B>>,
+    /// Before the head.
+    pub norm: Norm<B>,
+    /// `[vocab_size, n_embd]`; absent where the head is the embedding
+    pub head: Option<Linear<B>>,
+    rope: Option<Rope<B>>,
+    dropout: Dropout,
+    #[module(skip)]
+    config: Config,
+}
+
+impl<B: Backend> Transformer<B> {
+    /// A model with random weights that follow from the seed alone, on whichever backend.
+    ///
+    /// # Panics
+    /// If the config does not [validate](Config::validate).
+    pub fn init(config: &Config, seed: u64, device: &B::Device) -> Self {
+        Self::with_deviation(config, INIT_STD, &mut Rng::new(seed), device)
+    }
+
+    /// A model whose matrices are zero, to be filled from a file.
+    pub(crate) fn empty(config: &Config, device: &B::Device) -> Self {
+        Self::with_deviation(config, 0.0, &mut Rng::new(0), device)
+    }
+
+    fn with_deviation(config: &Config, std: f64, rng: &mut Rng, device: &B::Device) -> Self {
+        config.validate().expect("a validated config");
+        let (v, c) = (config.vocab_size, config.n_embd);
+        let table = |n, rng: &mut Rng| Param::from_tensor(linear::normal([n, c], std, rng, device));
+        Self {
+            embedding: table(v, rng),
+            positions: (config.position == Position::Learned).then(|| table(config.context, rng)),
+            blocks: (0..config.n_layer).map(|_| Block::init(config, std, rng, device)).collect(),
+            norm: Norm::init(config, device),
+            head: (!config.tie_embeddings).then(|| Linear::init(v, c, false, std, rng, device)),
+            rope: Rope::init(config, device),
+            dropout: DropoutConfig::new(config.dropout).init(),
+            config: config.clone(),
+        }
+    }
+
+    /// What the model is made of.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// The device the weights are on.
+    pub fn device(&self) -> B::Device {
+        self.embedding.val().device()
+    }
+}
+
+impl<B: FusedOps> Transformer<B> {
+    /// Logits of every position of every sequence.
+    ///
+    /// # Shapes
+    /// - `ids`: `[batch, seq_len]`, `seq_len` at most the context
+    /// - output: `[batch * seq_len, vocab_size]`
+    pub fn forward(&self, ids: Tensor<B, 2, Int>) -> Tensor<B, 2> {
+        let [batch, _] = ids.dims();
+        let mut x = self.dropout.forward(self.embed(ids, 0));
+        for block in &self.blocks {
+            x = block.forward(x, batch, self.rope.as_ref());
+        }
+        self.logits(x)
+    }
+
+    /// Cross-entropy against the next ids, summed over the targets that are not negative and
+    /// multiplied by `scale` (1 / their number gives the mean).
+    ///
+    /// # Shapes
+    /// - `ids`: `[batch, seq_len]`
+    /// - `targets`: `[batch * seq_len]`; negative ones do not count
+    /// - output: `[1]`
+    pub fn loss(&self, ids: Tensor<B, 2, Int>, targets: Tensor<B, 1, Int>, scale: f64) -> Tensor<B, 1> {
+        ops::cross_entropy(self.forward(ids), targets, scale as f32)
+    }
+
+    /// Logits of the new positions, which follow those in the cache.
+    ///
+    /// # Shapes
+    /// - `ids`: `[batch, seq_len]`
+    /// - output: `[batch * seq_len, vocab_size]`
+    ///
+    /// # Panics
+    /// If the cache has no room for `seq_len` more positions: the caller counts, see
+    /// [`Cache::capacity`].
+    pub fn forward_cached(&self, ids: Tensor<B, 2, Int>, cache: &mut Cache<B>) -> Tensor<B, 2> {
+        self.logits(self.hidden_cached(ids, cache))
+    }
+
+    /// As [`forward_cached`](Self::forward_cached), but the logits of the last position alone.
+    ///
+    /// # Shapes
+    /// - `ids`: `[batch, seq_len]`
+    /// - output: `[batch, vocab_size]`
+    pub fn next_logits(&self, ids: Tensor<B, 2, Int>, cache: &mut Cache<B>) -> Tensor<B, 2> {
+        let [batch, seq_len] = ids.dims();
+        let x = self.hidden_cached(ids, cache);
+        let x = x.reshape([batch, seq_len, self.config.n_embd]).narrow(1, seq_len - 1, 1);
+        self.logits(x.reshape([batch, self.config.n_embd]))
+    }
+
+    fn hidden_cached(&self, ids: Tensor<B, 2, Int>, cache: &mut Cache<B>) -> Tensor<B, 2> {
+        let [batch, seq_len] = ids.dims();
+        let start = cache.len;
+        assert!(
+            batch == cache.batch() && start + seq_len <= cache.capacity(),
+            "cache of {} x {} positions, {start} used: no room for {batch} x {seq_len}",
+            cache.batch(),
+            cache.capacity()
+        );
+        let mut x = self.embed(ids, start);
+        for (block, layer) in self.blocks.iter().zip(&mut cache.layers) {
+            x = block.forward_cached(x, batch, start, self.rope.as_ref(), layer);
+        }
+        cache.len += seq_len;
+        x
+    }
+
+    /// `[batch, seq_len]` ids at `start` to `[batch * seq_len, n_embd]`.
+    fn embed(&self, ids: Tensor<B, 2, Int>, start: usize) -> Tensor<B, 2> {
+        let [batch, seq_len] = ids.dims();
+        assert!(
+            start + seq_len <= self.config.context,
+            "position {} is past the context of {}",
+            start + seq_len,
+            self.config.context
+        );
+        let x = self.embedding.val().select(0, ids.reshape([batch * seq_len]));
+        match &self.positions {
+            Some(table) => {
+                let c = self.config.n_embd;
+                let p = table.val().narrow(0, start, seq_len).unsqueeze::<3>();
+                (x.reshape([batch, seq_len, c]) + p).reshape([batch * seq_len, c])
+            }
+            None => x,
+        }
+    }
+
+    /// `[rows, n_embd]` to `[rows, vocab_size]`.
+    fn logits(&self, x: Tensor<B, 2>) -> Tensor<B, 2> {
+        let x = self.norm.forward(x);
+        match &self.head {
+            Some(head) => head.forward(x),
+            None => ops::linear(x, self.embedding.val()),
+        }
+    }
+}

@@ -1,0 +1,213 @@
+//! Weights in safetensors files (the Hugging Face format: a JSON header, then the tensors' bytes).
+//!
+//! Reading goes through a memory map, tensor by tensor; writing produces one tensor at a time.
+
+use std::borrow::Cow;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::io;
+use std::path::Path;
+
+use burn::module::{ModuleMapper, ModuleVisitor, Param};
+use burn::prelude::*;
+use burn::tensor::{bf16, f16};
+use kernels::mmap::Mmap;
+use safetensors::tensor::{Dtype, SafeTensors, View};
+
+use super::{Error, names};
+use crate::config::Config;
+use crate::transformer::Transformer;
+
+/// Writes all parameters as F32, with `metadata` in the header.
+///
+/// # Errors
+/// [`Error::Io`] if the file system refuses.
+pub fn save<B: Backend>(
+    model: &Transformer<B>,
+    path: &Path,
+    metadata: &BTreeMap<String, String>,
+) -> Result<(), Error> {
+    let mut collector = Collector { path: Vec::new(), config: model.config(), pieces: Vec::new() };
+    model.visit(&mut collector);
+    let mut header: HashMap<String, String> = metadata.clone().into_iter().collect();
+    // transformers refuses files that do not say which framework's layout they have.
+    header.insert("format".into(), "pt".into());
+    write(collector.pieces, header, path)
+}
+
+/// Writes named f32 tensors as one safetensors file, atomically.
+///
+/// # Errors
+/// [`Error::Io`] if the file system refuses.
+pub fn write(
+    tensors: Vec<(String, F32Tensor)>,
+    metadata: HashMap<String, String>,
+    path: &Path,
+) -> Result<(), Error> {
+    let bytes = safetensors::serialize(tensors, Some(metadata))
+        .map_err(|e| Error::Io { path: path.into(), source: io::Error::other(e.to_string()) })?;
+    crate::files::write_atomic(path, |f| io::Write::write_all(f, &bytes))
+        .map_err(|source| Error::Io { path: path.into(), source })
+}
+
+/// Elements and shape of a tensor that is to be written.
+#[derive(Debug)]
+pub struct F32Tensor {
+    /// Row-major.
+    pub values: Vec<f32>,
+    /// One number per dimension.
+    pub shape: Vec<usize>,
+}
+
+impl View for F32Tensor {
+    fn dtype(&self) -> Dtype {
+        Dtype::F32
+    }
+
+    fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+
+    fn data(&self) -> Cow<'_, [u8]> {
+        self.values.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>().into()
+    }
+
+    fn data_len(&self) -> usize {
+        4 * self.values.len()
+    }
+}
+
+/// The elements of a tensor on the host.
+pub fn values<B: Backend, const D: usize>(tensor: &Tensor<B, D>) -> Vec<f32> {
+    tensor.to_data().convert::<f32>().into_vec().expect("converted to f32")
+}
+
+struct Collector<'a> {
+    path: Vec<String>,
+    config: &'a Config,
+    pieces: Vec<(String, F32Tensor)>,
+}
+
+impl<B: Backend> ModuleVisitor<B> for Collector<'_> {
+    fn enter_module(&mut self, name: &str, _: &str) {
+        self.path.push(name.to_owned());
+    }
+
+    fn exit_module(&mut self, _: &str, _: &str) {
+        self.path.pop();
+    }
+
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<B, D>>) {
+        let tensor = param.val();
+        let shape = tensor.dims();
+        let width: usize = shape[1..].iter().product();
+        let mut rest = &values(&tensor)[..];
+        for piece in names::pieces(&self.path.join("."), shape[0], self.config) {
+            let (values, below) = rest.split_at(piece.rows * width);
+            rest = below;
+            let shape = [&[piece.rows], &shape[1..]].concat();
+            self.pieces.push((piece.name, F32Tensor { values: values.to_vec(), shape }));
+        }
+    }
+}
+
+/// Replaces all parameters of `model` by those in a file, which must hold exactly these.
+///
+/// # Errors
+/// [`Error`] names the file and the tensor at fault.
+pub fn load<B: Backend>(
+    model: Transformer<B>,
+    path: &Path,
+    device: &B::Device,
+) -> Result<Transformer<B>, Error> {
+    let io_error = |source| Error::Io { path: path.into(), source };
+    let map = Mmap::open(path).map_err(io_error)?;
+    let file = SafeTensors::deserialize(&map)
+        .map_err(|e| Error::Format { path: path.into(), why: e.to_string() })?;
+    let config = model.config().clone();
+    let unused = file.names().into_iter().map(str::to_owned).collect();
+    let mut filler = Filler {
+        path: Vec::new(),
+        file_path: path,
+        file,
+        config,
+        device: device.clone(),
+        unused,
+        error: None,
+    };
+    let model = model.map(&mut filler);
+    match (filler.error, filler.unused.pop_first()) {
+        (Some(error), _) => Err(error),
+        (None, Some(name)) => Err(Error::Unused { path: path.into(), name }),
+        (None, None) => Ok(model),
+    }
+}
+
+struct Filler<'a, B: Backend> {
+    path: Vec<String>,
+    file_path: &'a Path,
+    file: SafeTensors<'a>,
+    config: Config,
+    device: B::Device,
+    unused: BTreeSet<String>,
+    error: Option<Error>,
+}
+
+impl<B: Backend> Filler<'_, B> {
+    /// All pieces of the parameter at the current path, one below the other.
+    fn read(&mut self, shape: &[usize]) -> Result<Vec<f32>, Error> {
+        let mut values = Vec::with_capacity(shape.iter().product());
+        for piece in names::pieces(&self.path.join("."), shape[0], &self.config) {
+            let (path, name) = (self.file_path.to_path_buf(), piece.name);
+            let Ok(view) = self.file.tensor(&name) else { return Err(Error::Missing { path, name }) };
+            let expected = [&[piece.rows], &shape[1..]].concat();
+            if view.shape() != expected {
+                return Err(Error::Shape { path, name, found: view.shape().to_vec(), expected });
+            }
+            extend(&mut values, view.dtype(), view.data()).map_err(|dtype| Error::Dtype {
+                path,
+                name: name.clone(),
+                dtype,
+            })?;
+            self.unused.remove(&name);
+        }
+        Ok(values)
+    }
+}
+
+/// Appends little-endian floats; the error is the name of a type that is not one.
+fn extend(values: &mut Vec<f32>, dtype: Dtype, bytes: &[u8]) -> Result<(), String> {
+    match dtype {
+        Dtype::F32 => values.extend(bytes.as_chunks().0.iter().map(|&b| f32::from_le_bytes(b))),
+        Dtype::F16 => values.extend(bytes.as_chunks().0.iter().map(|&b| f16::from_le_bytes(b).to_f32())),
+        Dtype::BF16 => values.extend(bytes.as_chunks().0.iter().map(|&b| bf16::from_le_bytes(b).to_f32())),
+        other => return Err(format!("{other:?}")),
+    }
+    Ok(())
+}
+
+impl<B: Backend> ModuleMapper<B> for Filler<'_, B> {
+    fn enter_module(&mut self, name: &str, _: &str) {
+        self.path.push(name.to_owned());
+    }
+
+    fn exit_module(&mut self, _: &str, _: &str) {
+        self.path.pop();
+    }
+
+    fn map_float<const D: usize>(&mut self, param: Param<Tensor<B, D>>) -> Param<Tensor<B, D>> {
+        let (id, tensor, mapper) = param.consume();
+        let shape = tensor.dims();
+        let tensor = match self.error.is_none().then(|| self.read(&shape)) {
+            Some(Ok(values)) => {
+                let data = TensorData::new(values, shape);
+                Tensor::from_data(data, &self.device).set_require_grad(tensor.is_require_grad())
+            }
+            Some(Err(error)) => {
+                self.error = Some(error);
+                tensor
+            }
+            None => tensor,
+        };
+        Param::from_mapped_value(id, tensor, mapper)
+    }
+}

@@ -1,0 +1,148 @@
+//! Generating with a cache: the logits are those without one, bit for bit, and the cache's memory is
+//! written in place.
+
+use burn::prelude::*;
+use burn::tensor::ops::FloatTensor;
+use model::rng::Rng;
+use model::{Cache, FusedOps, Transformer};
+
+use crate::cases::{self, Ids};
+use crate::numbers::{bits, primitive};
+
+on_cpu!(
+    cached_equals_uncached,
+    next_logits_are_those_of_the_last_position,
+    after_truncating_another_text_can_follow,
+    the_memory_stays_where_it_is,
+);
+
+const SEQ_LEN: usize = 150;
+
+/// Logits of a text fed in pieces of the given lengths, in the order of `forward`.
+fn in_pieces<B: FusedOps>(model: &Transformer<B>, ids: &Ids, pieces: &[usize]) -> Vec<u32> {
+    let mut cache = Cache::new(model.config(), ids.batch, ids.seq_len, &Default::default());
+    let vocab_size = model.config().vocab_size;
+    let mut logits = vec![0; ids.batch * ids.seq_len * vocab_size];
+    let mut start = 0;
+    for &n in pieces {
+        let new = bits(model.forward_cached(ids.positions(start..start + n).tensor(), &mut cache));
+        for (b, new) in new.chunks(n * vocab_size).enumerate() {
+            let at = (b * ids.seq_len + start) * vocab_size;
+            logits[at..at + new.len()].copy_from_slice(new);
+        }
+        start += n;
+        assert_eq!(cache.len(), start);
+    }
+    assert_eq!(start, ids.seq_len, "the pieces make up the text");
+    logits
+}
+
+fn equal_pieces(n: usize) -> Vec<usize> {
+    (0..SEQ_LEN).step_by(n).map(|start| n.min(SEQ_LEN - start)).collect()
+}
+
+fn random_pieces(rng: &mut Rng) -> Vec<usize> {
+    let mut pieces = Vec::new();
+    let mut left = SEQ_LEN;
+    while left > 0 {
+        // Mostly short ones, to which other kernels apply than to long ones.
+        let max = [1, 4, 9, 70][rng.below(4) as usize];
+        let n = (1 + rng.below(max) as usize).min(left);
+        pieces.push(n);
+        left -= n;
+    }
+    pieces
+}
+
+fn cached_equals_uncached<B: FusedOps>() {
+    let rng = &mut Rng::new(1);
+    for config in cases::all() {
+        let model = cases::lively::<B>(&config, 2);
+        for batch in [1, 3] {
+            let ids = Ids::random(&config, batch, SEQ_LEN, 3);
+            let whole = bits(model.forward(ids.tensor()));
+            let equal = [1, 2, 7, 64, SEQ_LEN].map(equal_pieces);
+            let random = std::iter::repeat_with(|| random_pieces(rng)).take(3);
+            for pieces in equal.into_iter().chain(random) {
+                assert!(in_pieces(&model, &ids, &pieces) == whole, "batch {batch}, {pieces:?}, {config:?}");
+            }
+        }
+    }
+}
+
+fn next_logits_are_those_of_the_last_position<B: FusedOps>() {
+    for config in cases::all() {
+        let model = cases::lively::<B>(&config, 4);
+        let ids = Ids::random(&config, 3, 20, 5);
+        let mut cache = Cache::new(&config, 3, 20, &Default::default());
+        let next = bits(model.next_logits(ids.tensor(), &mut cache));
+        let all = model.forward(ids.tensor()).reshape([3, 20, config.vocab_size]).narrow(1, 19, 1);
+        assert!(next == bits(all), "{config:?}");
+    }
+}
+
+fn after_truncating_another_text_can_follow<B: FusedOps>() {
+    for config in cases::all() {
+        let model = cases::lively::<B>(&config, 6);
+        let (first, second) = (Ids::random(&config, 2, 40, 7), Ids::random(&config, 2, 25, 8));
+        let mut cache = Cache::new(&config, 2, 60, &Default::default());
+        let _ = model.forward_cached(first.tensor(), &mut cache);
+        cache.truncate(30);
+        cache.truncate(50); // There is nothing to bring back.
+        assert_eq!(cache.len(), 30);
+        let after = bits(model.forward_cached(second.tensor(), &mut cache));
+
+        let rows = (0..2)
+            .flat_map(|b| [first.sequence(b).positions(0..30).values, second.sequence(b).values].concat());
+        let joined = Ids { batch: 2, seq_len: 55, values: rows.collect() };
+        let whole = model.forward(joined.tensor()).reshape([2, 55, config.vocab_size]);
+        assert!(after == bits(whole.narrow(1, 30, 25)), "{config:?}");
+    }
+}
+
+fn the_memory_stays_where_it_is<B: FusedOps + Address>() {
+    for config in cases::all() {
+        let model = cases::lively::<B>(&config, 9);
+        let ids = Ids::random(&config, 2, 56, 10);
+        let mut cache = Cache::new(&config, 2, 100, &Default::default());
+        let before = addresses(&cache);
+        let _ = model.forward_cached(ids.positions(0..6).tensor(), &mut cache);
+        for t in 6..56 {
+            let _ = model.next_logits(ids.positions(t..t + 1).tensor(), &mut cache);
+        }
+        assert_eq!(before, addresses(&cache), "after 50 tokens");
+        cache.truncate(6);
+        let _ = model.forward_cached(ids.positions(6..56).tensor(), &mut cache);
+        assert_eq!(before, addresses(&cache), "after going back and on");
+    }
+}
+
+/// Where the keys and the values of each layer lie. The handles are gone on return, or the next step
+/// would have to copy.
+fn addresses<B: Address>(cache: &Cache<B>) -> Vec<[usize; 2]> {
+    let n_layer = 2; // As all cases have.
+    let layers = (0..n_layer).map(|i| cache.layer(i));
+    layers.map(|(k, v)| [k, v].map(|t| B::address(&primitive(t)))).collect()
+}
+
+/// Where a tensor's elements lie.
+trait Address: Backend {
+    fn address(t: &FloatTensor<Self>) -> usize;
+}
+
+#[cfg(feature = "flex")]
+impl Address for burn::backend::Flex {
+    fn address(t: &FloatTensor<Self>) -> usize {
+        t.storage::<f32>().as_ptr() as usize
+    }
+}
+
+#[cfg(feature = "ndarray")]
+impl Address for burn::backend::NdArray {
+    fn address(t: &FloatTensor<Self>) -> usize {
+        match t {
+            burn::backend::ndarray::NdArrayTensor::F32(storage) => storage.view().as_ptr() as usize,
+            other => panic!("an f32 tensor, not {other:?}"),
+        }
+    }
+}

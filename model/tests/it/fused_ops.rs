@@ -1,0 +1,421 @@
+//! Each fused operation against its reference: the override's forward and backward, the reference's own
+//! backward, and the derivative that Burn finds of the reference's forward. All three agree.
+//!
+//! The reference runs on Flex, whichever backend is tested: NdArray's `recip`, which the derivative of a
+//! division is made of, is the processor's estimate of 12 bits.
+//!
+//! Besides, what "by value" promises: views are read as what they show, and a tensor that someone else
+//! still holds is not changed.
+
+use burn::backend::Autodiff;
+use burn::prelude::*;
+use burn::tensor::ops::{FloatTensor, IntTensor};
+use model::ops::{self, AdamW, Attended, AttentionDims, Gelu, NormSpec, reference};
+use model::position::Rope;
+use model::rng::Rng;
+use model::{Config, FusedOps};
+
+use crate::numbers::{assert_close, bits, normal, primitive, tensor, values};
+
+/// Where the reference runs.
+#[cfg(feature = "flex")]
+pub type Oracle = burn::backend::Flex;
+#[cfg(not(feature = "flex"))]
+pub type Oracle = burn::backend::NdArray;
+
+/// Relative to the largest element.
+const TOLERANCE: f32 = if cfg!(feature = "flex") { 1e-5 } else { 1e-3 };
+
+on_cpu!(
+    linear,
+    norm,
+    gelu,
+    swiglu,
+    attention,
+    cached_attention,
+    cross_entropy,
+    adamw,
+    sum_of_squares,
+    views_are_read_as_what_they_show,
+    what_another_handle_holds_is_not_changed,
+);
+
+/// A number from `1..=max`.
+fn up_to(rng: &mut Rng, max: u64) -> usize {
+    1 + rng.below(max) as usize
+}
+
+/// What the upstream gradient is in all tests: random, but the same for the same shape.
+fn upstream<B: Backend>(shape: [usize; 2]) -> Tensor<B, 2> {
+    normal(&mut Rng::new(99), shape)
+}
+
+/// The same numbers as a primitive of the oracle.
+fn oracle<B: Backend, const D: usize>(x: &Tensor<B, D>) -> FloatTensor<Oracle> {
+    primitive(Tensor::<Oracle, D>::from_data(x.to_data(), &Default::default()))
+}
+
+/// The value of `f` and the gradients of its inputs.
+fn derive<B: FusedOps, const N: usize>(
+    inputs: [Tensor<B, 2>; N],
+    f: impl Fn([Tensor<Autodiff<B>, 2>; N]) -> FloatTensor<Autodiff<B>>,
+) -> Vec<Vec<f32>> {
+    let inputs = inputs.map(|x| Tensor::from_inner(x).require_grad());
+    let y: Tensor<Autodiff<B>, 2> = tensor(f(inputs.clone()));
+    let grads = (y.clone() * Tensor::from_inner(upstream(y.dims()))).sum().backward();
+    let gradients = inputs.iter().map(|x| values(x.grad(&grads).expect("a gradient")));
+    std::iter::once(values(y)).chain(gradients).collect()
+}
+
+/// Value and gradients of `fused` and of `reference` at the same inputs are close.
+fn assert_same<B: FusedOps, const N: usize>(
+    what: &str,
+    inputs: [&Tensor<B, 2>; N],
+    fused: impl Fn([Tensor<Autodiff<B>, 2>; N]) -> FloatTensor<Autodiff<B>>,
+    reference: impl Fn([Tensor<Autodiff<Oracle>, 2>; N]) -> FloatTensor<Autodiff<Oracle>>,
+) {
+    let got = derive(inputs.map(Tensor::clone), fused);
+    let want = derive(inputs.map(|x| tensor(oracle(x))), reference);
+    for (i, (got, want)) in got.iter().zip(&want).enumerate() {
+        let part = if i == 0 { "value".into() } else { format!("gradient {i}") };
+        assert_close(&format!("{what}: {part}"), got, want, TOLERANCE);
+    }
+}
+
+fn assert_primitives_close<B: Backend>(what: &str, got: FloatTensor<B>, want: FloatTensor<Oracle>) {
+    assert_close(what, &values(tensor::<B, 2>(got)), &values(tensor::<Oracle, 2>(want)), TOLERANCE);
+}
+
+fn linear<B: FusedOps>() {
+    let rng = &mut Rng::new(1);
+    for case in 0..12 {
+        let sizes = if case == 0 { [1, 1, 1] } else { [70, 300, 90].map(|max| up_to(rng, max)) };
+        let [rows, n_in, n_out] = sizes;
+        let what = format!("linear [{rows}, {n_in}] to {n_out}");
+        let (x, w) = (normal::<B, 2>(rng, [rows, n_in]), normal::<B, 2>(rng, [n_out, n_in]));
+        assert_same(
+            &what,
+            [&x, &w],
+            |[x, w]| Autodiff::<B>::fused_linear(primitive(x), primitive(w)),
+            |[x, w]| reference::linear::<Autodiff<Oracle>>(primitive(x), primitive(w)),
+        );
+        let dy = upstream::<B>([rows, n_out]);
+        let want = reference::linear_backward_input::<Oracle>(oracle(&dy), oracle(&w));
+        let got = B::fused_linear_backward_input(primitive(dy.clone()), primitive(w));
+        assert_primitives_close::<B>(&what, got, want);
+        let want = reference::linear_backward_weight::<Oracle>(oracle(&dy), oracle(&x));
+        let got = B::fused_linear_backward_weight(primitive(dy), primitive(x));
+        assert_primitives_close::<B>(&what, got, want);
+    }
+}
+
+fn norm<B: FusedOps>() {
+    let rng = &mut Rng::new(2);
+    for case in 0..12 {
+        let spec = NormSpec { eps: [1e-5, 1e-6, 0.1][case % 3], center: case % 2 == 0 };
+        // Four elements: of two or three near each other the gradient is all cancellation.
+        let (rows, n) = (up_to(rng, 80), 3 + up_to(rng, 130));
+        let what = format!("{spec:?} of [{rows}, {n}]");
+        // A mean that is not zero, as in a residual stream.
+        let x = normal::<B, 2>(rng, [rows, n]).add_scalar(0.7);
+        let w = normal::<B, 2>(rng, [1, n]);
+        assert_same(
+            &what,
+            [&x, &w],
+            |[x, w]| Autodiff::<B>::fused_norm(primitive(x), primitive(w.reshape([n])), spec),
+            |[x, w]| reference::norm::<Autodiff<Oracle>>(primitive(x), primitive(w.reshape([n])), spec),
+        );
+        let (w, dy) = (w.reshape([n]), upstream::<B>([rows, n]));
+        let (want_dx, want_dw) =
+            reference::norm_backward::<Oracle>(oracle(&x), oracle::<B, 1>(&w), spec, oracle(&dy));
+        let (dx, dw) = B::fused_norm_backward(primitive(x), primitive(w), spec, primitive(dy));
+        assert_primitives_close::<B>(&what, dx, want_dx);
+        assert_close(&what, &values(tensor::<B, 1>(dw)), &values(tensor::<Oracle, 1>(want_dw)), TOLERANCE);
+    }
+}
+
+fn gelu<B: FusedOps>() {
+    let rng = &mut Rng::new(3);
+    for kind in [Gelu::Exact, Gelu::Tanh] {
+        for _ in 0..4 {
+            let shape = [up_to(rng, 60), up_to(rng, 60)];
+            let what = format!("{kind:?} gelu of {shape:?}");
+            // Well into both tails.
+            let x = normal::<B, 2>(rng, shape) * 4.0;
+            assert_same(
+                &what,
+                [&x],
+                |[x]| Autodiff::<B>::fused_gelu(primitive(x), kind),
+                |[x]| reference::gelu::<Autodiff<Oracle>>(primitive(x), kind),
+            );
+            let dy = upstream::<B>(shape);
+            let want = reference::gelu_backward::<Oracle>(oracle(&x), kind, oracle(&dy));
+            let got = B::fused_gelu_backward(primitive(x), kind, primitive(dy));
+            assert_primitives_close::<B>(&what, got, want);
+        }
+    }
+}
+
+fn swiglu<B: FusedOps>() {
+    let rng = &mut Rng::new(4);
+    for _ in 0..6 {
+        let (rows, n) = (up_to(rng, 60), up_to(rng, 90));
+        let what = format!("swiglu to [{rows}, {n}]");
+        let x = normal::<B, 2>(rng, [rows, 2 * n]) * 4.0;
+        assert_same(
+            &what,
+            [&x],
+            |[x]| Autodiff::<B>::fused_swiglu(primitive(x)),
+            |[x]| reference::swiglu::<Autodiff<Oracle>>(primitive(x)),
+        );
+        let dy = upstream::<B>([rows, n]);
+        let want = reference::swiglu_backward::<Oracle>(oracle(&x), oracle(&dy));
+        assert_primitives_close::<B>(&what, B::fused_swiglu_backward(primitive(x), primitive(dy)), want);
+    }
+}
+
+/// Random heads and sizes; every second case has rotary positions.
+fn attention_case(rng: &mut Rng, case: usize) -> (AttentionDims, bool) {
+    let rotary = case.is_multiple_of(2);
+    let n_kv_head = [1, 2, 3][case % 3];
+    // A group of 1: as many key heads as query heads.
+    let n_head = [1, 4, 2, 3][case / 2 % 4] * n_kv_head;
+    let head_dim = if rotary { 2 * up_to(rng, 16) } else { up_to(rng, 33) };
+    let seq_len = if case == 0 { 1 } else { up_to(rng, 150) };
+    (AttentionDims { batch: up_to(rng, 3), seq_len, start: 0, n_head, n_kv_head, head_dim }, rotary)
+}
+
+fn tables<B: Backend>(dims: AttentionDims, rotary: bool) -> ops::RopeTables<B> {
+    let context = dims.start + dims.seq_len + 3;
+    let config = Config::new(1, 1, dims.n_head * dims.head_dim, dims.n_head, context);
+    let rope = rotary.then(|| Rope::<B>::init(&config, &Default::default()).expect("the default is rotary"));
+    rope.map(|rope| (primitive(rope.cos), primitive(rope.sin)))
+}
+
+fn attention<B: FusedOps>() {
+    let rng = &mut Rng::new(5);
+    for case in 0..24 {
+        let (dims, rotary) = attention_case(rng, case);
+        let what = format!("{dims:?}, rotary {rotary}");
+        let rows = dims.batch * dims.seq_len;
+        let qkv = normal::<B, 2>(rng, [rows, dims.qkv_width()]) * 1.5;
+        assert_same(
+            &what,
+            [&qkv],
+            |[x]| Autodiff::<B>::fused_attention(primitive(x), tables::<Autodiff<B>>(dims, rotary), dims).out,
+            |[x]| {
+                let tables = tables::<Autodiff<Oracle>>(dims, rotary);
+                reference::attention::<Autodiff<Oracle>>(primitive(x), tables, dims).out
+            },
+        );
+        let (own_tables, want_tables) = (tables::<B>(dims, rotary), tables::<Oracle>(dims, rotary));
+        let want = reference::attention::<Oracle>(oracle(&qkv), want_tables.clone(), dims);
+        let got = B::fused_attention(primitive(qkv), own_tables.clone(), dims);
+        assert_primitives_close::<B>(&what, got.qkv.clone(), want.qkv.clone());
+        assert_close(&what, &lse(&got), &lse(&want), TOLERANCE);
+        let dout = upstream::<B>([rows, dims.n_head * dims.head_dim]);
+        let want = reference::attention_backward::<Oracle>(want, want_tables, dims, oracle(&dout));
+        let got = B::fused_attention_backward(got, own_tables, dims, primitive(dout));
+        assert_primitives_close::<B>(&what, got, want);
+    }
+}
+
+fn lse<B: Backend>(attended: &Attended<B>) -> Vec<f32> {
+    values(tensor::<B, 3>(attended.lse.clone()))
+}
+
+fn cached_attention<B: FusedOps>() {
+    let rng = &mut Rng::new(6);
+    for case in 0..24 {
+        let (dims, rotary) = attention_case(rng, case);
+        let seq_len = if case % 4 < 2 { 1 } else { dims.seq_len };
+        let dims = AttentionDims { start: rng.below(140) as usize, seq_len, ..dims };
+        // What lies past the new positions is left from before and must not matter.
+        let capacity = dims.start + seq_len + rng.below(9) as usize;
+        let shape = [dims.batch, dims.n_kv_head, capacity, dims.head_dim];
+        let (k, v) = (normal::<B, 4>(rng, shape), normal::<B, 4>(rng, shape));
+        let qkv = normal::<B, 2>(rng, [dims.batch * seq_len, dims.qkv_width()]);
+
+        let cache = (oracle(&k), oracle(&v));
+        let want =
+            reference::cached_attention::<Oracle>(oracle(&qkv), tables::<Oracle>(dims, rotary), cache, dims);
+        let cache = (primitive(k), primitive(v));
+        let got = B::fused_cached_attention(primitive(qkv), tables::<B>(dims, rotary), cache, dims);
+        let (got, want) = (output_keys_values::<B>(got), output_keys_values::<Oracle>(want));
+        for (got, want) in got.iter().zip(&want) {
+            assert_close(&format!("{dims:?}, rotary {rotary}"), got, want, TOLERANCE);
+        }
+    }
+}
+
+fn output_keys_values<B: Backend>(
+    (out, (k, v)): (FloatTensor<B>, (FloatTensor<B>, FloatTensor<B>)),
+) -> [Vec<f32>; 3] {
+    [values(tensor::<B, 2>(out)), values(tensor::<B, 4>(k)), values(tensor::<B, 4>(v))]
+}
+
+fn targets<B: Backend>(ids: &[i32]) -> IntTensor<B> {
+    Tensor::<B, 1, Int>::from_data(TensorData::from(ids), &Default::default()).into_primitive()
+}
+
+/// A loss `[1]` as `[1, 1]`.
+fn square<B: Backend>(loss: FloatTensor<B>) -> FloatTensor<B> {
+    primitive(tensor::<B, 1>(loss).reshape([1, 1]))
+}
+
+fn cross_entropy<B: FusedOps>() {
+    let rng = &mut Rng::new(7);
+    for case in 0..9 {
+        let (rows, vocab_size) = (up_to(rng, 70), 1 + up_to(rng, 600));
+        let what = format!("case {case}, [{rows}, {vocab_size}]");
+        // Case 1: nothing counts. Others: about every third row does not.
+        let ids: Vec<i32> = (0..rows)
+            .map(|_| if case == 1 || rng.below(3) == 0 { -1 } else { rng.below(vocab_size as u64) as i32 })
+            .collect();
+        let logits = normal::<B, 2>(rng, [rows, vocab_size]) * [1.0, 1.0, 30.0][case % 3];
+        let scale = 1.0 / rows as f32;
+        assert_same(
+            &what,
+            [&logits],
+            |[x]| {
+                let targets = targets::<Autodiff<B>>(&ids);
+                square::<Autodiff<B>>(Autodiff::<B>::fused_cross_entropy(primitive(x), targets, scale).0)
+            },
+            |[x]| {
+                let targets = targets::<Autodiff<Oracle>>(&ids);
+                let (loss, _) = reference::cross_entropy::<Autodiff<Oracle>>(primitive(x), targets, scale);
+                square::<Autodiff<Oracle>>(loss)
+            },
+        );
+        let (_, want) = reference::cross_entropy::<Oracle>(oracle(&logits), targets::<Oracle>(&ids), scale);
+        let (_, got) = B::fused_cross_entropy(primitive(logits), targets::<B>(&ids), scale);
+        assert_primitives_close::<B>(&what, got, want);
+    }
+}
+
+fn adamw<B: FusedOps>() {
+    let rng = &mut Rng::new(8);
+    // More than one task's worth of elements in the last case.
+    for shape in [[1, 1], [7, 13], [130, 150]] {
+        let zeros = Tensor::<B, 2>::zeros(shape, &Default::default());
+        let start = normal::<B, 2>(rng, shape);
+        let mut want = (oracle(&start), (oracle(&zeros), oracle(&zeros)));
+        let mut got = (primitive(start), (primitive(zeros.clone()), primitive(zeros)));
+        for step in 1..=5 {
+            let step = AdamW {
+                lr: 0.01,
+                beta1: 0.9,
+                beta2: 0.95,
+                eps: 1e-8,
+                weight_decay: 0.1,
+                step,
+                grad_scale: 0.5,
+            };
+            let grad = normal::<B, 2>(rng, shape);
+            want = reference::adamw::<Oracle>(want.0, oracle(&grad), want.1, step);
+            got = B::fused_adamw(got.0, primitive(grad), got.1, step);
+        }
+        assert_primitives_close::<B>("parameter", got.0, want.0);
+        assert_primitives_close::<B>("first moment", got.1.0, want.1.0);
+        assert_primitives_close::<B>("second moment", got.1.1, want.1.1);
+    }
+}
+
+fn sum_of_squares<B: FusedOps>() {
+    for shape in [[1, 1], [7, 13], [300, 170]] {
+        let x = normal::<B, 2>(&mut Rng::new(9), shape);
+        let exact: f64 = values(x.clone()).iter().map(|&x| f64::from(x).powi(2)).sum();
+        let by_reference = reference::sum_of_squares::<Oracle>(oracle(&x));
+        let sums = [B::fused_sum_of_squares(primitive(x)), by_reference];
+        assert!(sums.iter().all(|sum| (sum / exact - 1.0).abs() < 1e-5), "{sums:?}, not {exact}");
+    }
+}
+
+/// Three ways to see `x` in a buffer that is not laid out like it, and `x` itself.
+fn views<B: Backend>(x: &Tensor<B, 2>) -> [Tensor<B, 2>; 4] {
+    let [rows, cols] = x.dims();
+    let below = Tensor::cat(vec![x.clone() * 2.0, x.clone(), x.clone() * 3.0], 0).narrow(0, rows, rows);
+    let beside = Tensor::cat(vec![x.clone() * 2.0, x.clone(), x.clone() * 3.0], 1).narrow(1, cols, cols);
+    // Made anew from numbers, so that the transposed tensor really lies column by column.
+    let turned = TensorData::new(values(x.clone().transpose()), [cols, rows]);
+    let turned = Tensor::from_data(turned, &x.device()).transpose();
+    [x.clone(), below, beside, turned]
+}
+
+/// Runs `f` on every view of `x`: the results are those for `x` itself, bit for bit.
+fn assert_views_agree<B: Backend>(
+    what: &str,
+    x: &Tensor<B, 2>,
+    f: impl Fn(FloatTensor<B>) -> FloatTensor<B>,
+) {
+    let [own, views @ ..] = views(x).map(|x| bits(tensor::<B, 2>(f(primitive(x)))));
+    for view in views {
+        assert!(view == own, "{what} of a view");
+    }
+}
+
+fn views_are_read_as_what_they_show<B: FusedOps>() {
+    let rng = &mut Rng::new(10);
+    let (rows, n) = (6, 24);
+    let x: Tensor<B, 2> = normal(rng, [rows, n]);
+    let w: Tensor<B, 2> = normal(rng, [9, n]);
+    let gain = || primitive(normal::<B, 1>(&mut Rng::new(11), [n]));
+    let spec = NormSpec { eps: 1e-5, center: true };
+    let dims = AttentionDims { batch: 2, seq_len: 3, start: 0, n_head: 2, n_kv_head: 1, head_dim: 6 };
+    let own = || primitive(x.clone());
+
+    assert_views_agree("linear, x", &x, |x| B::fused_linear(x, primitive(w.clone())));
+    assert_views_agree("linear, w", &w, |w| B::fused_linear(own(), w));
+    let dy: Tensor<B, 2> = normal(rng, [rows, 9]);
+    assert_views_agree("linear backward, dy", &dy, |dy| {
+        B::fused_linear_backward_input(dy, primitive(w.clone()))
+    });
+    assert_views_agree("linear backward, x", &x, |x| {
+        B::fused_linear_backward_weight(primitive(dy.clone()), x)
+    });
+    assert_views_agree("norm", &x, |x| B::fused_norm(x, gain(), spec));
+    assert_views_agree("norm backward, x", &x, |x| B::fused_norm_backward(x, gain(), spec, own()).0);
+    assert_views_agree("norm backward, dy", &x, |dy| B::fused_norm_backward(own(), gain(), spec, dy).0);
+    assert_views_agree("gelu", &x, |x| B::fused_gelu(x, Gelu::Exact));
+    assert_views_agree("gelu backward", &x, |dy| B::fused_gelu_backward(own(), Gelu::Tanh, dy));
+    assert_views_agree("swiglu", &x, |x| B::fused_swiglu(x));
+    let half: Tensor<B, 2> = normal(rng, [rows, n / 2]);
+    assert_views_agree("swiglu backward", &half, |dy| B::fused_swiglu_backward(own(), dy));
+    assert_views_agree("attention", &x, |x| B::fused_attention(x, tables::<B>(dims, true), dims).out);
+    assert_views_agree("attention backward", &half, |dy| {
+        B::fused_attention_backward(
+            B::fused_attention(own(), tables::<B>(dims, true), dims),
+            tables::<B>(dims, true),
+            dims,
+            dy,
+        )
+    });
+    let class = || targets::<B>(&[0, -1, 2, 3, 4, 23]);
+    assert_views_agree("cross entropy", &x, |x| B::fused_cross_entropy(x, class(), 1.0).1);
+    let moments = || (own(), primitive(x.clone() * x.clone()));
+    assert_views_agree("adamw, parameter", &x, |x| B::fused_adamw(x, own(), moments(), step()).0);
+    assert_views_agree("adamw, gradient", &x, |x| B::fused_adamw(own(), x, moments(), step()).0);
+    assert_views_agree("adamw, moment", &x, |m| B::fused_adamw(own(), own(), (m, moments().1), step()).1.0);
+}
+
+fn step() -> AdamW {
+    AdamW { lr: 0.1, beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.1, step: 3, grad_scale: 1.0 }
+}
+
+fn what_another_handle_holds_is_not_changed<B: FusedOps>() {
+    let rng = &mut Rng::new(12);
+    let x: Tensor<B, 2> = normal(rng, [6, 24]);
+    let square = x.clone() * x.clone();
+    let cache: Tensor<B, 4> = normal(rng, [2, 1, 5, 6]);
+    let before = (bits(x.clone()), bits(square.clone()), bits(cache.clone()));
+
+    let dims = AttentionDims { batch: 2, seq_len: 3, start: 1, n_head: 2, n_kv_head: 1, head_dim: 6 };
+    let own = || primitive(x.clone());
+    let shared = (primitive(cache.clone()), primitive(cache.clone()));
+    let _ = B::fused_cached_attention(own(), tables::<B>(dims, true), shared, dims);
+    let _ = B::fused_attention(own(), tables::<B>(dims, true), AttentionDims { start: 0, ..dims });
+    let _ = B::fused_cross_entropy(own(), targets::<B>(&[0, 1, 2, 3, 4, -1]), 1.0);
+    let _ = B::fused_adamw(own(), own(), (own(), primitive(square.clone())), step());
+
+    assert!(before == (bits(x), bits(square), bits(cache)));
+}
