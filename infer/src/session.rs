@@ -1,0 +1,239 @@
+//! One sequence, one model, one cache.
+//!
+//! A [`Session`] remembers the ids whose keys and values its cache holds. A prompt that begins with them,
+//! as every turn of a conversation does, costs only its new part.
+
+use std::ops::ControlFlow;
+use std::time::{Duration, Instant};
+
+use burn::prelude::*;
+use model::{Cache, FusedOps, Transformer};
+
+use crate::sampler::{NotANumber, Sampler};
+
+/// Why generation ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FinishReason {
+    /// The model gave a stop token, or the caller saw a stop string.
+    Stop,
+    /// The wanted number of tokens is reached.
+    Length,
+    /// The context is full.
+    Context,
+}
+
+impl FinishReason {
+    /// The name that OpenAI's API has for it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Stop => "stop",
+            Self::Length | Self::Context => "length",
+        }
+    }
+}
+
+/// What one call generated.
+#[derive(Clone, Debug)]
+pub struct Generated {
+    /// The new ids, without the stop token.
+    pub ids: Vec<u32>,
+    /// Why it ended.
+    pub finish_reason: FinishReason,
+    /// From the call to the first token.
+    pub time_to_first_token: Duration,
+    /// For all tokens after the first.
+    pub decode_time: Duration,
+}
+
+impl Generated {
+    /// Rate of the tokens after the first, which the prompt's time does not touch; 0 if there are none.
+    pub fn tokens_per_s(&self) -> f64 {
+        let n = self.ids.len().saturating_sub(1) as f64;
+        if n == 0.0 { 0.0 } else { n / self.decode_time.as_secs_f64().max(1e-9) }
+    }
+}
+
+/// Why nothing could be generated.
+#[derive(Debug, thiserror::Error, PartialEq)]
+pub enum Error {
+    /// There is nothing to continue.
+    #[error("the prompt is empty: a model continues at least one token")]
+    EmptyPrompt,
+    /// The prompt leaves no room.
+    #[error("the prompt has {prompt} tokens, the context holds {context}: shorten the prompt")]
+    PromptTooLong {
+        /// Tokens of the prompt.
+        prompt: usize,
+        /// Positions the session has.
+        context: usize,
+    },
+    /// An id of the prompt is not in the vocabulary.
+    #[error(
+        "token id {id} is not in the model's vocabulary of {vocab_size}: the tokenizer belongs to another model"
+    )]
+    UnknownId {
+        /// The id.
+        id: u32,
+        /// Number of ids the model knows.
+        vocab_size: usize,
+    },
+    /// The model computes nonsense.
+    #[error(transparent)]
+    NotANumber(#[from] NotANumber),
+}
+
+/// A model at work on one sequence.
+#[derive(Debug)]
+pub struct Session<'a, B: Backend> {
+    model: &'a Transformer<B>,
+    cache: Cache<B>,
+    ids: Vec<u32>,
+}
+
+impl<'a, B: FusedOps> Session<'a, B> {
+    /// An empty session of up to `context` positions (at most the model's context).
+    pub fn new(model: &'a Transformer<B>, context: usize) -> Self {
+        let cache = Cache::new(model.config(), 1, context, &model.device());
+        Self { model, cache, ids: Vec::new() }
+    }
+
+    /// Positions that fit.
+    pub fn context(&self) -> usize {
+        self.cache.capacity()
+    }
+
+    /// Continues `prompt` by up to `n` tokens, ending at a token of `stop`. Each new token is shown to
+    /// `on_token`, which may break off.
+    ///
+    /// # Errors
+    /// [`Error`] if the prompt cannot be continued.
+    pub fn generate(
+        &mut self,
+        prompt: &[u32],
+        n: usize,
+        stop: &[u32],
+        sampler: &mut Sampler,
+        mut on_token: impl FnMut(u32) -> ControlFlow<()>,
+    ) -> Result<Generated, Error> {
+        self.check(prompt)?;
+        let begin = Instant::now();
+        let mut seen = prompt.to_vec();
+        let mut first_token = None;
+        let finish_reason = loop {
+            if seen.len() - prompt.len() == n {
+                break FinishReason::Length;
+            }
+            if seen.len() > self.context() {
+                break FinishReason::Context;
+            }
+            let logits = self.next_logits(&seen);
+            let id = sampler.sample(&logits, &seen)?;
+            first_token.get_or_insert_with(Instant::now);
+            if stop.contains(&id) {
+                break FinishReason::Stop;
+            }
+            seen.push(id);
+            if on_token(id).is_break() {
+                break FinishReason::Stop;
+            }
+        };
+        let first_token = first_token.unwrap_or(begin);
+        Ok(Generated {
+            ids: seen.split_off(prompt.len()),
+            finish_reason,
+            time_to_first_token: first_token - begin,
+            decode_time: first_token.elapsed(),
+        })
+    }
+
+    /// Logits after `ids`; only those that the cache does not hold are computed.
+    fn next_logits(&mut self, ids: &[u32]) -> Vec<f32> {
+        let same = ids.iter().zip(&self.ids).take_while(|(a, b)| a == b).count();
+        // The last id is computed even if it is known: its logits were not kept.
+        let known = same.min(ids.len() - 1);
+        self.cache.truncate(known);
+        self.ids.truncate(known);
+        let new = ids[known..].iter().map(|&id| id as i32).collect::<Vec<_>>();
+        let shape = [1, new.len()];
+        let input = Tensor::from_data(TensorData::new(new, shape), &self.model.device());
+        let logits = self.model.next_logits(input, &mut self.cache);
+        self.ids.extend_from_slice(&ids[known..]);
+        model::weights::safetensors::values(&logits)
+    }
+
+    fn check(&self, prompt: &[u32]) -> Result<(), Error> {
+        let (context, vocab_size) = (self.context(), self.model.config().vocab_size);
+        if prompt.is_empty() {
+            return Err(Error::EmptyPrompt);
+        }
+        if prompt.len() > context {
+            return Err(Error::PromptTooLong { prompt: prompt.len(), context });
+        }
+        match prompt.iter().find(|&&id| id as usize >= vocab_size) {
+            Some(&id) => Err(Error::UnknownId { id, vocab_size }),
+            None => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use burn::backend::Flex;
+    use model::Config;
+
+    use super::*;
+    use crate::sampler::Sampling;
+
+    fn tiny() -> Transformer<Flex> {
+        Transformer::init(&Config::new(50, 2, 32, 4, 24), 1, &Default::default())
+    }
+
+    fn run(session: &mut Session<'_, Flex>, prompt: &[u32], n: usize, seed: u64) -> Generated {
+        let mut sampler = Sampler::new(Sampling { seed, ..Sampling::default() }).expect("valid");
+        session.generate(prompt, n, &[], &mut sampler, |_| ControlFlow::Continue(())).expect("generated")
+    }
+
+    #[test]
+    fn a_used_session_gives_what_a_fresh_one_gives() {
+        let model = tiny();
+        let mut used = Session::new(&model, 24);
+        for (prompt, seed) in [(&[1, 2, 3][..], 5), (&[1, 2, 3, 4][..], 6), (&[9][..], 7), (&[9][..], 7)] {
+            let fresh = run(&mut Session::new(&model, 24), prompt, 8, seed).ids;
+            assert_eq!(run(&mut used, prompt, 8, seed).ids, fresh, "prompt {prompt:?}");
+        }
+    }
+
+    #[test]
+    fn ends_at_the_count_at_the_context_at_a_stop_token_and_on_request() {
+        let model = tiny();
+        let mut session = Session::new(&model, 24);
+        let all = run(&mut session, &[1], 10, 3);
+        assert_eq!((all.ids.len(), all.finish_reason), (10, FinishReason::Length));
+        // The last position's logits still give a token, which itself has no position any more.
+        let full = run(&mut session, &[1], 100, 3);
+        assert_eq!((full.ids.len(), full.finish_reason), (24, FinishReason::Context));
+        let mut sampler = Sampler::new(Sampling { seed: 3, ..Sampling::default() }).expect("valid");
+        let stopped = session
+            .generate(&[1], 10, &[all.ids[4]], &mut sampler, |_| ControlFlow::Continue(()))
+            .expect("generated");
+        let first = all.ids.iter().position(|id| *id == all.ids[4]).expect("there");
+        assert_eq!((&stopped.ids[..], stopped.finish_reason), (&all.ids[..first], FinishReason::Stop));
+        let mut sampler = Sampler::new(Sampling { seed: 3, ..Sampling::default() }).expect("valid");
+        let broken =
+            session.generate(&[1], 10, &[], &mut sampler, |_| ControlFlow::Break(())).expect("generated");
+        assert_eq!(broken.ids, all.ids[..1]);
+    }
+
+    #[test]
+    fn prompts_that_cannot_be_continued_say_why() {
+        let model = tiny();
+        let mut session = Session::new(&model, 8);
+        let mut sampler = Sampler::new(Sampling::greedy()).expect("valid");
+        let mut error = |prompt: &[u32]| {
+            session.generate(prompt, 1, &[], &mut sampler, |_| ControlFlow::Continue(())).unwrap_err()
+        };
+        assert_eq!(error(&[]), Error::EmptyPrompt);
+        assert_eq!(error(&[0; 9]), Error::PromptTooLong { prompt: 9, context: 8 });
+        assert_eq!(error(&[1, 50]), Error::UnknownId { id: 50, vocab_size: 50 });
+    }
+}
