@@ -1,0 +1,211 @@
+//! The run's folder: everything a run writes, and the lock that keeps a second trainer out.
+//!
+//! ```text
+//! run.ron            the effective config
+//! run.lock           held while a process trains here
+//! tokenizer.json
+//! data/              token shards
+//! metrics.jsonl      one line a step, one an evaluation
+//! samples.txt        texts generated on the way
+//! checkpoints/       step-N, each whole in itself
+//! model/             the best model in the Hugging Face layout, ready to use
+//! ```
+
+use std::collections::BTreeMap;
+use std::fs::{self, File, OpenOptions, TryLockError};
+use std::io::{self, Write};
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+
+use burn::backend::Autodiff;
+use infer::{Sampler, Sampling, Session};
+use model::{FusedOps, files, weights};
+use tokenizer::Tokenizer;
+use tokenizer::chat::{ChatFormat, JINJA};
+
+use crate::checkpoint::{self, State};
+use crate::config::{RunConfig, SampleConfig};
+use crate::error::Error;
+use crate::log::{EvalLine, Place, RunLog, StepLine};
+use crate::optim::AdamW;
+use crate::report::Report;
+use crate::step_loop::Lm;
+
+/// An open run folder.
+pub struct RunFolder {
+    dir: PathBuf,
+    tokenizer: Tokenizer,
+    samples: SampleConfig,
+    log: RunLog,
+    /// Samples of the current phase per epoch, and per step: for the fraction of the epoch.
+    epoch: (usize, usize),
+    keep: usize,
+    _lock: File,
+}
+
+/// Takes the lock of a run folder, which must exist.
+///
+/// # Errors
+/// [`Error::RunFolder`] if another process trains there.
+pub fn lock(dir: &Path) -> Result<File, Error> {
+    let path = dir.join("run.lock");
+    let file =
+        OpenOptions::new().create(true).truncate(false).write(true).open(&path).map_err(Error::io(&path))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => Err(Error::RunFolder(format!(
+            "another process is training in `{}`: wait for it, or choose another folder with --set out=DIR",
+            dir.display()
+        ))),
+        Err(TryLockError::Error(e)) => Err(Error::io(&path)(e)),
+    }
+}
+
+impl RunFolder {
+    /// The folder of a run that stands at `step`, whose lock is held.
+    ///
+    /// # Errors
+    /// If the log cannot be opened.
+    pub fn new(config: &RunConfig, tokenizer: Tokenizer, step: usize, lock: File) -> Result<Self, Error> {
+        let dir = config.out();
+        let log = RunLog::open(&dir.join("metrics.jsonl"), step)?;
+        let samples = config.samples.clone();
+        Ok(Self { dir, tokenizer, samples, log, epoch: (1, 1), keep: 1, _lock: lock })
+    }
+
+    /// Sets what differs between phases: samples per epoch and per step, checkpoints to keep.
+    pub fn begin_phase(&mut self, per_epoch: usize, per_step: usize, keep: usize) {
+        self.epoch = (per_epoch, per_step);
+        self.keep = keep;
+    }
+
+    /// The run's tokenizer.
+    pub fn tokenizer(&self) -> &Tokenizer {
+        &self.tokenizer
+    }
+
+    /// Where checkpoints are.
+    pub fn checkpoints(&self) -> PathBuf {
+        self.dir.join("checkpoints")
+    }
+
+    /// Where the usable model is.
+    pub fn model_dir(&self) -> PathBuf {
+        self.dir.join("model")
+    }
+
+    fn place(&self, state: &State) -> Place {
+        let (per_epoch, per_step) = self.epoch;
+        let epoch = (state.phase_step * per_step) as f64 / per_epoch as f64;
+        let State { step, phase, tokens, elapsed_s, .. } = *state;
+        Place { step, phase, epoch, tokens, elapsed_s }
+    }
+
+    /// Logs a step.
+    ///
+    /// # Errors
+    /// What the file system says.
+    pub fn log_step(&mut self, state: &State, report: &Report) -> Result<(), Error> {
+        let Report { loss, lr, grad_norm, tokens_per_s } = *report;
+        self.log.write(&StepLine { place: self.place(state), loss, lr, grad_norm, tokens_per_s })
+    }
+
+    /// Logs an evaluation.
+    ///
+    /// # Errors
+    /// What the file system says.
+    pub fn log_evaluation(&mut self, state: &State, loss: f64) -> Result<(), Error> {
+        self.log.write(&EvalLine { place: self.place(state), valid_loss: loss, valid_perplexity: loss.exp() })
+    }
+
+    /// Appends the continuation of each prompt to `samples.txt`.
+    ///
+    /// # Errors
+    /// If the model cannot go on, or the file system refuses.
+    pub fn sample<B: FusedOps>(&mut self, state: &State, model: &Lm<B>) -> Result<(), Error> {
+        let mut session = Session::new(&model.transformer, model.transformer.config().context);
+        let mut text = format!("--- step {} ---\n", state.step);
+        for prompt in &self.samples.prompts {
+            let sampling = Sampling {
+                temperature: self.samples.temperature,
+                seed: state.step as u64,
+                ..Sampling::default()
+            };
+            let mut sampler = Sampler::new(sampling).expect("checked with the config");
+            let ids = self.tokenizer.encode_with_special(prompt);
+            let stop: Vec<u32> = self.tokenizer.eos_id().into_iter().collect();
+            let generated = session
+                .generate(&ids, self.samples.tokens, &stop, &mut sampler, |_| ControlFlow::Continue(()))?;
+            text += &format!("{prompt}{}\n", self.tokenizer.decode(&generated.ids)?);
+        }
+        let path = self.dir.join("samples.txt");
+        let append = || OpenOptions::new().create(true).append(true).open(&path)?.write_all(text.as_bytes());
+        append().map_err(Error::io(&path))
+    }
+
+    /// Saves a checkpoint and drops those that are not to be kept.
+    ///
+    /// # Errors
+    /// What the file system says; older checkpoints stay.
+    pub fn save<B: FusedOps>(
+        &mut self,
+        state: &State,
+        model: &Lm<Autodiff<B>>,
+        optim: &AdamW<B>,
+    ) -> Result<(), Error> {
+        let dir = self.checkpoints();
+        checkpoint::save(&dir, model, optim, state)?;
+        checkpoint::prune(&dir, self.keep, state.best.map(|(_, step)| step))
+    }
+
+    /// Writes the usable model: weights, tokenizer and the files other programs expect beside them.
+    ///
+    /// # Errors
+    /// What the file system says.
+    pub fn export<B: FusedOps>(&self, model: &Lm<B>, state: &State) -> Result<(), Error> {
+        let dir = self.model_dir();
+        files::create_dir(&dir).map_err(Error::io(&dir))?;
+        self.tokenizer.save(dir.join("tokenizer.json"))?;
+        let chat = ChatFormat::new(&self.tokenizer).is_ok();
+        let eos = self.tokenizer.eos_id();
+        let name = eos.and_then(|id| self.tokenizer.id_to_token(id));
+        let mut tokenizer_config = serde_json::json!({
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "model_max_length": model.transformer.config().context,
+            "eos_token": name,
+            "clean_up_tokenization_spaces": false,
+        });
+        if chat {
+            tokenizer_config["chat_template"] = JINJA.into();
+        }
+        write_json(&dir.join("tokenizer_config.json"), &tokenizer_config)?;
+        write_json(&dir.join("generation_config.json"), &serde_json::json!({ "eos_token_id": eos }))?;
+        let mut metadata = BTreeMap::from([("step".to_owned(), state.step.to_string())]);
+        if let Some((loss, _)) = state.best {
+            metadata.insert("valid_loss".into(), loss.to_string());
+        }
+        Ok(weights::save(&model.transformer, &dir, &metadata)?)
+    }
+}
+
+fn write_json(path: &Path, value: &serde_json::Value) -> Result<(), Error> {
+    files::write_atomic(path, |f| Ok(serde_json::to_writer_pretty(f, value)?)).map_err(Error::io(path))
+}
+
+/// Removes all that a run has written, and nothing else. The lock must be held.
+///
+/// # Errors
+/// What the file system says.
+pub fn clear(dir: &Path) -> Result<(), Error> {
+    // The config goes last: as long as it is there, the folder is known to be a run's.
+    for name in ["checkpoints", "model", "data", "metrics.jsonl", "samples.txt", "tokenizer.json", "run.ron"]
+    {
+        let path = dir.join(name);
+        let removed = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
+        match removed {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(Error::io(&path)(e)),
+            _ => {}
+        }
+    }
+    Ok(())
+}
