@@ -1,0 +1,285 @@
+//! The command line: verbs and flags as plain values.
+
+use std::path::PathBuf;
+
+use clap::{Args as ClapArgs, Parser, Subcommand};
+use model::backend::Kind;
+
+/// Train, run and serve language models on your own machine.
+#[derive(Debug, Parser)]
+#[command(version, disable_help_subcommand = true)]
+pub struct Args {
+    /// What to do
+    #[command(subcommand)]
+    pub verb: Verb,
+
+    /// Threads to use [default: all cores]
+    #[arg(short, long, global = true, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    pub threads: Option<u16>,
+
+    /// Where to compute: cuda, wgpu, flex or ndarray [default: the fastest usable]
+    #[arg(long, global = true, value_name = "NAME")]
+    pub backend: Option<Kind>,
+
+    /// No progress and no notes on stderr, only errors
+    #[arg(short, long, global = true)]
+    pub quiet: bool,
+}
+
+/// What the program can do.
+#[derive(Debug, Subcommand)]
+pub enum Verb {
+    /// Train a model by a config
+    Train(Train),
+    /// Say what follows from a config, before anything runs
+    Plan(Plan),
+    /// Continue a text
+    Generate(Generate),
+    /// Talk to a model
+    Chat(Chat),
+    /// Write the logits of a sequence of token ids
+    Logits(Logits),
+    /// Train and use tokenizers
+    #[command(subcommand)]
+    Tokenizer(Tokenizer),
+    /// Measure speed and memory
+    #[command(subcommand)]
+    Bench(Bench),
+    /// Say which backends work here, and what the machine has
+    Doctor(Doctor),
+}
+
+/// A run config and changes to it.
+#[derive(Debug, ClapArgs)]
+pub struct Config {
+    /// Config file: RON, or JSON, YAML or TOML by its extension
+    pub config: PathBuf,
+
+    /// Change a key, as in `train.lr=1e-3` or `data.paths=["src"]`; may be repeated
+    #[arg(long, value_name = "PATH=VALUE")]
+    pub set: Vec<String>,
+}
+
+/// `flint train`
+#[derive(Debug, ClapArgs)]
+pub struct Train {
+    #[command(flatten)]
+    pub config: Config,
+
+    /// Continue the run in its folder from its newest whole checkpoint
+    #[arg(long, conflicts_with = "overwrite")]
+    pub resume: bool,
+
+    /// Replace the run in its folder
+    #[arg(long)]
+    pub overwrite: bool,
+
+    /// Plain lines instead of the dashboard
+    #[arg(long)]
+    pub plain: bool,
+
+    /// The outcome as JSON on stdout
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `flint plan`
+#[derive(Debug, ClapArgs)]
+pub struct Plan {
+    #[command(flatten)]
+    pub config: Config,
+
+    /// As JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// How to pick tokens.
+#[derive(Debug, ClapArgs)]
+pub struct SamplingArgs {
+    /// Below 1 more certain, above 1 more varied, 0 always the most probable token
+    #[arg(long, default_value_t = 0.8, value_name = "T")]
+    pub temperature: f32,
+
+    /// Only the K most probable tokens; 0 for all
+    #[arg(long, default_value_t = 0, value_name = "K")]
+    pub top_k: usize,
+
+    /// Only the fewest tokens whose probabilities reach P
+    #[arg(long, default_value_t = 1.0, value_name = "P")]
+    pub top_p: f32,
+
+    /// Only tokens at least P times as probable as the most probable
+    #[arg(long, default_value_t = 0.0, value_name = "P")]
+    pub min_p: f32,
+
+    /// Make tokens already there less probable; 1 for not
+    #[arg(long, default_value_t = 1.0, value_name = "R")]
+    pub repetition_penalty: f32,
+
+    /// Same seed, same text
+    #[arg(long, default_value_t = 0, value_name = "S")]
+    pub seed: u64,
+
+    /// End before this string; may be repeated
+    #[arg(long, value_name = "TEXT")]
+    pub stop: Vec<String>,
+
+    /// Most tokens to generate
+    #[arg(short = 'n', long = "tokens", default_value_t = 256, value_name = "N")]
+    pub n: usize,
+}
+
+/// `flint generate`
+#[derive(Debug, ClapArgs)]
+pub struct Generate {
+    /// Model or run folder
+    pub model: PathBuf,
+
+    /// Text to continue; `-` reads it from stdin
+    #[arg(short, long, allow_hyphen_values = true)]
+    pub prompt: String,
+
+    /// Put the prompt to the model as a user's message
+    #[arg(long)]
+    pub chat: bool,
+
+    #[command(flatten)]
+    pub sampling: SamplingArgs,
+
+    /// Text, ids and timings as JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `flint chat`
+#[derive(Debug, ClapArgs)]
+pub struct Chat {
+    /// Model or run folder
+    pub model: PathBuf,
+
+    /// Instructions for the whole conversation
+    #[arg(long, value_name = "TEXT")]
+    pub system: Option<String>,
+
+    #[command(flatten)]
+    pub sampling: SamplingArgs,
+}
+
+/// `flint logits`
+#[derive(Debug, ClapArgs)]
+pub struct Logits {
+    /// Model or run folder
+    pub model: PathBuf,
+
+    /// Token ids
+    #[arg(long, value_delimiter = ',', required = true, value_name = "ID,ID,…")]
+    pub ids: Vec<u32>,
+
+    /// NumPy file to write: float32 [positions, vocabulary]
+    #[arg(short, long, value_name = "FILE")]
+    pub out: PathBuf,
+}
+
+/// `flint tokenizer`
+#[derive(Debug, Subcommand)]
+pub enum Tokenizer {
+    /// Train a vocabulary
+    Train(TokenizerTrain),
+    /// Text to ids
+    Encode(TokenizerEncode),
+    /// Ids to text
+    Decode(TokenizerDecode),
+}
+
+/// `flint tokenizer train`
+#[derive(Debug, ClapArgs)]
+pub struct TokenizerTrain {
+    /// Text files, folders or globs
+    #[arg(required = true)]
+    pub files: Vec<String>,
+
+    /// Most ids, special tokens and bytes included
+    #[arg(long, default_value_t = 32_768, value_name = "N")]
+    pub vocab_size: usize,
+
+    /// How text is cut into words: gpt2 or gpt4
+    #[arg(long, default_value = "gpt4", value_name = "NAME")]
+    pub split: String,
+
+    /// One id per character instead of byte pairs
+    #[arg(long, conflicts_with = "split")]
+    pub char: bool,
+
+    /// Where to write `tokenizer.json`
+    #[arg(short, long, value_name = "FILE")]
+    pub out: PathBuf,
+}
+
+/// `flint tokenizer encode`
+#[derive(Debug, ClapArgs)]
+pub struct TokenizerEncode {
+    /// `tokenizer.json`, or a model or run folder
+    pub tokenizer: PathBuf,
+
+    /// Text file [default: stdin]
+    pub file: Option<PathBuf>,
+
+    /// One array of ids
+    #[arg(long)]
+    pub json: bool,
+
+    /// One JSON string a line in, one array of ids a line out
+    #[arg(long, conflicts_with = "json")]
+    pub jsonl: bool,
+
+    /// Add no beginning or end token (these tokenizers add none anyway)
+    #[arg(long)]
+    pub no_special: bool,
+
+    /// Special tokens that the text spells become their ids; without it they stay text
+    #[arg(long)]
+    pub parse_special: bool,
+}
+
+/// `flint tokenizer decode`
+#[derive(Debug, ClapArgs)]
+pub struct TokenizerDecode {
+    /// `tokenizer.json`, or a model or run folder
+    pub tokenizer: PathBuf,
+
+    /// One array of ids a line in, one JSON string a line out; without it, ids between spaces or commas
+    /// in, the text out
+    #[arg(long)]
+    pub jsonl: bool,
+}
+
+/// `flint bench`
+#[derive(Debug, Subcommand)]
+pub enum Bench {
+    /// Training steps of a config, nothing kept
+    Train(BenchTrain),
+}
+
+/// `flint bench train`
+#[derive(Debug, ClapArgs)]
+pub struct BenchTrain {
+    #[command(flatten)]
+    pub config: Config,
+
+    /// Steps to time, after 2 that are not counted
+    #[arg(long, default_value_t = 10, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub steps: u32,
+
+    /// As JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `flint doctor`
+#[derive(Debug, ClapArgs)]
+pub struct Doctor {
+    /// As JSON
+    #[arg(long)]
+    pub json: bool,
+}

@@ -1,0 +1,113 @@
+//! `flint generate`
+
+use std::io::Read;
+use std::ops::ControlFlow;
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+use infer::{FinishReason, Sampler, Sampling, Session, TextStream};
+use model::FusedOps;
+use model::backend::Job;
+use serde_json::json;
+use tokenizer::Tokenizer;
+use tokenizer::chat::{ChatFormat, Message, Role};
+
+use super::Common;
+use crate::{args, loading, output};
+
+pub fn run(args: args::Generate, common: Common) -> Result<ExitCode> {
+    common.on_backend(Run { args, common })
+}
+
+struct Run {
+    args: args::Generate,
+    common: Common,
+}
+
+/// The flags as what the sampler takes.
+pub fn sampling(args: &args::SamplingArgs) -> Sampling {
+    Sampling {
+        temperature: args.temperature,
+        top_k: args.top_k,
+        top_p: args.top_p,
+        min_p: args.min_p,
+        repetition_penalty: args.repetition_penalty,
+        seed: args.seed,
+    }
+}
+
+/// The prompt's ids, and the ids that end the answer.
+fn prompt(args: &args::Generate, tokenizer: &Tokenizer) -> Result<(Vec<u32>, Vec<u32>)> {
+    let mut text = args.prompt.clone();
+    if text == "-" {
+        text.clear();
+        std::io::stdin().read_to_string(&mut text).context("cannot read the prompt from stdin")?;
+    }
+    let mut stop: Vec<u32> = tokenizer.eos_id().into_iter().collect();
+    if !args.chat {
+        return Ok((tokenizer.encode(&text), stop));
+    }
+    let format = ChatFormat::new(tokenizer).context("this model was not trained to chat")?;
+    stop.push(format.stop_id());
+    Ok((format.render(tokenizer, &[Message::new(Role::User, text)], true)?.ids, stop))
+}
+
+impl Job for Run {
+    type Output = Result<ExitCode>;
+
+    fn run<B: FusedOps>(self, device: B::Device) -> Result<ExitCode> {
+        let Self { args, common } = self;
+        let mut sampler = Sampler::new(sampling(&args.sampling))?;
+        let dir = loading::model_dir(&args.model)?;
+        let tokenizer = loading::tokenizer(&dir)?;
+        let (ids, stop) = prompt(&args, &tokenizer)?;
+        let model = loading::model::<B>(&dir, &device)?;
+        let mut session = Session::new(&model, model.config().context);
+        let mut stream = TextStream::new(&tokenizer, &args.sampling.stop);
+        let mut whole = String::new();
+        let mut failed = None;
+        let mut show = |part: &str| {
+            whole.push_str(part);
+            if args.json { Ok(()) } else { output::text(part) }
+        };
+        let generated = session.generate(&ids, args.sampling.n, &stop, &mut sampler, |id| {
+            let shown = stream.push(id).map_err(anyhow::Error::from).and_then(|part| Ok(show(&part)?));
+            match shown {
+                Ok(()) if stream.stopped() => ControlFlow::Break(()),
+                Ok(()) => ControlFlow::Continue(()),
+                Err(e) => {
+                    failed = Some(e);
+                    ControlFlow::Break(())
+                }
+            }
+        })?;
+        if let Some(error) = failed {
+            return Err(error);
+        }
+        show(&stream.finish())?;
+        let ttft_ms = generated.time_to_first_token.as_secs_f64() * 1e3;
+        if args.json {
+            output::json(&json!({
+                "text": whole,
+                "ids": generated.ids,
+                "prompt_tokens": ids.len(),
+                "completion_tokens": generated.ids.len(),
+                "finish_reason": generated.finish_reason.name(),
+                "ttft_ms": ttft_ms,
+                "tokens_per_s": generated.tokens_per_s(),
+            }))?;
+            return Ok(ExitCode::SUCCESS);
+        }
+        output::line("")?;
+        if generated.finish_reason == FinishReason::Context {
+            common.note(&format!("the context of {} tokens is full: the text ends here", session.context()));
+        }
+        common.note(&format!(
+            "{} tokens of prompt, {} new; first token after {ttft_ms:.1} ms, then {:.1} tokens/s",
+            ids.len(),
+            generated.ids.len(),
+            generated.tokens_per_s()
+        ));
+        Ok(ExitCode::SUCCESS)
+    }
+}

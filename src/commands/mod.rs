@@ -1,0 +1,72 @@
+//! One file per verb.
+
+mod bench;
+mod chat;
+mod doctor;
+mod generate;
+mod logits;
+mod plan;
+mod tokenizer;
+mod train;
+
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+use model::backend::{self, Job, Kind};
+
+use crate::args::{Args, Bench, Verb};
+
+/// What holds for every verb.
+#[derive(Clone, Copy, Debug)]
+pub struct Common {
+    /// Where to compute, if asked for.
+    backend: Option<Kind>,
+    /// Whether to say nothing but results and errors.
+    quiet: bool,
+}
+
+impl Common {
+    /// Runs `job` on the backend asked for, else on the fastest usable.
+    fn on_backend<T, J: Job<Output = Result<T>>>(&self, job: J) -> Result<T> {
+        backend::dispatch(self.backend()?, job)?
+    }
+
+    fn backend(&self) -> Result<Kind> {
+        match self.backend {
+            Some(kind) => Ok(kind),
+            None => Ok(Kind::fastest()?),
+        }
+    }
+
+    /// Tells a person something, unless asked not to.
+    fn note(&self, text: &str) {
+        if !self.quiet {
+            crate::output::note(text);
+        }
+    }
+}
+
+/// Does what the command line says.
+pub fn run(args: Args) -> Result<ExitCode> {
+    if let Some(threads) = args.threads {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads.into());
+        pool.build_global().context("cannot start the threads")?;
+    }
+    // On a thread of the pool: from outside, every parallel kernel would begin and end with putting this
+    // thread to sleep and waking it, which is half the time of a small model.
+    rayon::scope(|_| dispatch(args))
+}
+
+fn dispatch(args: Args) -> Result<ExitCode> {
+    let common = Common { backend: args.backend, quiet: args.quiet };
+    match args.verb {
+        Verb::Train(args) => train::run(&args, common),
+        Verb::Plan(args) => plan::run(&args, common),
+        Verb::Generate(args) => generate::run(args, common),
+        Verb::Chat(args) => chat::run(args, common),
+        Verb::Logits(args) => logits::run(args, common),
+        Verb::Tokenizer(verb) => tokenizer::run(verb, common),
+        Verb::Bench(Bench::Train(args)) => bench::train(&args, common),
+        Verb::Doctor(args) => doctor::run(&args, common),
+    }
+}

@@ -1,0 +1,36 @@
+//! The program `flint`: from raw text to a working language model, and the model put to use.
+//!
+//! `args` is the command line, `commands` has one file per verb, `config` loads run configs, `output` is
+//! the only place that prints. Everything that computes lives in the crates below.
+
+mod args;
+mod commands;
+mod config;
+mod dashboard;
+mod loading;
+mod output;
+mod progress;
+mod stop;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use mimalloc::MiMalloc;
+
+/// Training allocates and frees large buffers all the time. The system's allocator gives each back to the
+/// kernel and takes page faults for the next; this one keeps them (measured in the commit that added it).
+#[global_allocator]
+static ALLOCATOR: MiMalloc = MiMalloc;
+
+fn main() -> ExitCode {
+    kernels::allocator::keep_freed_memory();
+    let args = args::Args::parse();
+    match commands::run(args) {
+        Ok(code) => code,
+        Err(error) if output::is_broken_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            output::error(&error);
+            ExitCode::from(2)
+        }
+    }
+}

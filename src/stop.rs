@@ -1,0 +1,57 @@
+//! Ctrl-C and termination: the first asks to stop after the step, the second ends at once.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use burn::train::Interrupter;
+use signal_hook::consts::{SIGINT, SIGTERM};
+
+/// Which signal came, if any; shared with the dashboard, whose terminal turns Ctrl-C into a key.
+#[derive(Clone, Debug, Default)]
+pub struct Stop {
+    signal: Arc<AtomicUsize>,
+    armed: Arc<AtomicBool>,
+}
+
+impl Stop {
+    /// Begins to listen; `interrupter` is stopped when a signal comes.
+    pub fn listen(interrupter: Interrupter) -> Result<Self> {
+        let stop = Self::default();
+        for signal in [SIGINT, SIGTERM] {
+            // In this order, so that the first signal arms and only the second one ends the program.
+            signal_hook::flag::register_conditional_shutdown(signal, exit_code(signal), stop.armed.clone())
+                .and_then(|_| signal_hook::flag::register_usize(signal, stop.signal.clone(), signal as usize))
+                .and_then(|_| signal_hook::flag::register(signal, stop.armed.clone()))
+                .context("cannot listen for signals")?;
+        }
+        let signal = stop.signal.clone();
+        std::thread::spawn(move || {
+            while signal.load(Ordering::Relaxed) == 0 {
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            interrupter.stop(Some("signal"));
+        });
+        Ok(stop)
+    }
+
+    /// What a Ctrl-C key means: as the signal. Says whether it is the second one.
+    pub fn key(&self) -> bool {
+        self.signal.store(SIGINT as usize, Ordering::Relaxed);
+        self.armed.swap(true, Ordering::Relaxed)
+    }
+
+    /// The exit code that says by which signal the program ended, if one came.
+    pub fn exit_code(&self) -> Option<u8> {
+        match self.signal.load(Ordering::Relaxed) {
+            0 => None,
+            signal => Some(exit_code(signal as i32) as u8),
+        }
+    }
+}
+
+/// 128 and the signal's number, as shells have it.
+pub fn exit_code(signal: i32) -> i32 {
+    128 + signal
+}
