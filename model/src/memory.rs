@@ -22,7 +22,7 @@ impl Plan {
     /// four projections, the MLP's inner values, the attention's output and row sums, and at the end the
     /// logits.
     pub fn training(config: &Config, batch: usize, seq_len: usize) -> Self {
-        let weights = 4 * config.n_params() as u64;
+        let weights = (config.n_params() as u64).saturating_mul(4);
         let (c, f) = (config.n_embd, config.n_ff());
         let up = if config.mlp == crate::config::MlpKind::SwiGlu { 2 * f } else { f };
         let block = 5 * c + config.qkv_width() + config.n_head + up + f;
@@ -30,14 +30,17 @@ impl Plan {
         Self {
             weights_bytes: weights,
             gradient_bytes: weights,
-            optimizer_bytes: 2 * weights,
-            activation_bytes: (4 * position * batch * seq_len) as u64,
+            optimizer_bytes: weights.saturating_mul(2),
+            activation_bytes: [4, position, batch, seq_len]
+                .iter()
+                .fold(1, |product, &n| product.saturating_mul(n as u64)),
         }
     }
 
     /// All of it.
     pub fn total_bytes(&self) -> u64 {
-        self.weights_bytes + self.gradient_bytes + self.optimizer_bytes + self.activation_bytes
+        let parts = [self.weights_bytes, self.gradient_bytes, self.optimizer_bytes, self.activation_bytes];
+        parts.iter().fold(0, |sum, &part| sum.saturating_add(part))
     }
 }
 

@@ -5,14 +5,13 @@
 //! synced file by file, and appears by one rename. Reading verifies everything; a damaged checkpoint is
 //! reported and the one before it is used.
 
-use std::collections::HashMap;
 use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use burn::backend::Autodiff;
+use burn::tensor::TensorData;
 use model::files;
-use model::weights::safetensors::F32Tensor;
 use model::{FusedOps, weights};
 use safetensors::SafeTensors;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
@@ -105,8 +104,7 @@ fn write<B: FusedOps>(
     remove(scratch)?;
     files::create_dir(scratch).map_err(Error::io(scratch))?;
     weights::save(&model.transformer, scratch, &Default::default())?;
-    let (moments, _) = optim.state();
-    weights::safetensors::write(moments, HashMap::new(), &scratch.join(OPTIMIZER))?;
+    weights::safetensors::write(&optim.state(), &Default::default(), &scratch.join(OPTIMIZER))?;
     write_json(&scratch.join(STATE), state)?;
     let sums = FILES.iter().map(|&name| sum(scratch, name)).collect::<Result<_, _>>()?;
     write_json(&scratch.join(MANIFEST), &Manifest { version: VERSION, step: state.step, files: sums })
@@ -203,8 +201,8 @@ pub fn load_optimizer<B: FusedOps>(
     let damaged = |why: String| Error::Damaged { path: path.clone(), why };
     let file = SafeTensors::deserialize(&bytes).map_err(|e| damaged(e.to_string()))?;
     let tensor = |(name, view): (&str, safetensors::tensor::TensorView<'_>)| {
-        let values = view.data().as_chunks().0.iter().map(|&b| f32::from_le_bytes(b)).collect();
-        (name.to_owned(), F32Tensor { values, shape: view.shape().to_vec() })
+        let values: Vec<f32> = view.data().as_chunks().0.iter().map(|&b| f32::from_le_bytes(b)).collect();
+        (name.to_owned(), TensorData::new(values, view.shape().to_vec()))
     };
     let tensors = file.iter().map(tensor).collect();
     optim

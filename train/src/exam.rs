@@ -54,7 +54,7 @@ pub fn hold<B: FusedOps>(
     tokenizer: &Tokenizer,
 ) -> Result<Vec<Sheet>, Error> {
     let format = ChatFormat::new(tokenizer)?;
-    let mut session = Session::new(model, model.config().context);
+    let mut session = Session::new(model, model.config().context).with_vocabulary(tokenizer.vocab_size());
     let mut sheets = Vec::new();
     for path in &config.paths {
         let data = DataConfig {

@@ -69,6 +69,7 @@ impl RunFolder {
     pub fn new(config: &RunConfig, tokenizer: Tokenizer, step: usize, lock: File) -> Result<Self, Error> {
         let dir = config.out();
         let log = RunLog::open(&dir.join("metrics.jsonl"), step)?;
+        cut_samples(&dir.join("samples.txt"), step)?;
         let samples = config.samples.clone();
         Ok(Self { dir, tokenizer, samples, log, epoch: (1, 1), keep: 1, _lock: lock })
     }
@@ -123,8 +124,9 @@ impl RunFolder {
     /// # Errors
     /// If the model cannot go on, or the file system refuses.
     pub fn sample<B: FusedOps>(&mut self, state: &State, model: &Lm<B>) -> Result<(), Error> {
-        let mut session = Session::new(&model.transformer, model.transformer.config().context);
-        let mut text = format!("--- step {} ---\n", state.step);
+        let mut session = Session::new(&model.transformer, model.transformer.config().context)
+            .with_vocabulary(self.tokenizer.vocab_size());
+        let mut text = format!("{SAMPLE_HEAD}{} ---\n", state.step);
         for prompt in &self.samples.prompts {
             let sampling = Sampling {
                 temperature: self.samples.temperature,
@@ -186,6 +188,24 @@ impl RunFolder {
         }
         Ok(weights::save(&model.transformer, &dir, &metadata)?)
     }
+}
+
+const SAMPLE_HEAD: &str = "--- step ";
+
+/// Drops the samples of steps after `step`: a resumed run writes them again.
+fn cut_samples(path: &Path, step: usize) -> Result<(), Error> {
+    let text = match fs::read_to_string(path) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+        text => text.map_err(Error::io(path))?,
+    };
+    let heads =
+        text.match_indices(SAMPLE_HEAD).filter(|(at, _)| *at == 0 || text.as_bytes()[at - 1] == b'\n');
+    let later = |at: usize| {
+        let number = text[at + SAMPLE_HEAD.len()..].split(' ').next().and_then(|n| n.parse().ok());
+        number.is_some_and(|n: usize| n > step)
+    };
+    let kept = heads.map(|(at, _)| at).find(|&at| later(at)).unwrap_or(text.len());
+    files::write_atomic(path, |f| f.write_all(&text.as_bytes()[..kept])).map_err(Error::io(path))
 }
 
 fn write_json(path: &Path, value: &serde_json::Value) -> Result<(), Error> {

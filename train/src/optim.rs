@@ -14,7 +14,7 @@ use burn::tensor::ops::FloatTensor;
 use burn::tensor::{TensorMetadata, TensorPrimitive};
 use model::FusedOps;
 use model::ops;
-use model::weights::safetensors::F32Tensor;
+use model::weights::safetensors::{Saved, values};
 
 use crate::config::TrainConfig;
 use crate::step_loop::Lm;
@@ -60,19 +60,20 @@ impl<B: FusedOps> AdamW<B> {
         model.map(&mut Updater { optim: self, grads, lr: lr as f32, grad_scale, path: Vec::new() })
     }
 
-    /// Both moments of every parameter by name, and the number of updates done.
-    pub fn state(&self) -> (Vec<(String, F32Tensor)>, u64) {
-        let host = |t: &FloatTensor<B>| {
-            let shape = t.shape().to_vec();
-            let flat = B::float_reshape(t.clone(), [t.shape().num_elements()].into());
-            let tensor = Tensor::<B, 1>::from_primitive(TensorPrimitive::Float(flat));
-            F32Tensor { values: model::weights::safetensors::values(&tensor), shape }
+    /// Both moments of every parameter by name, ready to be written.
+    pub fn state(&self) -> Vec<(String, Saved<'_>)> {
+        let saved = |t: &FloatTensor<B>| {
+            let (shape, t) = (t.shape(), t.clone());
+            let flat = [shape.num_elements()];
+            Saved::new(shape.to_vec(), move || {
+                let flat = B::float_reshape(t.clone(), flat.into());
+                values(&Tensor::<B, 1>::from_primitive(TensorPrimitive::Float(flat)))
+            })
         };
-        let both = self
-            .moments
-            .iter()
-            .flat_map(|(path, (m, v))| [(format!("{path}.m"), host(m)), (format!("{path}.v"), host(v))]);
-        (both.collect(), self.step)
+        let both = |(path, (m, v)): (&String, &(_, _))| {
+            [(format!("{path}.m"), saved(m)), (format!("{path}.v"), saved(v))]
+        };
+        self.moments.iter().flat_map(both).collect()
     }
 
     /// Takes over what [`state`](Self::state) gave. The error names a tensor without its partner.
@@ -81,16 +82,16 @@ impl<B: FusedOps> AdamW<B> {
     /// The name of a tensor that is no moment or lacks the other one.
     pub fn restore(
         &mut self,
-        tensors: Vec<(String, F32Tensor)>,
+        tensors: Vec<(String, TensorData)>,
         step: u64,
         device: &B::Device,
     ) -> Result<(), String> {
-        let mut by_name: BTreeMap<String, F32Tensor> = tensors.into_iter().collect();
+        let mut by_name: BTreeMap<String, TensorData> = tensors.into_iter().collect();
         let mut moments = BTreeMap::new();
         while let Some((name, m)) = by_name.pop_first() {
             let path = name.strip_suffix(".m").ok_or_else(|| name.clone())?;
             let v = by_name.remove(&format!("{path}.v")).ok_or_else(|| name.clone())?;
-            let tensor = |t: F32Tensor| B::float_from_data(TensorData::new(t.values, t.shape), device);
+            let tensor = |data| B::float_from_data(data, device);
             moments.insert(path.to_owned(), (tensor(m), tensor(v)));
         }
         self.step = step;

@@ -102,13 +102,10 @@ pub fn run<B: FusedOps>(
     let (model, state, checkpoint) = match resumed {
         Some((path, state)) => {
             (hooks.notice)(&format!("going on from step {}", state.step));
-            let transformer = weights::load::<Autodiff<B>>(&path, device)?;
-            if transformer.config() != &config.model {
-                return Err(Error::RunFolder(format!(
-                    "`{}` holds another model than the config asks for",
-                    path.display()
-                )));
-            }
+            // Into a model made by the config: a file does not keep what acts in training only (dropout).
+            let transformer = Transformer::<Autodiff<B>>::init(&config.model, config.seed, device);
+            let transformer =
+                weights::safetensors::load(transformer, &path.join("model.safetensors"), device)?;
             (Lm { transformer }, state, Some(path))
         }
         None => {

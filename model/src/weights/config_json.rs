@@ -111,7 +111,9 @@ fn rope_theta(parameters: &Value) -> Result<f64, String> {
     match (&parameters["rope_type"], parameters["rope_theta"].as_f64()) {
         (Value::Null, Some(theta)) => Ok(theta),
         (Value::String(kind), Some(theta)) if kind == "default" => Ok(theta),
-        _ => Err(format!("`rope_parameters` is {parameters}: only `rope_theta` with the default type is read")),
+        _ => {
+            Err(format!("`rope_parameters` is {parameters}: only `rope_theta` with the default type is read"))
+        }
     }
 }
 

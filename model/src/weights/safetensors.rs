@@ -2,16 +2,15 @@
 //!
 //! Reading goes through a memory map, tensor by tensor; writing produces one tensor at a time.
 
-use std::borrow::Cow;
-use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::io;
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::Write;
 use std::path::Path;
 
 use burn::module::{ModuleMapper, ModuleVisitor, Param};
 use burn::prelude::*;
 use burn::tensor::{bf16, f16};
 use kernels::mmap::Mmap;
-use safetensors::tensor::{Dtype, SafeTensors, View};
+use safetensors::tensor::{Dtype, SafeTensors};
 
 use super::{Error, names};
 use crate::config::Config;
@@ -28,51 +27,61 @@ pub fn save<B: Backend>(
 ) -> Result<(), Error> {
     let mut collector = Collector { path: Vec::new(), config: model.config(), pieces: Vec::new() };
     model.visit(&mut collector);
-    let mut header: HashMap<String, String> = metadata.clone().into_iter().collect();
+    let mut metadata = metadata.clone();
     // transformers refuses files that do not say which framework's layout they have.
-    header.insert("format".into(), "pt".into());
-    write(collector.pieces, header, path)
+    metadata.insert("format".into(), "pt".into());
+    write(&collector.pieces, &metadata, path)
 }
 
-/// Writes named f32 tensors as one safetensors file, atomically.
+/// Writes named tensors as one safetensors file, atomically. One tensor at a time is fetched, and the same
+/// tensors give the same bytes: the header is in order of names.
 ///
 /// # Errors
 /// [`Error::Io`] if the file system refuses.
 pub fn write(
-    tensors: Vec<(String, F32Tensor)>,
-    metadata: HashMap<String, String>,
+    tensors: &[(String, Saved<'_>)],
+    metadata: &BTreeMap<String, String>,
     path: &Path,
 ) -> Result<(), Error> {
-    let bytes = safetensors::serialize(tensors, Some(metadata))
-        .map_err(|e| Error::Io { path: path.into(), source: io::Error::other(e.to_string()) })?;
-    crate::files::write_atomic(path, |f| io::Write::write_all(f, &bytes))
-        .map_err(|source| Error::Io { path: path.into(), source })
+    let header = header(tensors, metadata);
+    crate::files::write_atomic(path, |f| {
+        f.write_all(&(header.len() as u64).to_le_bytes())?;
+        f.write_all(header.as_bytes())?;
+        for (_, tensor) in tensors {
+            (tensor.values)().iter().try_for_each(|v| f.write_all(&v.to_le_bytes()))?;
+        }
+        Ok(())
+    })
+    .map_err(|source| Error::Io { path: path.into(), source })
 }
 
-/// Elements and shape of a tensor that is to be written.
-#[derive(Debug)]
-pub struct F32Tensor {
-    /// Row-major.
-    pub values: Vec<f32>,
-    /// One number per dimension.
-    pub shape: Vec<usize>,
+/// The JSON header: metadata, then type, shape and place of each tensor; padded to eight bytes.
+fn header(tensors: &[(String, Saved<'_>)], metadata: &BTreeMap<String, String>) -> String {
+    let mut entries = BTreeMap::from([("__metadata__", serde_json::json!(metadata))]);
+    let mut end = 0;
+    for (name, Saved { shape, .. }) in tensors {
+        let begin = end;
+        end += 4 * shape.iter().product::<usize>();
+        entries.insert(
+            name,
+            serde_json::json!({ "dtype": "F32", "shape": shape, "data_offsets": [begin, end] }),
+        );
+    }
+    let mut header = serde_json::to_string(&entries).expect("plain data");
+    header.extend(std::iter::repeat_n(' ', header.len().next_multiple_of(8) - header.len()));
+    header
 }
 
-impl View for F32Tensor {
-    fn dtype(&self) -> Dtype {
-        Dtype::F32
-    }
+/// A tensor that is to be written as F32; its numbers are fetched when their turn comes.
+pub struct Saved<'a> {
+    shape: Vec<usize>,
+    values: Box<dyn Fn() -> Vec<f32> + 'a>,
+}
 
-    fn shape(&self) -> &[usize] {
-        &self.shape
-    }
-
-    fn data(&self) -> Cow<'_, [u8]> {
-        self.values.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>().into()
-    }
-
-    fn data_len(&self) -> usize {
-        4 * self.values.len()
+impl<'a> Saved<'a> {
+    /// A tensor of this shape whose elements, row-major, `values` gives.
+    pub fn new(shape: Vec<usize>, values: impl Fn() -> Vec<f32> + 'a) -> Self {
+        Self { shape, values: Box::new(values) }
     }
 }
 
@@ -84,7 +93,7 @@ pub fn values<B: Backend, const D: usize>(tensor: &Tensor<B, D>) -> Vec<f32> {
 struct Collector<'a> {
     path: Vec<String>,
     config: &'a Config,
-    pieces: Vec<(String, F32Tensor)>,
+    pieces: Vec<(String, Saved<'a>)>,
 }
 
 impl<B: Backend> ModuleVisitor<B> for Collector<'_> {
@@ -99,13 +108,12 @@ impl<B: Backend> ModuleVisitor<B> for Collector<'_> {
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<B, D>>) {
         let tensor = param.val();
         let shape = tensor.dims();
-        let width: usize = shape[1..].iter().product();
-        let mut rest = &values(&tensor)[..];
+        let mut first = 0;
         for piece in names::pieces(&self.path.join("."), shape[0], self.config) {
-            let (values, below) = rest.split_at(piece.rows * width);
-            rest = below;
+            let rows = tensor.clone().narrow(0, first, piece.rows);
+            first += piece.rows;
             let shape = [&[piece.rows], &shape[1..]].concat();
-            self.pieces.push((piece.name, F32Tensor { values: values.to_vec(), shape }));
+            self.pieces.push((piece.name, Saved::new(shape, move || values(&rows))));
         }
     }
 }
