@@ -31,6 +31,7 @@ pub fn train(args: &args::BenchTrain, common: Common) -> Result<ExitCode> {
     config.data.valid_fraction = config.data.valid_fraction.min(0.5);
     config.samples.interval = 0;
     (config.then, config.exam) = (Vec::new(), None);
+    super::plan::check_memory(&config)?;
     let measured = common.on_backend(Run { config: &config, common });
     std::fs::remove_dir_all(&folder).with_context(|| format!("cannot remove {}", folder.display()))?;
     let Measured { info, ends, cpu_s } = measured?;

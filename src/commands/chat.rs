@@ -33,7 +33,7 @@ impl Job for Run {
         let format = ChatFormat::new(&tokenizer)
             .context("this model was not trained to chat; try `flint generate`")?;
         let model = loading::model::<B>(&dir, &device)?;
-        let session = Session::new(&model, model.config().context);
+        let session = Session::new(&model, model.config().context).with_vocabulary(tokenizer.vocab_size());
         let system: Vec<_> = self.args.system.iter().map(|text| Message::new(Role::System, text)).collect();
         let mut chat = Conversation {
             args: &self.args,

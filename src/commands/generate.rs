@@ -62,7 +62,8 @@ impl Job for Run {
         let tokenizer = loading::tokenizer(&dir)?;
         let (ids, stop) = prompt(&args, &tokenizer)?;
         let model = loading::model::<B>(&dir, &device)?;
-        let mut session = Session::new(&model, model.config().context);
+        let mut session =
+            Session::new(&model, model.config().context).with_vocabulary(tokenizer.vocab_size());
         let mut stream = TextStream::new(&tokenizer, &args.sampling.stop);
         let mut whole = String::new();
         let mut failed = None;

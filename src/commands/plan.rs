@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 use std::time::Instant;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use model::memory::{Plan, cache_bytes_per_token};
 use serde_json::json;
 use train::RunConfig;
@@ -74,6 +74,27 @@ pub fn run(args: &args::Plan, common: Common) -> Result<ExitCode> {
         ))?;
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Refuses a run that cannot fit into this machine, before anything is allocated.
+pub fn check_memory(config: &RunConfig) -> Result<()> {
+    let (config, _) = with_vocabulary(config.clone());
+    let mut system = sysinfo::System::new();
+    system.refresh_memory();
+    let has = system.total_memory();
+    for (prefix, _, train) in config.phases() {
+        let needs =
+            Plan::training(&config.model, train.batch_size, train.seq_len(&config.model)).total_bytes();
+        if needs > has && has > 0 {
+            bail!(
+                "training needs about {} of memory, this machine has {}: lower `{prefix}train.batch_size` or the \
+                 sizes in `model` (`flint plan` shows what each part takes)",
+                mib(needs),
+                mib(has)
+            );
+        }
+    }
+    Ok(())
 }
 
 struct Phase {

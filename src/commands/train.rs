@@ -19,6 +19,7 @@ use crate::{args, config, output};
 
 pub fn run(args: &args::Train, common: Common) -> Result<ExitCode> {
     let config = config::load(&args.config)?;
+    super::plan::check_memory(&config)?;
     let existing = match (args.resume, args.overwrite) {
         (true, _) => Existing::Resume,
         (_, true) => Existing::Overwrite,
