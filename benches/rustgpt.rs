@@ -12,7 +12,10 @@ fn main() {
     let folder = std::env::temp_dir().join(format!("flint-rustgpt-{}", std::process::id()));
     let config = concat!(env!("CARGO_MANIFEST_DIR"), "/configs/rustgpt.ron");
     let mut worst = (53, 0.0_f64);
-    println!("{:>4}  {:>8}  {:>9}  {:>8}  {:>10}  {:>8}", "seed", "wall s", "train s", "tokens", "tokens/s", "score");
+    println!(
+        "{:>4}  {:>8}  {:>9}  {:>8}  {:>10}  {:>8}",
+        "seed", "wall s", "train s", "tokens", "tokens/s", "score"
+    );
     for seed in SEEDS {
         let begin = Instant::now();
         let out = Command::new(env!("CARGO_BIN_EXE_flint"))

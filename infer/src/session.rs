@@ -88,13 +88,19 @@ pub struct Session<'a, B: Backend> {
     model: &'a Transformer<B>,
     cache: Cache<B>,
     ids: Vec<u32>,
+    vocab_size: usize,
 }
 
 impl<'a, B: FusedOps> Session<'a, B> {
     /// An empty session of up to `context` positions (at most the model's context).
     pub fn new(model: &'a Transformer<B>, context: usize) -> Self {
         let cache = Cache::new(model.config(), 1, context, &model.device());
-        Self { model, cache, ids: Vec::new() }
+        Self { model, cache, ids: Vec::new(), vocab_size: model.config().vocab_size }
+    }
+
+    /// Only ids below `n` may be picked: a model may have room for more than its tokenizer names.
+    pub fn with_vocabulary(self, n: usize) -> Self {
+        Self { vocab_size: self.vocab_size.min(n), ..self }
     }
 
     /// Positions that fit.
@@ -158,7 +164,9 @@ impl<'a, B: FusedOps> Session<'a, B> {
         let input = Tensor::from_data(TensorData::new(new, shape), &self.model.device());
         let logits = self.model.next_logits(input, &mut self.cache);
         self.ids.extend_from_slice(&ids[known..]);
-        model::weights::safetensors::values(&logits)
+        let mut logits = model::weights::safetensors::values(&logits);
+        logits.truncate(self.vocab_size);
+        logits
     }
 
     fn check(&self, prompt: &[u32]) -> Result<(), Error> {
