@@ -189,6 +189,9 @@ pub struct ExamConfig {
     pub show: usize,
 }
 
+/// The most sequences of one optimizer step, so that counts of samples stay far from overflow.
+const MAX_SAMPLES: usize = 1 << 20;
+
 fn one() -> u64 {
     1
 }
@@ -308,11 +311,14 @@ impl TrainConfig {
 
     fn validate(&self, prefix: &str, context: usize) -> Result<(), Error> {
         let key = |name: &str| format!("{prefix}{name}");
-        for (name, value) in
-            [("steps", self.steps), ("batch_size", self.batch_size), ("accumulation", self.accumulation)]
-        {
-            if value == 0 || value > 1 << 40 {
-                return Err(Error::config(key(name), value, "must be at least 1"));
+        let sizes = [
+            ("steps", self.steps, 1 << 40),
+            ("batch_size", self.batch_size, MAX_SAMPLES),
+            ("accumulation", self.accumulation, MAX_SAMPLES / self.batch_size.clamp(1, MAX_SAMPLES)),
+        ];
+        for (name, value, most) in sizes {
+            if value == 0 || value > most {
+                return Err(Error::config(key(name), value, format!("must be 1 to {most}")));
             }
         }
         if let Some(seq_len) = self.seq_len.filter(|&n| n == 0 || n > context) {

@@ -20,12 +20,12 @@ pub enum Error {
     #[error(transparent)]
     Model(#[from] model::config::ConfigError),
     /// The file system refused.
-    #[error("{path}: {source}")]
+    #[error("{path}: {cause}")]
     Io {
         /// The file or folder.
         path: PathBuf,
-        /// What the operating system says.
-        source: io::Error,
+        /// What the operating system says; already part of the text, so not a `source` to print again.
+        cause: io::Error,
     },
     /// There is nothing to learn from, or it is not what it should be.
     #[error("data: {0}")]
@@ -72,6 +72,6 @@ impl Error {
 
     pub(crate) fn io(path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
         let path = path.into();
-        move |source| Self::Io { path, source }
+        move |cause| Self::Io { path, cause }
     }
 }

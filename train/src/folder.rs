@@ -212,6 +212,23 @@ fn write_json(path: &Path, value: &serde_json::Value) -> Result<(), Error> {
     files::write_atomic(path, |f| Ok(serde_json::to_writer_pretty(f, value)?)).map_err(Error::io(path))
 }
 
+/// Removes the temporary files of writes that a killed process had begun. The lock must be held.
+///
+/// # Errors
+/// What the file system says.
+pub fn sweep(dir: &Path) -> Result<(), Error> {
+    for dir in [dir.to_owned(), dir.join("model")] {
+        for entry in fs::read_dir(&dir).into_iter().flatten().flatten() {
+            let name = entry.file_name();
+            let name = name.to_string_lossy();
+            if name.starts_with('.') && name.ends_with(".tmp") {
+                fs::remove_file(entry.path()).map_err(Error::io(entry.path()))?;
+            }
+        }
+    }
+    checkpoint::sweep(&dir.join("checkpoints"))
+}
+
 /// Removes all that a run has written, and nothing else. The lock must be held.
 ///
 /// # Errors

@@ -96,6 +96,7 @@ pub fn run<B: FusedOps>(
     let dir = config.out();
     files::create_dir(&dir).map_err(Error::io(&dir))?;
     let lock = folder::lock(&dir)?;
+    folder::sweep(&dir)?;
     let resumed = open_folder(config, &dir, existing, hooks.notice)?;
     let tokenizer = tokenizer(config, &dir, hooks.notice)?;
     let config = &with_vocabulary(config, &tokenizer)?;
@@ -141,7 +142,6 @@ fn open_folder(
         Existing::Resume => {
             compare(config, &path)?;
             let checkpoints = dir.join("checkpoints");
-            checkpoint::sweep(&checkpoints)?;
             let found = checkpoint::newest(&checkpoints, notice);
             if found.is_none() {
                 notice("there is no usable checkpoint yet: beginning at the first step");
