@@ -27,7 +27,7 @@ use crate::checkpoint::{self, State};
 use crate::config::{RunConfig, SampleConfig};
 use crate::error::Error;
 use crate::log::{EvalLine, Place, RunLog, StepLine};
-use crate::optim::AdamW;
+use crate::optim::{AdamW, weight_norm};
 use crate::report::Report;
 use crate::step_loop::Lm;
 
@@ -148,13 +148,19 @@ impl RunFolder {
     /// Saves a checkpoint and drops those that are not to be kept.
     ///
     /// # Errors
-    /// What the file system says; older checkpoints stay.
+    /// What the file system says, or [`Error::Diverged`] for weights that are beyond use; older
+    /// checkpoints stay.
     pub fn save<B: FusedOps>(
         &mut self,
         state: &State,
         model: &Lm<Autodiff<B>>,
         optim: &AdamW<B>,
     ) -> Result<(), Error> {
+        let norm = weight_norm(model);
+        if !norm.is_finite() {
+            // A resumed run could only fail again.
+            return Err(Error::Diverged { step: state.step, what: "norm of the weights", value: norm });
+        }
         let dir = self.checkpoints();
         checkpoint::save(&dir, model, optim, state)?;
         checkpoint::prune(&dir, self.keep, state.best.map(|(_, step)| step))

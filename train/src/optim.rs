@@ -155,6 +155,20 @@ pub fn grad_norm<B: FusedOps>(model: &Lm<Autodiff<B>>, grads: &GradientsParams) 
     visitor.sum.sqrt()
 }
 
+/// The Euclidean norm of all parameters together; not finite where a weight is so large that its square
+/// overflows f32, long before which a model has stopped computing anything.
+pub fn weight_norm<B: FusedOps>(model: &Lm<Autodiff<B>>) -> f64 {
+    struct Visitor(f64);
+    impl<B: FusedOps> ModuleVisitor<Autodiff<B>> for Visitor {
+        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<Autodiff<B>, D>>) {
+            self.0 += B::fused_sum_of_squares(param.val().inner().into_primitive().tensor());
+        }
+    }
+    let mut visitor = Visitor(0.0);
+    model.visit(&mut visitor);
+    visitor.0.sqrt()
+}
+
 struct SquareSum<'a> {
     grads: &'a GradientsParams,
     sum: f64,

@@ -376,18 +376,20 @@ impl<B: FusedOps> Run<'_, B> {
         folder: &mut RunFolder,
         n_phases: usize,
     ) -> Result<State, Error> {
-        if state.best.is_none() && state.phase + 1 == n_phases {
-            folder.export(&model.valid(), &state)?;
-        }
+        let is_result = state.best.is_none() && state.phase + 1 == n_phases;
         let next = State {
             phase: state.phase + 1,
             phase_step: 0,
             best: None,
             evals_without_gain: 0,
             optim_step: 0,
-            ..state
+            ..state.clone()
         };
         let fresh = AdamW::new(&self.config.train);
+        // Exported before the state says that the run is finished, so that a crash between the two is made good.
+        if is_result {
+            folder.export(&model.valid(), &state)?;
+        }
         folder.save(&next, model, &fresh)?;
         Ok(next)
     }
