@@ -432,8 +432,11 @@ fn a_run_killed_again_and_again_ends_as_if_never_stopped() {
     assert_same_run(straight.path(), dir, "killed");
 }
 
+/// Ruins a file.
+type Damage = fn(&Path);
+
 /// Ways to damage a file.
-const DAMAGES: [(&str, fn(&Path)); 3] = [
+const DAMAGES: [(&str, Damage); 3] = [
     ("one bit", |path| {
         let mut bytes = fs::read(path).expect("read");
         let middle = bytes.len() / 2;
