@@ -8,6 +8,7 @@ use tokenizer::{DecodeStream, Error, Tokenizer};
 /// The text of a growing sequence of ids.
 #[derive(Debug)]
 pub struct TextStream {
+    tokenizer: Tokenizer,
     decoder: DecodeStream,
     stop: Vec<String>,
     held: String,
@@ -18,14 +19,23 @@ impl TextStream {
     /// A stream that ends before the first of the `stop` strings; empty ones are ignored.
     pub fn new(tokenizer: &Tokenizer, stop: &[String]) -> Self {
         let stop = stop.iter().filter(|s| !s.is_empty()).cloned().collect();
-        Self { decoder: tokenizer.decode_stream(), stop, held: String::new(), stopped: false }
+        Self {
+            tokenizer: tokenizer.clone(),
+            decoder: tokenizer.decode_stream(),
+            stop,
+            held: String::new(),
+            stopped: false,
+        }
     }
 
-    /// Takes one id and returns the text that is now certain, possibly none.
+    /// Takes one id and returns the text that is now certain, possibly none. Special tokens are no text.
     ///
     /// # Errors
     /// If the tokenizer has no such id.
     pub fn push(&mut self, id: u32) -> Result<String, Error> {
+        if self.tokenizer.is_special(id) {
+            return Ok(String::new());
+        }
         let text = self.decoder.push(id)?;
         Ok(self.take(&text.unwrap_or_default()))
     }

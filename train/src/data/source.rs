@@ -12,9 +12,10 @@ use crate::config::{DataConfig, Documents};
 use crate::error::Error;
 
 /// Texts written for Flint; see `train/corpus/README.md`.
-const EMBEDDED: [(&str, &str); 5] = [
+const EMBEDDED: [(&str, &str); 6] = [
     ("facts.txt", include_str!("../../corpus/facts.txt")),
     ("conversations.jsonl", include_str!("../../corpus/conversations.jsonl")),
+    ("dialogues.jsonl", include_str!("../../corpus/dialogues.jsonl")),
     ("reworded.jsonl", include_str!("../../corpus/reworded.jsonl")),
     ("rustgpt-facts.txt", include_str!("../../corpus/rustgpt-facts.txt")),
     ("rustgpt-chat.jsonl", include_str!("../../corpus/rustgpt-chat.jsonl")),
