@@ -11,6 +11,7 @@ mod loading;
 mod output;
 mod progress;
 mod stop;
+mod streaming;
 
 use std::process::ExitCode;
 

@@ -1,17 +1,17 @@
 //! `flint chat`: a conversation, line by line.
 
 use std::io::{BufRead, IsTerminal};
-use std::ops::ControlFlow;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
-use infer::{FinishReason, Sampler, Session, TextStream};
+use infer::{FinishReason, Sampler, Session};
 use model::FusedOps;
 use model::backend::Job;
 use tokenizer::Tokenizer;
 use tokenizer::chat::{ChatFormat, Message, Role};
 
 use super::Common;
+use crate::streaming::{self, Request};
 use crate::{args, loading, output};
 
 pub fn run(args: args::Chat, common: Common) -> Result<ExitCode> {
@@ -96,31 +96,18 @@ impl<B: FusedOps> Conversation<'_, B> {
             ));
             return Ok(());
         };
-        let mut stream = TextStream::new(&self.tokenizer, &self.args.sampling.stop);
-        let (mut answer, mut failed) = (String::new(), None);
+        let mut answer = String::new();
         let mut stop: Vec<u32> = self.tokenizer.eos_id().into_iter().collect();
         stop.push(self.format.stop_id());
         let n = self.args.sampling.n;
-        let generated = self.session.generate(&prompt, n, &stop, &mut self.sampler, |id| {
-            let shown = stream.push(id).map_err(anyhow::Error::from).and_then(|part| {
-                answer.push_str(&part);
-                Ok(output::text(&part)?)
-            });
-            match shown {
-                Ok(()) if stream.stopped() => ControlFlow::Break(()),
-                Ok(()) => ControlFlow::Continue(()),
-                Err(e) => {
-                    failed = Some(e);
-                    ControlFlow::Break(())
-                }
-            }
-        })?;
-        if let Some(error) = failed {
-            return Err(error);
-        }
-        let rest = stream.finish();
-        answer.push_str(&rest);
-        output::line(&rest)?;
+        let request = Request { prompt: &prompt, n, stop_ids: &stop, stop_strings: &self.args.sampling.stop };
+        let show = |part: &str| {
+            answer.push_str(part);
+            Ok(output::text(part)?)
+        };
+        let generated =
+            streaming::generate(&mut self.session, &mut self.sampler, &self.tokenizer, &request, show)?;
+        output::line("")?;
         match generated.finish_reason {
             FinishReason::Stop => {}
             FinishReason::Length => self.common.note(&format!("(cut off after {n} tokens; more with -n)")),

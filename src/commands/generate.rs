@@ -1,11 +1,10 @@
 //! `flint generate`
 
 use std::io::Read;
-use std::ops::ControlFlow;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
-use infer::{FinishReason, Sampler, Sampling, Session, TextStream};
+use infer::{FinishReason, Sampler, Sampling, Session};
 use model::FusedOps;
 use model::backend::Job;
 use serde_json::json;
@@ -13,6 +12,7 @@ use tokenizer::Tokenizer;
 use tokenizer::chat::{ChatFormat, Message, Role};
 
 use super::Common;
+use crate::streaming::{self, Request};
 use crate::{args, loading, output};
 
 pub fn run(args: args::Generate, common: Common) -> Result<ExitCode> {
@@ -64,28 +64,16 @@ impl Job for Run {
         let model = loading::model::<B>(&dir, &device)?;
         let mut session =
             Session::new(&model, model.config().context).with_vocabulary(tokenizer.vocab_size());
-        let mut stream = TextStream::new(&tokenizer, &args.sampling.stop);
         let mut whole = String::new();
-        let mut failed = None;
-        let mut show = |part: &str| {
+        let request =
+            Request { prompt: &ids, n: args.sampling.n, stop_ids: &stop, stop_strings: &args.sampling.stop };
+        let generated = streaming::generate(&mut session, &mut sampler, &tokenizer, &request, |part| {
             whole.push_str(part);
-            if args.json { Ok(()) } else { output::text(part) }
-        };
-        let generated = session.generate(&ids, args.sampling.n, &stop, &mut sampler, |id| {
-            let shown = stream.push(id).map_err(anyhow::Error::from).and_then(|part| Ok(show(&part)?));
-            match shown {
-                Ok(()) if stream.stopped() => ControlFlow::Break(()),
-                Ok(()) => ControlFlow::Continue(()),
-                Err(e) => {
-                    failed = Some(e);
-                    ControlFlow::Break(())
-                }
+            if !args.json {
+                output::text(part)?;
             }
+            Ok(())
         })?;
-        if let Some(error) = failed {
-            return Err(error);
-        }
-        show(&stream.finish())?;
         let ttft_ms = generated.time_to_first_token.as_secs_f64() * 1e3;
         if args.json {
             output::json(&json!({
