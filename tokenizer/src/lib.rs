@@ -31,6 +31,7 @@ pub mod train;
 mod error;
 mod hash;
 mod pieces;
+mod sink;
 
 pub use error::Error;
 pub use pretoken::{Pieces, Split};
