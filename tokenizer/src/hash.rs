@@ -40,6 +40,13 @@ impl Seeded {
         hasher.write(bytes);
         hasher.finish()
     }
+
+    /// Hashes two integers by one multiplication; the high bits are the best.
+    #[inline(always)]
+    pub(crate) fn hash_pair(self, low: u64, high: u64) -> u64 {
+        let product = u128::from(low ^ self.0) * u128::from(high ^ self.0.rotate_left(32));
+        (product >> 64) as u64 ^ product as u64
+    }
 }
 
 /// Multiplies and folds eight bytes at a time.

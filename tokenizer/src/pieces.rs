@@ -10,6 +10,7 @@ use crate::hash::Seeded;
 const EMPTY: u32 = u32::MAX;
 
 /// Values by byte string, in order of first insertion.
+#[derive(Debug)]
 pub(crate) struct PieceMap<V> {
     seeded: Seeded,
     slots: Vec<u32>,
@@ -17,6 +18,7 @@ pub(crate) struct PieceMap<V> {
     keys: Vec<u8>,
 }
 
+#[derive(Debug)]
 struct Entry<V> {
     hash: u64,
     start: usize,
@@ -60,6 +62,9 @@ impl<V: Copy> PieceMap<V> {
     /// The value of `key`.
     #[inline]
     pub(crate) fn get(&self, key: &[u8]) -> Option<V> {
+        if self.entries.is_empty() {
+            return None;
+        }
         match self.find(key, self.seeded.hash_bytes(key)) {
             Ok(entry_idx) => Some(self.entries[entry_idx].value),
             Err(_) => None,

@@ -1,64 +1,124 @@
 //! Splitting text into pre-tokens, the pieces that BPE merges never cross.
 //!
-//! The patterns are regular expressions in every file that uses them. Here each is a hand-written function that finds
-//! the end of the next piece, and the tests hold it to the regular expression on random and nasty strings. None of
-//! the patterns looks back, so a piece depends only on the text from its start, and every character falls into some
-//! piece.
+//! The patterns are regular expressions in every file that uses them. Here each is a hand-written [`scan::Pattern`]
+//! that finds the end of the next piece, and the tests hold it to the regular expression on random and nasty strings.
+//! No pattern looks back, so a piece depends only on the text from its start; that is what lets [`window`] find the
+//! pieces of 64 bytes of ASCII at once, and [`safe_cut`] divide a text.
 
 mod classes;
-
-use std::sync::LazyLock;
+mod scan;
+mod window;
 
 use serde::{Deserialize, Serialize};
 
-/// How text is cut into pre-tokens.
+use scan::{Classes, Deepseek, Gpt2, Gpt4, LETTER, O200k, Pattern, Scan};
+
+/// How text is cut into pre-tokens. The name is the model or vocabulary that made the pattern known.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Split {
-    /// GPT-2's pattern, case-sensitive contractions and numbers of any length:
-    /// `'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+`.
+    /// GPT-2: case-sensitive contractions and numbers of any length.
     Gpt2,
-    /// The pattern of GPT-4 (`cl100k_base`) and Llama 3, with numbers of at most three digits:
-    /// [`Split::regex`] gives it.
+    /// GPT-4 (`cl100k_base`) and Llama 3: contractions in any case, numbers of at most three digits, newlines apart.
     #[default]
     Gpt4,
+    /// As [`Split::Gpt4`], with numbers of at most two digits.
+    Nanochat,
+    /// As [`Split::Gpt4`], with every digit apart.
+    Qwen2,
+    /// GPT-4o (`o200k_base`): words also end where a capital follows a small letter; contractions stay with the word.
+    O200k,
+    /// Mistral's Tekken: as [`Split::O200k`], with every digit apart and no contractions.
+    Tekken,
+    /// The last of the three patterns of DeepSeek-V3; the first two cut out numbers and Chinese and Japanese runs.
+    Deepseek,
 }
+
+/// All splits.
+const ALL: [Split; 7] =
+    [Split::Gpt2, Split::Gpt4, Split::Nanochat, Split::Qwen2, Split::O200k, Split::Tekken, Split::Deepseek];
 
 impl Split {
     /// The regular expression, in the spelling that we write into files.
     pub const fn regex(self) -> &'static str {
+        self.spellings()[0]
+    }
+
+    /// The split of this name, as configurations and the command line spell it.
+    pub fn from_name(name: &str) -> Option<Self> {
+        ALL.into_iter().find(|split| split.name() == name)
+    }
+
+    /// The name in configurations and on the command line.
+    pub const fn name(self) -> &'static str {
         match self {
-            Self::Gpt2 => r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",
-            Self::Gpt4 => GPT4_SPELLINGS[0],
+            Self::Gpt2 => "gpt2",
+            Self::Gpt4 => "gpt4",
+            Self::Nanochat => "nanochat",
+            Self::Qwen2 => "qwen2",
+            Self::O200k => "o200k",
+            Self::Tekken => "tekken",
+            Self::Deepseek => "deepseek",
         }
     }
 
+    /// The names of all splits.
+    pub fn names() -> impl Iterator<Item = &'static str> {
+        ALL.into_iter().map(Self::name)
+    }
+
     /// The split that a file's regular expression means, if it is one of ours.
-    ///
-    /// Several spellings of one pattern are in use; those accepted here cut every text alike.
     pub(crate) fn from_regex(regex: &str) -> Option<Self> {
-        if GPT4_SPELLINGS.contains(&regex) {
-            Some(Self::Gpt4)
-        } else if regex == Self::Gpt2.regex() {
-            Some(Self::Gpt2)
-        } else {
-            None
-        }
+        ALL.into_iter().find(|split| split.spellings().contains(&regex))
     }
 
     /// The pieces of `text`, which together are `text`.
     pub fn pieces(self, text: &str) -> Pieces<'_> {
         Pieces { split: self, classes: Classes::get(), text, start: 0 }
     }
-}
 
-/// Spellings of GPT-4's pattern. The first is the one that Hugging Face files use, the second an older one of tiktoken:
-/// its possessive quantifiers change no match, because the class that follows never shares a character, and its
-/// `\s*[\r\n]` ends at the last newline as well. The tests hold both to the same pieces.
-const GPT4_SPELLINGS: [&str; 2] = [
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
-    r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+",
-];
+    /// Calls `each` with the start and the end of every piece of `text`, in order. Faster than [`Split::pieces`].
+    #[inline]
+    pub(crate) fn for_each_piece(self, text: &str, each: impl FnMut(usize, usize)) {
+        match self {
+            Self::Gpt2 => window::for_each::<Gpt2>(text, each),
+            Self::Gpt4 => window::for_each::<Gpt4<3>>(text, each),
+            Self::Nanochat => window::for_each::<Gpt4<2>>(text, each),
+            Self::Qwen2 => window::for_each::<Gpt4<1>>(text, each),
+            Self::O200k => window::for_each::<O200k<3, true>>(text, each),
+            Self::Tekken => window::for_each::<O200k<1, false>>(text, each),
+            Self::Deepseek => window::for_each::<Deepseek>(text, each),
+        }
+    }
+
+    /// The spellings of a pattern that are in use and cut every text alike; the tests hold each to the same pieces.
+    /// Possessive quantifiers (`?+`, `++`) change no match here, because what follows never shares a character, and
+    /// `\s*[\r\n]` ends at the last newline of a run just as `\s*[\r\n]+` does.
+    const fn spellings(self) -> &'static [&'static str] {
+        match self {
+            Self::Gpt2 => &[r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"],
+            Self::Gpt4 => &[
+                r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+                r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+",
+            ],
+            Self::Nanochat => &[
+                r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}{1,2}| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+",
+            ],
+            Self::Qwen2 => &[
+                r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+            ],
+            Self::O200k => &[
+                r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+            ],
+            Self::Tekken => &[
+                r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+            ],
+            Self::Deepseek => &[
+                r##"[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"##,
+            ],
+        }
+    }
+}
 
 /// Iterator over the pre-tokens of a text.
 #[derive(Clone, Debug)]
@@ -72,15 +132,19 @@ pub struct Pieces<'a> {
 impl<'a> Iterator for Pieces<'a> {
     type Item = &'a str;
 
-    #[inline]
     fn next(&mut self) -> Option<&'a str> {
         if self.start == self.text.len() {
             return None;
         }
-        let scan = Scan { text: self.text, bytes: self.text.as_bytes(), classes: self.classes };
+        let scan = Scan::new(self.text, self.classes);
         let end = match self.split {
-            Split::Gpt2 => scan.gpt2(self.start),
-            Split::Gpt4 => scan.gpt4(self.start),
+            Split::Gpt2 => Gpt2::end(&scan, self.start),
+            Split::Gpt4 => Gpt4::<3>::end(&scan, self.start),
+            Split::Nanochat => Gpt4::<2>::end(&scan, self.start),
+            Split::Qwen2 => Gpt4::<1>::end(&scan, self.start),
+            Split::O200k => O200k::<3, true>::end(&scan, self.start),
+            Split::Tekken => O200k::<1, false>::end(&scan, self.start),
+            Split::Deepseek => Deepseek::end(&scan, self.start),
         };
         let piece = &self.text[self.start..end];
         self.start = end;
@@ -90,223 +154,19 @@ impl<'a> Iterator for Pieces<'a> {
 
 /// The first place from `from` on where `text` can be cut and both parts keep their pieces, or the end of the text.
 ///
-/// In both patterns a piece always ends between a letter and a character that is no letter, and nothing before it can
-/// see past it.
+/// In all patterns a piece always ends between a letter and a space or newline, and nothing before it can see past it.
 pub(crate) fn safe_cut(text: &str, from: usize) -> usize {
     let classes = Classes::get();
     let mut at = text.floor_char_boundary(from);
     let mut after_letter = false;
     for c in text[at..].chars() {
-        let is_letter = classes.of(c) == Class::Letter;
-        if after_letter && !is_letter {
+        if after_letter && matches!(c, ' ' | '\n') {
             return at;
         }
-        after_letter = is_letter;
+        after_letter = classes.of(c) & LETTER != 0;
         at += c.len_utf8();
     }
     text.len()
-}
-
-/// What the patterns can tell apart: `\p{L}`, `\p{N}`, `\s`, and all else.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u8)]
-enum Class {
-    Other,
-    Letter,
-    Number,
-    Space,
-}
-
-/// The class of every code point: ASCII directly, the rest through a table of shared blocks.
-#[derive(Debug)]
-struct Classes {
-    ascii: [Class; 128],
-    /// Block of a code point, by its upper bits.
-    block_of: Vec<u8>,
-    blocks: Vec<[Class; BLOCK]>,
-}
-
-/// Code points in a block. With 256 the distinct blocks are few enough to be numbered by a byte.
-const BLOCK: usize = 256;
-
-impl Classes {
-    fn get() -> &'static Self {
-        static CLASSES: LazyLock<Classes> = LazyLock::new(Classes::build);
-        &CLASSES
-    }
-
-    fn build() -> Self {
-        let mut flat = vec![Class::Other; char::MAX as usize + 1];
-        for (bounds, class) in
-            [(&classes::LETTERS[..], Class::Letter), (&classes::NUMBERS[..], Class::Number)]
-        {
-            for range in bounds.chunks_exact(2) {
-                flat[range[0] as usize..range[1] as usize].fill(class);
-            }
-        }
-        for (code, class) in flat.iter_mut().enumerate() {
-            // `\s` is the property White_Space, which is what the standard library tests.
-            if char::from_u32(code as u32).is_some_and(char::is_whitespace) {
-                *class = Class::Space;
-            }
-        }
-        let mut ascii = [Class::Other; 128];
-        ascii.copy_from_slice(&flat[..128]);
-        let mut blocks: Vec<[Class; BLOCK]> = Vec::new();
-        let mut block_of = Vec::with_capacity(flat.len() / BLOCK);
-        for block in flat.chunks_exact(BLOCK) {
-            let block: [Class; BLOCK] = block.try_into().expect("chunks are one block long");
-            let idx = blocks.iter().position(|seen| *seen == block).unwrap_or_else(|| {
-                blocks.push(block);
-                blocks.len() - 1
-            });
-            block_of.push(u8::try_from(idx).expect("at most 256 distinct blocks"));
-        }
-        Self { ascii, block_of, blocks }
-    }
-
-    #[inline]
-    fn of(&self, c: char) -> Class {
-        let code = c as usize;
-        match self.ascii.get(code) {
-            Some(&class) => class,
-            None => self.blocks[usize::from(self.block_of[code / BLOCK])][code % BLOCK],
-        }
-    }
-}
-
-/// A text with what is needed to look at it.
-struct Scan<'a> {
-    text: &'a str,
-    bytes: &'a [u8],
-    classes: &'static Classes,
-}
-
-impl Scan<'_> {
-    /// The end of GPT-2's piece that starts at `start`.
-    #[inline]
-    fn gpt2(&self, start: usize) -> usize {
-        if let Some(end) = self.contraction(start, false) {
-            return end;
-        }
-        // An optional space goes with whatever run follows it.
-        let run_start = start + usize::from(self.bytes[start] == b' ');
-        match self.peek(run_start) {
-            Some((class, end)) if class != Class::Space => self.run(class, end),
-            _ => self.whitespace(start),
-        }
-    }
-
-    /// The end of GPT-4's piece that starts at `start`.
-    #[inline]
-    fn gpt4(&self, start: usize) -> usize {
-        if let Some(end) = self.contraction(start, true) {
-            return end;
-        }
-        let Some((class, end)) = self.peek(start) else {
-            return start;
-        };
-        match class {
-            Class::Letter => return self.run(Class::Letter, end),
-            Class::Number => return self.number(end),
-            Class::Other | Class::Space => {}
-        }
-        let first = self.bytes[start];
-        // `[^\r\n\p{L}\p{N}]?\p{L}+`: one character of nearly any kind goes with the letters after it.
-        if !is_newline(first)
-            && let Some((Class::Letter, letter_end)) = self.peek(end)
-        {
-            return self.run(Class::Letter, letter_end);
-        }
-        // ` ?[^\s\p{L}\p{N}]+[\r\n]*`.
-        if class == Class::Other {
-            return self.newlines(self.run(Class::Other, end));
-        }
-        if first == b' '
-            && let Some((Class::Other, other_end)) = self.peek(end)
-        {
-            return self.newlines(self.run(Class::Other, other_end));
-        }
-        // `\s*[\r\n]+`: up to the last newline of the run of white space.
-        let run = &self.bytes[start..self.run(Class::Space, end)];
-        match run.iter().rposition(|&byte| is_newline(byte)) {
-            Some(newline_idx) => start + newline_idx + 1,
-            None => self.whitespace(start),
-        }
-    }
-
-    /// `\s+(?!\S)|\s+`: white space up to the end of the text; otherwise all but its last character, which goes with
-    /// what follows, unless it is the only one.
-    fn whitespace(&self, start: usize) -> usize {
-        let end = self.run(Class::Space, start);
-        if end == self.text.len() {
-            return end;
-        }
-        let last_len = self.text[start..end].chars().next_back().map_or(0, char::len_utf8);
-        if start + last_len < end { end - last_len } else { end }
-    }
-
-    /// The end of the English contraction at `start`, such as `'re`.
-    #[inline]
-    fn contraction(&self, start: usize, any_case: bool) -> Option<usize> {
-        if self.bytes[start] != b'\'' {
-            return None;
-        }
-        let fold = |idx: usize| {
-            let byte = self.bytes.get(start + idx).copied().unwrap_or(0);
-            if any_case { byte.to_ascii_lowercase() } else { byte }
-        };
-        match (fold(1), fold(2)) {
-            (b's' | b't' | b'm' | b'd', _) => Some(start + 2),
-            (b'r' | b'v', b'e') | (b'l', b'l') => Some(start + 3),
-            // The long s (U+017F) folds to s.
-            (0xc5, 0xbf) if any_case => Some(start + 3),
-            _ => None,
-        }
-    }
-
-    /// The end of up to three numeric characters, of which the first ends at `end`.
-    fn number(&self, mut end: usize) -> usize {
-        for _ in 0..2 {
-            match self.peek(end) {
-                Some((Class::Number, next)) => end = next,
-                _ => break,
-            }
-        }
-        end
-    }
-
-    /// The end of the run of `class` that goes on at `at`.
-    #[inline]
-    fn run(&self, class: Class, mut at: usize) -> usize {
-        while let Some((next_class, end)) = self.peek(at) {
-            if next_class != class {
-                break;
-            }
-            at = end;
-        }
-        at
-    }
-
-    /// The end of the carriage returns and line feeds at `at`.
-    fn newlines(&self, at: usize) -> usize {
-        at + self.bytes[at..].iter().take_while(|&&byte| is_newline(byte)).count()
-    }
-
-    /// The class of the character at `at` and the position after it; nothing at the end of the text.
-    #[inline]
-    fn peek(&self, at: usize) -> Option<(Class, usize)> {
-        let byte = *self.bytes.get(at)?;
-        if byte < 128 {
-            return Some((self.classes.ascii[usize::from(byte)], at + 1));
-        }
-        let c = self.text[at..].chars().next()?;
-        Some((self.classes.of(c), at + c.len_utf8()))
-    }
-}
-
-const fn is_newline(byte: u8) -> bool {
-    matches!(byte, b'\r' | b'\n')
 }
 
 #[cfg(test)]
@@ -315,27 +175,40 @@ mod tests {
 
     use super::*;
 
+    /// What a pattern matches, and what lies between matches.
     fn by_regex<'a>(regex: &fancy_regex::Regex, text: &'a str) -> Vec<&'a str> {
-        regex
-            .find_iter(text)
-            .map(|found| found.expect("no backtracking limit on short texts").as_str())
-            .collect()
+        let (mut pieces, mut end) = (Vec::new(), 0);
+        for found in regex.find_iter(text) {
+            let found = found.expect("no backtracking limit on short texts");
+            pieces.extend([&text[end..found.start()], found.as_str()]);
+            end = found.end();
+        }
+        pieces.push(&text[end..]);
+        pieces.retain(|piece| !piece.is_empty());
+        pieces
     }
 
     fn oracles() -> Vec<(Split, fancy_regex::Regex)> {
-        let spellings = GPT4_SPELLINGS.iter().map(|&spelling| (Split::Gpt4, spelling));
-        std::iter::once((Split::Gpt2, Split::Gpt2.regex()))
-            .chain(spellings)
+        let spellings = ALL.into_iter().flat_map(|split| split.spellings().iter().map(move |s| (split, s)));
+        spellings
             .map(|(split, regex)| (split, fancy_regex::Regex::new(regex).expect("our patterns are valid")))
             .collect()
+    }
+
+    fn pieces_by_windows(split: Split, text: &str) -> Vec<&str> {
+        let mut pieces = Vec::new();
+        split.for_each_piece(text, |start, end| pieces.push(&text[start..end]));
+        pieces
     }
 
     fn assert_same(text: &str) {
         thread_local!(static ORACLES: Vec<(Split, fancy_regex::Regex)> = oracles());
         ORACLES.with(|oracles| {
             for (split, regex) in oracles {
+                let expected = by_regex(regex, text);
                 let pieces: Vec<&str> = split.pieces(text).collect();
-                assert_eq!(pieces, by_regex(regex, text), "{split:?} on {text:?}, {regex:?}");
+                assert_eq!(pieces, expected, "{split:?} on {text:?}, {regex:?}");
+                assert_eq!(pieces_by_windows(*split, text), expected, "{split:?} in windows on {text:?}");
             }
         });
     }
@@ -352,17 +225,24 @@ mod tests {
             "\r\n\r\n",
             "x \r\n",
             "it's IT'S we'LL 'RE'Ve 'll 'l 'v",
-            "'\u{17f}a '\u{17f}\u{17f}",
+            "don't's don't'll I'd've DON'T iPhone HTMLParser aB'sC 'sX",
+            "'\u{17f}a '\u{17f}\u{17f} a'\u{17f}b",
             "1234567 ١٢٣٤ ⅧⅨ½²",
             "...!!!\n\n\r ?\n x",
+            ";\n// a\n//\n///\n/b !\n/+\n/ /\n\n//",
             " ...\t\tx\u{a0}\u{a0}y\u{3000}",
             "\u{85}\u{2028}\u{2029}a\u{200b}b\u{feff}",
             "한국어 日本語テキスト मराठी ไทย",
+            "日A日Ab ǅx xǅ ʰA ʰa \u{301}ABC \u{301}\u{301}a !\u{301}B",
             "👩‍👩‍👧‍👦 e\u{301} \u{1f1e9}\u{1f1ea}",
             "\0\u{1}\u{7f}",
             "\t\tif (x) {\n\t\t\treturn 1;\n\t\t}\n",
         ] {
             assert_same(text);
+            // In the middle of a window and across its end.
+            for pad in [40, 55, 60, 61, 62, 63, 64] {
+                assert_same(&format!("{}{text}{}", &"ab cd, ".repeat(10)[..pad], " the end".repeat(9)));
+            }
         }
     }
 
@@ -370,22 +250,44 @@ mod tests {
     fn every_code_point_has_the_regex_class() {
         let classes = Classes::get();
         let all: String = ('\0'..=char::MAX).collect();
-        for (regex, class) in [(r"\p{L}", Class::Letter), (r"\p{N}", Class::Number), (r"\s", Class::Space)] {
-            let regex = fancy_regex::Regex::new(regex).expect("a class is a valid pattern");
-            let expected = by_regex(&regex, &all).concat();
-            let ours: String = all.chars().filter(|&c| classes.of(c) == class).collect();
-            assert!(ours == expected, "{class:?}");
+        for (regex, class) in [
+            (r"[\p{Lu}\p{Lt}]", scan::UPPER),
+            (r"\p{Ll}", scan::LOWER),
+            (r"\p{L}", LETTER),
+            (r"\p{M}", scan::MARK),
+            (r"\p{N}", scan::NUMBER),
+            (r"[\p{P}\p{S}]", scan::PUNCTUATION),
+            (r"\s", scan::SPACE),
+        ] {
+            let found = fancy_regex::Regex::new(regex).expect("a class is a valid pattern");
+            let expected: String =
+                found.find_iter(&all).map(|found| found.expect("no backtracking").as_str()).collect();
+            let ours: String = all.chars().filter(|&c| classes.of(c) & class != 0).collect();
+            assert!(ours == expected, "{regex}");
         }
     }
 
     /// Strings of the characters on which the patterns' alternatives meet.
     fn text() -> impl Strategy<Value = String> {
-        let hot = proptest::sample::select(
-            "  \t\n\r\u{a0}\u{3000}aZéſsStTlLvVeErRmd'1٣½.,!-é日👍\u{301}".chars().collect::<Vec<_>>(),
-        );
+        let hot = || {
+            proptest::sample::select(
+                "  \t\n\r\u{a0}\u{3000}aZéſsStTlLvVeErRmd''1٣½.,!-//é日ǅʰ👍\u{301}"
+                    .chars()
+                    .collect::<Vec<_>>(),
+            )
+        };
+        let ascii =
+            proptest::sample::select("   \t\n\n\r''''//;.sStTlLvVeErRmdabAB123".chars().collect::<Vec<_>>());
         prop_oneof![
-            proptest::collection::vec(hot, 0..40).prop_map(String::from_iter),
+            proptest::collection::vec(hot(), 0..40).prop_map(String::from_iter),
             proptest::collection::vec(any::<char>(), 0..20).prop_map(String::from_iter),
+            proptest::collection::vec(ascii, 60..240).prop_map(String::from_iter),
+            (
+                proptest::collection::vec(hot(), 0..20),
+                "[a-z ]{40,70}",
+                proptest::collection::vec(hot(), 0..40)
+            )
+                .prop_map(|(a, b, c)| String::from_iter(a) + &b + &String::from_iter(c) + &b),
         ]
     }
 
@@ -400,7 +302,7 @@ mod tests {
         #[test]
         fn a_safe_cut_changes_no_piece(text in text(), from in 0usize..40) {
             let cut = safe_cut(&text, from.min(text.len()));
-            for split in [Split::Gpt2, Split::Gpt4] {
+            for split in ALL {
                 let whole: Vec<&str> = split.pieces(&text).collect();
                 let parts: Vec<&str> = split.pieces(&text[..cut]).chain(split.pieces(&text[cut..])).collect();
                 prop_assert_eq!(whole, parts);

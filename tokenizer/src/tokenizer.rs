@@ -3,7 +3,7 @@
 //! Whether the parts come from a file or from training, [`Tokenizer::from_parts`] is the only way in, so whatever holds
 //! of one tokenizer holds of all: every byte can be encoded, no special token comes out of plain text, ids run from 0.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::fmt;
 use std::ops::{Deref, DerefMut};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
-use crate::bpe::{self, Bpe, Merge, Pair, Scratch};
+use crate::bpe::{self, Bpe, Cache, Merge, Pair};
 use crate::char_level::CharLevel;
 use crate::hash::Fnv;
 use crate::special::{END_OF_TEXT, Part, SpecialToken, SpecialTokens};
@@ -43,13 +43,13 @@ struct Inner {
     special: SpecialTokens,
     hash: u64,
     /// Working memory and caches of past calls, one for each call that ran at the same time.
-    scratch: Mutex<Vec<Scratch>>,
+    scratch: Mutex<Vec<Cache>>,
 }
 
 /// What turns plain text into ids.
 pub(crate) enum Model {
     Char(CharLevel),
-    Bpe(Bpe),
+    Bpe { split: Split, ignore_merges: bool, bpe: Bpe },
 }
 
 /// What a tokenizer is made of, before it is checked.
@@ -142,15 +142,15 @@ impl Tokenizer {
     fn scratch(&self) -> Borrowed<'_> {
         let pool = &self.inner.scratch;
         let taken = lock(pool).pop();
-        Borrowed { pool, scratch: Some(taken.unwrap_or_else(Scratch::new)) }
+        Borrowed { pool, scratch: Some(taken.unwrap_or_else(Cache::new)) }
     }
 }
 
 /// Working memory that goes back to its pool when dropped.
 struct Borrowed<'a> {
-    pool: &'a Mutex<Vec<Scratch>>,
+    pool: &'a Mutex<Vec<Cache>>,
     /// Taken only by `drop`.
-    scratch: Option<Scratch>,
+    scratch: Option<Cache>,
 }
 
 /// The vocabulary.
@@ -159,7 +159,7 @@ impl Tokenizer {
     pub fn kind(&self) -> Kind {
         match self.inner.model {
             Model::Char(_) => Kind::Char,
-            Model::Bpe(_) => Kind::Bpe,
+            Model::Bpe { .. } => Kind::Bpe,
         }
     }
 
@@ -236,10 +236,10 @@ impl fmt::Debug for Tokenizer {
 }
 
 impl Model {
-    fn encode(&self, text: &str, scratch: &mut Scratch, ids: &mut Vec<u32>) {
+    fn encode(&self, text: &str, scratch: &mut Cache, ids: &mut Vec<u32>) {
         match self {
             Self::Char(model) => model.encode(text, ids),
-            Self::Bpe(model) => model.encode(text, scratch, ids),
+            Self::Bpe { split, bpe, .. } => bpe.encode(*split, text, scratch, ids),
         }
     }
 
@@ -247,21 +247,21 @@ impl Model {
     fn encode_invalid(&self, bytes: &[u8], ids: &mut Vec<u32>) {
         match self {
             Self::Char(model) => model.encode_bytes(bytes, ids),
-            Self::Bpe(model) => model.encode_bytes(bytes, ids),
+            Self::Bpe { bpe, .. } => bpe.encode_bytes(bytes, ids),
         }
     }
 }
 
 impl Deref for Borrowed<'_> {
-    type Target = Scratch;
+    type Target = Cache;
 
-    fn deref(&self) -> &Scratch {
+    fn deref(&self) -> &Cache {
         self.scratch.as_ref().expect("present until dropped")
     }
 }
 
 impl DerefMut for Borrowed<'_> {
-    fn deref_mut(&mut self) -> &mut Scratch {
+    fn deref_mut(&mut self) -> &mut Cache {
         self.scratch.as_mut().expect("present until dropped")
     }
 }
@@ -273,7 +273,7 @@ impl Drop for Borrowed<'_> {
 }
 
 /// A panic elsewhere leaves a pool as good as before: it only ever loses working memory.
-fn lock(pool: &Mutex<Vec<Scratch>>) -> MutexGuard<'_, Vec<Scratch>> {
+fn lock(pool: &Mutex<Vec<Cache>>) -> MutexGuard<'_, Vec<Cache>> {
     pool.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -293,9 +293,13 @@ impl Tokenizer {
         let (model, bytes) = match model {
             ModelParts::Char => char_level(&vocab, &special)?,
             ModelParts::Bpe { split, merges, ignore_merges } => {
-                let (mut bpe, bytes) = byte_level(&vocab, &special, split, &merges)?;
-                bpe.whole = ignore_merges.then(|| whole_pieces(&bytes, &special));
-                (Model::Bpe(bpe), bytes)
+                let (mut bpe, bytes) = byte_level(&vocab, &special, &merges)?;
+                if ignore_merges {
+                    // Special tokens stay out, whatever Hugging Face does: text is no marker.
+                    let plain = bytes.par_iter().filter(|&(_, id)| !special.contains(id));
+                    bpe = bpe.with_whole(plain);
+                }
+                (Model::Bpe { split, ignore_merges, bpe }, bytes)
             }
         };
         let inner = Inner { model, vocab, bytes, special, hash, scratch: Mutex::default() };
@@ -336,12 +340,7 @@ fn char_level(vocab: &Vocab, special: &SpecialTokens) -> Result<(Model, TokenByt
 }
 
 /// Reads a byte-level vocabulary and its merge rules.
-fn byte_level(
-    vocab: &Vocab,
-    special: &SpecialTokens,
-    split: Split,
-    pairs: &[Pair],
-) -> Result<(Bpe, TokenBytes), Error> {
+fn byte_level(vocab: &Vocab, special: &SpecialTokens, pairs: &[Pair]) -> Result<(Bpe, TokenBytes), Error> {
     let mut by_byte = [None; 256];
     let mut token_bytes = TokenBytes::new();
     for (token, id) in vocab.iter() {
@@ -363,7 +362,7 @@ fn byte_level(
         *id = by_byte[usize::from(byte)].ok_or(Error::MissingByte { byte })?;
     }
     let merges = merge_results(vocab, special, pairs)?;
-    Ok((Bpe::new(split, byte_ids, &merges), token_bytes))
+    Ok((Bpe::new(byte_ids, &merges), token_bytes))
 }
 
 /// The id that each pair merges into: the token that both spell together.
@@ -394,11 +393,6 @@ fn merge_results(vocab: &Vocab, special: &SpecialTokens, pairs: &[Pair]) -> Resu
         merges.push(Merge { pair: (left, right), id });
     }
     Ok(merges)
-}
-
-/// The ids of pieces that are whole tokens. Special tokens stay out, whatever Hugging Face does: text is no marker.
-fn whole_pieces(bytes: &TokenBytes, special: &SpecialTokens) -> HashMap<Box<[u8]>, u32> {
-    bytes.iter().filter(|&(_, id)| !special.contains(id)).map(|(bytes, id)| (bytes.into(), id)).collect()
 }
 
 /// Hashes all that decides ids.

@@ -1,5 +1,7 @@
 //! The tokens of a vocabulary: their spellings in the file, and the bytes that each stands for.
 
+use rayon::prelude::*;
+
 use crate::Error;
 use crate::pieces::PieceMap;
 
@@ -66,6 +68,17 @@ impl TokenBytes {
         (0..self.ends.len() as u32).filter_map(|id| Some((self.get(id).ok()?, id)))
     }
 
+    /// As [`TokenBytes::iter`], on all threads of the current rayon pool and in the same order.
+    pub(crate) fn par_iter(&self) -> impl IndexedParallelIterator<Item = (&[u8], u32)> {
+        (0..self.ends.len())
+            .into_par_iter()
+            .map(|idx| (&self.bytes[self.start(idx)..self.ends[idx]], idx as u32))
+    }
+
+    fn start(&self, id_idx: usize) -> usize {
+        id_idx.checked_sub(1).map_or(0, |prev| self.ends[prev])
+    }
+
     /// The bytes that `id` stands for.
     #[inline]
     pub(crate) fn get(&self, id: u32) -> Result<&[u8], Error> {
@@ -73,7 +86,6 @@ impl TokenBytes {
         let Some(&end) = self.ends.get(id_idx) else {
             return Err(Error::UnknownId { id, vocab_size: self.ends.len() });
         };
-        let start = id_idx.checked_sub(1).map_or(0, |prev| self.ends[prev]);
-        Ok(&self.bytes[start..end])
+        Ok(&self.bytes[self.start(id_idx)..end])
     }
 }

@@ -14,7 +14,7 @@ pub(super) fn to_json(tokenizer: &Tokenizer) -> String {
             Value::Null,
             json!({"type": "Sequence", "decoders": [{"type": "ByteFallback"}, {"type": "Fuse"}]}),
         ),
-        Model::Bpe(bpe) => (pre_tokenizer(bpe.split), byte_level(true)),
+        Model::Bpe { split, .. } => (pre_tokenizer(*split), byte_level(true)),
     };
     let file = FileJson {
         version: "1.0",
@@ -103,7 +103,7 @@ fn model(tokenizer: &Tokenizer) -> ModelJson<'_> {
     let spell = |id| vocab.token(id).unwrap_or_default();
     let (byte_fallback, ignore_merges, pairs) = match tokenizer.model() {
         Model::Char(_) => (true, false, &[][..]),
-        Model::Bpe(bpe) => (false, bpe.whole.is_some(), &bpe.merges[..]),
+        Model::Bpe { ignore_merges, bpe, .. } => (false, *ignore_merges, &bpe.merges[..]),
     };
     ModelJson {
         r#type: "BPE",
@@ -123,7 +123,7 @@ fn model(tokenizer: &Tokenizer) -> ModelJson<'_> {
 fn pre_tokenizer(split: Split) -> Value {
     match split {
         Split::Gpt2 => byte_level(true),
-        Split::Gpt4 => json!({
+        split => json!({
             "type": "Sequence",
             "pretokenizers": [
                 {"type": "Split", "pattern": {"Regex": split.regex()}, "behavior": "Isolated", "invert": false},

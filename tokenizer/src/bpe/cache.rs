@@ -1,0 +1,244 @@
+//! The ids of pieces that were seen before, in bounded memory.
+//!
+//! A piece of at most 15 bytes is its own key: two integers, the length in the top byte. Two entries share a cache line
+//! of 64 bytes; a new entry pushes the older of the two out. Three ids fit into an entry, which is all for 99 of 100
+//! pieces; longer lists lie in one array. Pieces of 16 bytes and more are rarer and go to a map.
+
+use crate::bpe::merge::Symbols;
+use crate::hash::Seeded;
+use crate::pieces::PieceMap;
+
+/// Longest piece that is its own key.
+pub(super) const SHORT: usize = 15;
+
+/// Longest piece that is remembered at all: longer ones hardly repeat.
+const LONG: usize = 128;
+
+/// Buckets to begin with, and at most: 64 KiB and 32 MiB.
+const BUCKETS: usize = 1 << 10;
+const MAX_BUCKETS: usize = 1 << 19;
+
+/// Most long pieces, and most ids in the array, before they start over: about 16 MB each.
+const MAX_LONG: usize = 1 << 18;
+const MAX_IDS: usize = 1 << 22;
+
+/// Marks an entry whose ids lie in the array: the rest of the number is how many.
+const IN_ARRAY: u32 = 1 << 31;
+
+/// A short piece as two integers: its bytes, zeros, and its length in the top byte.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Key {
+    low: u64,
+    high: u64,
+}
+
+/// Which bytes of each half belong to a piece of so many bytes.
+const MASKS: [(u64, u64); SHORT + 1] = {
+    let mut masks = [(0, 0); SHORT + 1];
+    let mut len = 1;
+    while len <= SHORT {
+        let mask = (1u128 << (8 * len)) - 1;
+        masks[len] = (mask as u64, (mask >> 64) as u64);
+        len += 1;
+    }
+    masks
+};
+
+impl Key {
+    /// Stands for all longer pieces; no entry has it.
+    pub(super) const LONG: Self = Self { low: 0, high: u64::MAX };
+
+    /// The key of `bytes[start..end]`.
+    #[inline(always)]
+    pub(super) fn new(bytes: &[u8], start: usize, end: usize) -> Self {
+        let len = end - start;
+        if len > SHORT {
+            return Self::LONG;
+        }
+        let mut padded = [0; 16];
+        match bytes.get(start..start + 16) {
+            Some(all) => padded.copy_from_slice(all),
+            None => padded[..len].copy_from_slice(&bytes[start..end]),
+        }
+        let raw = u128::from_le_bytes(padded);
+        let (low, high) = MASKS[len];
+        Self { low: raw as u64 & low, high: (raw >> 64) as u64 & high | (len as u64) << 56 }
+    }
+}
+
+impl Key {
+    /// Zero if the keys are equal; computed without a branch.
+    #[inline(always)]
+    fn differs(self, other: Self) -> u64 {
+        self.low ^ other.low | self.high ^ other.high
+    }
+}
+
+/// A remembered piece.
+#[derive(Clone, Copy, Debug, Default)]
+struct Entry {
+    key: Key,
+    /// The ids, or the start in the array.
+    ids: [u32; 3],
+    /// Number of ids, perhaps with [`IN_ARRAY`].
+    n_ids: u32,
+}
+
+/// The newer entry first.
+#[derive(Clone, Copy, Debug, Default)]
+#[repr(align(64))]
+struct Bucket([Entry; 2]);
+
+/// What one thread remembers, and its working memory.
+#[derive(Debug)]
+pub(crate) struct Cache {
+    seeded: Seeded,
+    buckets: Vec<Bucket>,
+    /// The bits of a hash that number a bucket are those left after this shift.
+    shift: u32,
+    /// Entries made since the buckets last grew.
+    n_inserted: usize,
+    /// Start and number of the ids of long pieces in `array`.
+    long: PieceMap<(u32, u32)>,
+    array: Vec<u32>,
+    /// Working memory of [`super::Bpe`].
+    pub(super) symbols: Symbols,
+    pub(super) ids: Vec<u32>,
+}
+
+impl Cache {
+    /// Remembers nothing yet.
+    pub(crate) fn new() -> Self {
+        Self {
+            seeded: Seeded::default(),
+            buckets: vec![Bucket::default(); BUCKETS],
+            shift: u64::BITS - BUCKETS.ilog2(),
+            n_inserted: 0,
+            long: PieceMap::new(),
+            array: Vec::new(),
+            symbols: Symbols::default(),
+            ids: Vec::new(),
+        }
+    }
+
+    /// The ids of a short piece, of which the number given counts, if it has at most three.
+    #[inline(always)]
+    pub(super) fn get(&self, key: Key, bucket_idx: u32) -> Option<([u32; 3], usize)> {
+        let Bucket(entries) = &self.buckets[bucket_idx as usize];
+        // Chosen without a branch: a wrong guess would wait for memory before the next piece is looked up.
+        let entry = &entries[usize::from(entries[1].key.differs(key) == 0)];
+        if entry.key.differs(key) != 0 {
+            return None;
+        }
+        (entry.n_ids < IN_ARRAY).then_some((entry.ids, entry.n_ids as usize))
+    }
+
+    /// The ids of a piece that [`Cache::get`] does not find.
+    pub(super) fn get_rare(&self, key: Key, piece: &[u8]) -> Option<&[u32]> {
+        let (start, n_ids) = if key != Key::LONG {
+            let entry = self.find(key)?;
+            if entry.n_ids < IN_ARRAY {
+                return entry.ids.get(..entry.n_ids as usize);
+            }
+            (entry.ids[0], entry.n_ids & !IN_ARRAY)
+        } else if piece.len() <= LONG {
+            self.long.get(piece)?
+        } else {
+            return None;
+        };
+        self.array.get(start as usize..(start + n_ids) as usize)
+    }
+
+    /// Remembers the ids of a piece that is not there.
+    pub(super) fn insert(&mut self, key: Key, piece: &[u8], ids: &[u32]) {
+        if piece.len() > LONG {
+            return;
+        }
+        if self.array.len() + ids.len() > MAX_IDS || self.long.len() >= MAX_LONG {
+            self.clear();
+        }
+        if key == Key::LONG {
+            let place = self.store(ids);
+            self.long.entry(piece, place);
+        } else {
+            self.insert_short(key, ids);
+        }
+    }
+
+    fn insert_short(&mut self, key: Key, ids: &[u32]) {
+        let mut entry = Entry { key, ids: [0; 3], n_ids: ids.len() as u32 };
+        match entry.ids.get_mut(..ids.len()) {
+            Some(inline) => inline.copy_from_slice(ids),
+            None => {
+                entry.ids[0] = self.store(ids).0;
+                entry.n_ids |= IN_ARRAY;
+            }
+        }
+        self.n_inserted += 1;
+        self.place(entry);
+    }
+
+    /// Puts an entry into its bucket, or the neighbour if only that has room. If neither has, the oldest goes.
+    fn place(&mut self, entry: Entry) {
+        let home = self.bucket_idx(entry.key) as usize;
+        let is_full = |bucket: &Bucket| bucket.0[1].n_ids > 0;
+        let bucket_idx = match is_full(&self.buckets[home]) && !is_full(&self.buckets[home ^ 1]) {
+            true => home ^ 1,
+            false => home,
+        };
+        let Bucket(entries) = &mut self.buckets[bucket_idx];
+        *entries = [entry, entries[0]];
+    }
+
+    /// The entry of a short piece, in its bucket or the neighbour.
+    fn find(&self, key: Key) -> Option<&Entry> {
+        let home = self.bucket_idx(key) as usize;
+        [home, home ^ 1].into_iter().flat_map(|idx| &self.buckets[idx].0).find(|entry| entry.key == key)
+    }
+
+    /// Makes more buckets if three in four entries are taken. Numbers of buckets then change.
+    #[inline(always)]
+    pub(super) fn grow_if_full(&mut self) {
+        if self.n_inserted > self.buckets.len() * 3 / 2 && self.buckets.len() < MAX_BUCKETS {
+            self.grow();
+        }
+    }
+
+    #[cold]
+    fn grow(&mut self) {
+        let n_buckets = self.buckets.len() * 2;
+        self.shift = u64::BITS - n_buckets.ilog2();
+        let old = std::mem::replace(&mut self.buckets, vec![Bucket::default(); n_buckets]);
+        for Bucket([newer, older]) in old {
+            for entry in [older, newer].into_iter().filter(|entry| entry.n_ids > 0) {
+                self.place(entry);
+            }
+        }
+    }
+
+    fn store(&mut self, ids: &[u32]) -> (u32, u32) {
+        // At most MAX_IDS, far below u32::MAX.
+        let start = self.array.len() as u32;
+        self.array.extend_from_slice(ids);
+        (start, ids.len() as u32)
+    }
+
+    #[cold]
+    fn clear(&mut self) {
+        self.buckets.fill(Bucket::default());
+        self.long.clear();
+        self.array.clear();
+    }
+
+    /// The bucket where the key belongs.
+    #[inline(always)]
+    pub(super) fn bucket_idx(&self, key: Key) -> u32 {
+        (self.seeded.hash_pair(key.low, key.high) >> self.shift) as u32
+    }
+
+    /// Reads a bucket, so that a later read finds it near.
+    #[inline(always)]
+    pub(super) fn touch(&self, bucket_idx: u32) -> u64 {
+        self.buckets[bucket_idx as usize].0[0].key.low
+    }
+}

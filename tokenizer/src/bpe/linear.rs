@@ -1,0 +1,172 @@
+//! Encoding a piece in time linear in its length.
+//!
+//! A list of tokens is what merging gives if and only if every two neighbours are: merging the bytes of both together
+//! gives just them. So the longest token at each place is taken, a shorter one where it does not get on with the token
+//! before, and where none does, the token before is taken back; a place that was taken back is never tried again,
+//! which bounds the work. The idea is that of GitHub's `bpe` crate ("So many tokens, so little time", 2024).
+//!
+//! Two neighbours are checked along their seam only: whatever merges across it must be made of the last part of the
+//! left and the first part of the right token, at some stage of their own merging.
+//!
+//! This needs rules in which every part ranks before what it merges into, as every trained vocabulary has.
+
+use std::collections::HashMap;
+
+use super::merge::{NO_MERGE, Pair, Rules};
+use crate::hash::Seeded;
+
+/// No token.
+const NONE: u32 = u32::MAX;
+
+/// Tables over the tokens that merging can give. Their numbers here: the bytes, then the merges in order of rank, so
+/// that comparing numbers compares ranks.
+#[derive(Debug)]
+pub(super) struct Linear {
+    /// The id of each token.
+    ids: Vec<u32>,
+    /// What each token was last merged from; a byte from itself twice.
+    parts: Vec<Pair>,
+    lens: Vec<u32>,
+    /// The longest token that a token begins with and is not, or [`NONE`].
+    shorter: Vec<u32>,
+    /// The number of the token that a pair of numbers merges into.
+    pairs: HashMap<Pair, u32, Seeded>,
+    trie: Trie,
+}
+
+impl Linear {
+    /// Nothing if some merge comes before one that its parts need.
+    pub(super) fn new(rules: &Rules, merges: &[Pair]) -> Option<Self> {
+        let mut tables = Self {
+            ids: (0..=255).map(|byte| rules.byte_id(byte)).collect(),
+            parts: (0..256).map(|number| (number, number)).collect(),
+            lens: vec![1; 256],
+            shorter: Vec::new(),
+            pairs: HashMap::default(),
+            trie: Trie::new(),
+        };
+        let mut numbers: HashMap<u32, u32, Seeded> =
+            (0..256).map(|number| (tables.ids[number as usize], number)).collect();
+        let mut bytes: Vec<Vec<u8>> = (0..=255).map(|byte| vec![byte]).collect();
+        let made: HashMap<u32, usize> =
+            merges.iter().enumerate().rev().map(|(rank, &(l, r))| (rules.rank(l, r).id, rank)).collect();
+        for (rank, &(left, right)) in merges.iter().enumerate() {
+            if [left, right].iter().any(|part| made.get(part).is_some_and(|&made| made >= rank)) {
+                return None;
+            }
+            let id = rules.rank(left, right).id;
+            let (Some(&left), Some(&right)) = (numbers.get(&left), numbers.get(&right)) else {
+                continue;
+            };
+            // A token that its own parts do not lead to: some other merge comes first, always.
+            if numbers.contains_key(&id) || !tables.get_on(left, right) {
+                continue;
+            }
+            let number = tables.ids.len() as u32;
+            numbers.insert(id, number);
+            tables.ids.push(id);
+            tables.parts.push((left, right));
+            tables.lens.push(tables.lens[left as usize] + tables.lens[right as usize]);
+            tables.pairs.insert((left, right), number);
+            bytes.push([&bytes[left as usize][..], &bytes[right as usize]].concat());
+        }
+        for (number, bytes) in (0..).zip(&bytes) {
+            tables.trie.insert(bytes, number);
+        }
+        tables.shorter = bytes.iter().map(|bytes| tables.trie.longest(&bytes[..bytes.len() - 1])).collect();
+        Some(tables)
+    }
+
+    /// Appends the ids of `piece`.
+    pub(super) fn encode(&self, rules: &Rules, piece: &[u8], ids: &mut Vec<u32>) {
+        debug_assert_eq!(rules.byte_id(0), self.ids[0], "the tables are of other rules");
+        // Whether a list of tokens may still end at each place.
+        let mut open = vec![true; piece.len() + 1];
+        let mut tokens: Vec<u32> = Vec::with_capacity(piece.len() / 3);
+        let mut at = 0;
+        let mut candidate = self.trie.longest(piece);
+        while candidate != NONE {
+            let end = at + self.lens[candidate as usize] as usize;
+            let fits = open[end] && tokens.last().is_none_or(|&last| self.get_on(last, candidate));
+            if fits {
+                tokens.push(candidate);
+                at = end;
+                candidate = self.trie.longest(&piece[at..]);
+                continue;
+            }
+            candidate = self.shorter[candidate as usize];
+            if candidate == NONE {
+                open[at] = false;
+                // The bytes of a piece always have a list, so the first place is never closed.
+                let Some(last) = tokens.pop() else { break };
+                at -= self.lens[last as usize] as usize;
+                candidate = last;
+            }
+        }
+        ids.extend(tokens.iter().map(|&number| self.ids[number as usize]));
+    }
+
+    /// Whether two neighbours stay as they are when their bytes are merged together.
+    fn get_on(&self, mut left: u32, mut right: u32) -> bool {
+        // Merges from this number on come after the stage that is looked at.
+        let mut limit = u32::MAX;
+        loop {
+            if self.pairs.get(&(left, right)).is_some_and(|&number| number < limit) {
+                return false;
+            }
+            if left.max(right) < 256 {
+                return true;
+            }
+            // Undo the later of the two last merges; of equal ones, the left was merged first.
+            if left > right {
+                limit = left;
+                left = self.parts[left as usize].1;
+            } else {
+                limit = right + 1;
+                right = self.parts[right as usize].0;
+            }
+        }
+    }
+}
+
+/// The tokens by their bytes.
+#[derive(Debug)]
+struct Trie {
+    /// The node after a node (high bits) and a byte.
+    next: HashMap<u64, u32, Seeded>,
+    /// The token that ends at each node, or [`NONE`].
+    tokens: Vec<u32>,
+}
+
+impl Trie {
+    fn new() -> Self {
+        Self { next: HashMap::default(), tokens: vec![NONE] }
+    }
+
+    fn insert(&mut self, bytes: &[u8], number: u32) {
+        let mut node = 0;
+        for &byte in bytes {
+            let n_nodes = self.tokens.len() as u32;
+            node = *self.next.entry(u64::from(node) << 8 | u64::from(byte)).or_insert(n_nodes);
+            if node == n_nodes {
+                self.tokens.push(NONE);
+            }
+        }
+        self.tokens[node as usize] = number;
+    }
+
+    /// The longest token that `bytes` begin with, or [`NONE`].
+    fn longest(&self, bytes: &[u8]) -> u32 {
+        let (mut node, mut longest) = (0, NONE);
+        for &byte in bytes {
+            let Some(&next) = self.next.get(&(u64::from(node) << 8 | u64::from(byte))) else { break };
+            node = next;
+            if self.tokens[node as usize] != NONE {
+                longest = self.tokens[node as usize];
+            }
+        }
+        longest
+    }
+}
+
+const _: () = assert!(NO_MERGE == NONE, "both mark the absence of a token");

@@ -1,0 +1,303 @@
+//! Merge rules, and merging a piece by them.
+
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
+
+/// The rank of a pair that does not merge.
+pub(super) const NO_MERGE: u32 = u32::MAX;
+
+/// Two neighbouring tokens.
+pub(crate) type Pair = (u32, u32);
+
+/// What two neighbouring tokens merge into.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Merge {
+    /// The neighbours.
+    pub pair: Pair,
+    /// The token that replaces them.
+    pub id: u32,
+}
+
+/// One integer for a pair, to hash.
+#[inline]
+pub(crate) fn pack((left, right): Pair) -> u64 {
+    u64::from(left) << 32 | u64::from(right)
+}
+
+/// The rank of a pair and the token it merges into.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Ranked {
+    pub rank: u32,
+    pub id: u32,
+}
+
+const NONE: Ranked = Ranked { rank: NO_MERGE, id: 0 };
+
+/// Merge rules as tables.
+#[derive(Debug)]
+pub(crate) struct Rules {
+    byte_ids: [u32; 256],
+    /// By two bytes: most look-ups are of the pairs that a piece starts with.
+    byte_pairs: Vec<Ranked>,
+    /// Open addressing over the other pairs; see [`Slot`].
+    slots: Vec<Slot>,
+    shift: u32,
+}
+
+/// A pair with its rank; [`NO_MERGE`] marks an empty slot.
+#[derive(Clone, Copy, Debug)]
+struct Slot {
+    pair: Pair,
+    ranked: Ranked,
+}
+
+impl Rules {
+    /// Takes distinct pairs in order of rank, with the ids they give.
+    pub(crate) fn new(byte_ids: [u32; 256], merges: &[Merge]) -> Self {
+        // At most a quarter of the slots is taken, so that pairs that do not merge are known at the first look.
+        let n_slots = (merges.len() * 4).next_power_of_two().max(16);
+        let mut rules = Self {
+            byte_ids,
+            byte_pairs: vec![NONE; 1 << 16],
+            slots: vec![Slot { pair: (0, 0), ranked: NONE }; n_slots],
+            shift: u64::BITS - n_slots.ilog2(),
+        };
+        for (rank, merge) in (0..).zip(merges) {
+            rules.insert(merge.pair, Ranked { rank, id: merge.id });
+        }
+        for first in 0..=255u8 {
+            for second in 0..=255u8 {
+                rules.byte_pairs[usize::from(first) << 8 | usize::from(second)] =
+                    rules.rank(rules.byte_id(first), rules.byte_id(second));
+            }
+        }
+        rules
+    }
+
+    /// The id of a single byte.
+    #[inline]
+    pub(super) fn byte_id(&self, byte: u8) -> u32 {
+        self.byte_ids[usize::from(byte)]
+    }
+
+    /// The rank of a pair and what it merges into; [`NO_MERGE`] if it does not.
+    #[inline]
+    pub(super) fn rank(&self, left: u32, right: u32) -> Ranked {
+        let mut idx = self.home((left, right));
+        loop {
+            let slot = &self.slots[idx];
+            if slot.pair == (left, right) || slot.ranked.rank == NO_MERGE {
+                return slot.ranked;
+            }
+            idx = (idx + 1) & (self.slots.len() - 1);
+        }
+    }
+
+    fn insert(&mut self, pair: Pair, ranked: Ranked) {
+        let mut idx = self.home(pair);
+        while self.slots[idx].ranked.rank != NO_MERGE {
+            idx = (idx + 1) & (self.slots.len() - 1);
+        }
+        self.slots[idx] = Slot { pair, ranked };
+    }
+
+    #[inline]
+    fn home(&self, pair: Pair) -> usize {
+        // Multiplying by an odd number (the golden ratio's fraction) spreads the low bits over the high ones.
+        let mixed = (u64::from(pair.0) << 24 ^ u64::from(pair.1)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        (mixed >> self.shift) as usize
+    }
+
+    /// Appends the ids of `piece`: look for the lowest rank, merge, close the gap. Quadratic, with no set-up.
+    pub(super) fn merge_in_array(&self, piece: &[u8], symbols: &mut Symbols, ids: &mut Vec<u32>) {
+        let Symbols { ids: tokens, ranks, merged } = symbols;
+        tokens.clear();
+        ranks.clear();
+        merged.clear();
+        tokens.extend(piece.iter().map(|&byte| self.byte_id(byte)));
+        for bytes in piece.windows(2) {
+            let ranked = self.byte_pairs[usize::from(bytes[0]) << 8 | usize::from(bytes[1])];
+            ranks.push(ranked.rank);
+            merged.push(ranked.id);
+        }
+        // Pair `idx` is of the tokens `idx` and `idx + 1`.
+        while let Some(idx) = lowest(ranks) {
+            tokens[idx] = merged[idx];
+            tokens.remove(idx + 1);
+            ranks.remove(idx);
+            merged.remove(idx);
+            if idx < ranks.len() {
+                let ranked = self.rank(tokens[idx], tokens[idx + 1]);
+                (ranks[idx], merged[idx]) = (ranked.rank, ranked.id);
+            }
+            if idx > 0 {
+                let ranked = self.rank(tokens[idx - 1], tokens[idx]);
+                (ranks[idx - 1], merged[idx - 1]) = (ranked.rank, ranked.id);
+            }
+        }
+        ids.extend_from_slice(tokens);
+    }
+
+    /// Appends the ids of `piece`, by a queue of pairs over a linked list: `n log n`, for rules of any kind.
+    pub(super) fn merge_by_queue(&self, piece: &[u8], ids: &mut Vec<u32>) {
+        let mut list = LinkedIds::new(piece.iter().map(|&byte| self.byte_id(byte)).collect());
+        let mut queue: BinaryHeap<Reverse<(u32, usize)>> = BinaryHeap::new();
+        for idx in 0..piece.len() - 1 {
+            self.enqueue(&list, idx, &mut queue);
+        }
+        while let Some(Reverse((rank, idx))) = queue.pop() {
+            let Some(next) = list.next(idx) else { continue };
+            // An entry is out of date if either symbol has merged since; its pair then has another rank, or none.
+            let ranked = self.rank(list.ids[idx], list.ids[next]);
+            if ranked.rank != rank {
+                continue;
+            }
+            list.merge(idx, next, ranked.id);
+            self.enqueue(&list, idx, &mut queue);
+            if let Some(prev) = list.prev(idx) {
+                self.enqueue(&list, prev, &mut queue);
+            }
+        }
+        ids.extend(list.iter());
+    }
+
+    fn enqueue(&self, list: &LinkedIds, idx: usize, queue: &mut BinaryHeap<Reverse<(u32, usize)>>) {
+        let Some(next) = list.next(idx) else { return };
+        let rank = self.rank(list.ids[idx], list.ids[next]).rank;
+        if rank != NO_MERGE {
+            queue.push(Reverse((rank, idx)));
+        }
+    }
+}
+
+/// The place of the lowest rank, the first among equals; nothing if no pair merges.
+#[inline]
+fn lowest(ranks: &[u32]) -> Option<usize> {
+    let lowest = ranks.iter().copied().min().filter(|&rank| rank != NO_MERGE)?;
+    ranks.iter().position(|&rank| rank == lowest)
+}
+
+/// Working memory: the tokens of a piece, and for each pair of neighbours its rank and what it merges into.
+#[derive(Debug, Default)]
+pub(crate) struct Symbols {
+    ids: Vec<u32>,
+    ranks: Vec<u32>,
+    merged: Vec<u32>,
+}
+
+/// The tokens of a long piece as a doubly linked list in arrays.
+struct LinkedIds {
+    ids: Vec<u32>,
+    /// Position after each symbol; the length of the list after the last one, and [`GONE`] for a merged right part.
+    after: Vec<usize>,
+    /// Position before each symbol plus one, 0 before the first.
+    before: Vec<usize>,
+}
+
+/// Marks a symbol that was merged into its left neighbour.
+const GONE: usize = usize::MAX;
+
+impl LinkedIds {
+    fn new(ids: Vec<u32>) -> Self {
+        let n = ids.len();
+        Self { ids, after: (1..=n).collect(), before: (0..n).collect() }
+    }
+
+    /// The symbol after `idx`, unless it is the last one or gone.
+    fn next(&self, idx: usize) -> Option<usize> {
+        Some(self.after[idx]).filter(|&next| next < self.ids.len())
+    }
+
+    fn prev(&self, idx: usize) -> Option<usize> {
+        self.before[idx].checked_sub(1)
+    }
+
+    fn merge(&mut self, idx: usize, next: usize, merged: u32) {
+        let after = self.after[next];
+        self.ids[idx] = merged;
+        self.after[idx] = after;
+        self.after[next] = GONE;
+        if after < self.ids.len() {
+            self.before[after] = idx + 1;
+        }
+    }
+
+    fn iter(&self) -> impl Iterator<Item = u32> {
+        self.ids.iter().zip(&self.after).filter(|&(_, &after)| after != GONE).map(|(&id, _)| id)
+    }
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use proptest::prelude::*;
+
+    use super::super::Bpe;
+    use super::super::linear::Linear;
+    use super::*;
+
+    /// Rules over bytes from `merges`, each of two earlier tokens; ids from 256 on.
+    fn rules(merges: &[Pair]) -> (Rules, Vec<Merge>) {
+        let merges: Vec<_> =
+            merges.iter().enumerate().map(|(i, &pair)| Merge { pair, id: 256 + i as u32 }).collect();
+        (Rules::new(std::array::from_fn(|byte| byte as u32), &merges), merges)
+    }
+
+    /// Rules over a, b, c whose order matters: later merges have higher rank but shorter left parts.
+    pub(in super::super) fn bpe() -> Bpe {
+        let (a, b, c) = (97, 98, 99);
+        let pairs =
+            [(a, a), (b, c), (256, 256), (a, b), (258, 257), (256, a), (c, 259), (261, 258), (260, 260)];
+        Bpe::new(std::array::from_fn(|byte| byte as u32), &rules(&pairs).1)
+    }
+
+    /// The definition: merge the leftmost pair of the lowest rank until none is left.
+    pub(in super::super) fn by_definition(rules: &Rules, piece: &[u8]) -> Vec<u32> {
+        let mut ids: Vec<u32> = piece.iter().map(|&byte| u32::from(byte)).collect();
+        loop {
+            let pairs = ids.windows(2).enumerate().map(|(idx, pair)| (rules.rank(pair[0], pair[1]), idx));
+            match pairs.min_by_key(|&(ranked, idx)| (ranked.rank, idx)) {
+                Some((ranked, idx)) if ranked.rank != NO_MERGE => {
+                    ids.splice(idx..idx + 2, [ranked.id]);
+                }
+                _ => return ids,
+            }
+        }
+    }
+
+    /// Pairs of a, b, c and of what earlier pairs gave; with repeats, tokens that spell the same, and dead ends.
+    fn pairs() -> impl Strategy<Value = Vec<Pair>> {
+        proptest::collection::vec((any::<u16>(), any::<u16>()), 1..24).prop_map(|seeds| {
+            let mut pairs: Vec<Pair> = Vec::new();
+            for (left, right) in seeds {
+                let pick = |seed: u16| match usize::from(seed) % (3 + pairs.len()) {
+                    letter @ 0..3 => 97 + letter as u32,
+                    earlier => 256 + earlier as u32 - 3,
+                };
+                let pair = (pick(left), pick(right));
+                if !pairs.contains(&pair) {
+                    pairs.push(pair);
+                }
+            }
+            pairs
+        })
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(2000))]
+
+        #[test]
+        fn all_ways_of_merging_follow_the_definition(pairs in pairs(), piece in "[abc]{2,90}") {
+            let (rules, merges) = rules(&pairs);
+            let expected = by_definition(&rules, piece.as_bytes());
+            let (mut array, mut queue, mut linear) = (Vec::new(), Vec::new(), Vec::new());
+            rules.merge_in_array(piece.as_bytes(), &mut Symbols::default(), &mut array);
+            rules.merge_by_queue(piece.as_bytes(), &mut queue);
+            prop_assert_eq!(&array, &expected);
+            prop_assert_eq!(&queue, &expected);
+            let pairs: Vec<Pair> = merges.iter().map(|merge| merge.pair).collect();
+            let tables = Linear::new(&rules, &pairs).expect("parts come before what they merge into");
+            tables.encode(&rules, piece.as_bytes(), &mut linear);
+            prop_assert_eq!(&linear, &expected);
+        }
+    }
+}

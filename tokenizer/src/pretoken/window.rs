@@ -1,0 +1,288 @@
+//! The pieces of 64 bytes of ASCII at once, by arithmetic on bit masks.
+//!
+//! A window begins where a piece begins. For each class of characters, SIMD comparisons give a mask of the bytes in it,
+//! and the starts of pieces follow by shifting, adding and masking: a run of letters starts at `letters & !(letters <<
+//! 1)`; adding a seed to a mask carries through the run at the seed and so floods it. What the end of the window hides
+//! (how a run of white space goes on) or what is not ASCII ends the window early: the next begins at the last piece
+//! whose start is sure, and a piece that fills a whole window, or is not ASCII, is left to [`super::scan`]. Nothing is
+//! carried from one window to the next. Two instructions a byte, where the scan needs ten.
+
+use wide::u8x16;
+
+use super::scan::{Classes, Pattern, Scan, contraction_len};
+
+/// Bytes looked at together: the bits of a mask.
+const WINDOW: usize = 64;
+
+/// Calls `each` with the start and end of every piece of `text`.
+#[inline]
+pub(super) fn for_each<P: Pattern>(text: &str, mut each: impl FnMut(usize, usize)) {
+    let bytes = text.as_bytes();
+    let scan = Scan::new(text, Classes::get());
+    let mut at = 0;
+    while at < bytes.len() {
+        let mut starts = match bytes.get(at..at + WINDOW) {
+            // Text in other scripts: a first word may have a space before it.
+            Some(block) if (block[0] | block[1]) < 128 => starts::<P>(block),
+            _ => 0,
+        };
+        if starts == 0 {
+            let end = P::end(&scan, at);
+            each(at, end);
+            at = end;
+            continue;
+        }
+        let base = at;
+        while starts != 0 {
+            let next = base + starts.trailing_zeros() as usize;
+            each(at, next);
+            at = next;
+            starts &= starts - 1;
+        }
+    }
+}
+
+#[inline]
+fn starts<P: Pattern>(block: &[u8]) -> u64 {
+    match block.try_into() {
+        Ok(block) => P::starts(block, &Masks::of(block)),
+        Err(_) => 0,
+    }
+}
+
+/// One bit for each byte of the window that lies before the first byte that is not ASCII.
+pub(super) struct Masks {
+    /// The bytes that the other masks tell of: those before the first that is not ASCII.
+    ascii: u64,
+    letters: u64,
+    capitals: u64,
+    digits: u64,
+    /// All white space.
+    spaces: u64,
+    /// Carriage returns and line feeds.
+    newlines: u64,
+    /// The space itself.
+    blanks: u64,
+    apostrophes: u64,
+    slashes: u64,
+}
+
+impl Masks {
+    #[inline]
+    fn of(block: &[u8; WINDOW]) -> Self {
+        let parts: [u8x16; 4] = std::array::from_fn(|i| {
+            let mut part = [0; 16];
+            part.copy_from_slice(&block[i * 16..][..16]);
+            u8x16::new(part)
+        });
+        let high = mask(&parts, |v| v);
+        // All below the lowest high bit.
+        let ascii = (high & high.wrapping_neg()).wrapping_sub(1);
+        Self {
+            ascii,
+            letters: ascii & mask(&parts, |v| within(v | u8x16::splat(0x20), b'a', b'z')),
+            capitals: ascii & mask(&parts, |v| within(v, b'A', b'Z')),
+            digits: ascii & mask(&parts, |v| within(v, b'0', b'9')),
+            spaces: ascii & mask(&parts, |v| within(v, b'\t', b'\r') | is(v, b' ')),
+            newlines: ascii & mask(&parts, |v| is(v, b'\n') | is(v, b'\r')),
+            blanks: ascii & mask(&parts, |v| is(v, b' ')),
+            apostrophes: ascii & mask(&parts, |v| is(v, b'\'')),
+            slashes: ascii & mask(&parts, |v| is(v, b'/')),
+        }
+    }
+
+    /// Starts for [`super::scan::Gpt2`].
+    #[inline]
+    pub(super) fn gpt2(&self, block: &[u8; WINDOW]) -> u64 {
+        let runs = run_starts(self.letters) | run_starts(self.digits) | run_starts(self.symbols());
+        // A blank goes with the run after it.
+        let runs = runs & !(self.blanks << 1);
+        let mut starts = runs | run_starts(self.spaces) | self.spaces & !(self.spaces >> 1);
+        for i in bits(self.apostrophes & runs & self.letters >> 1) {
+            if i + 2 >= self.len() {
+                // What follows decides whether the letter starts a word.
+                starts &= below(i + 1);
+                break;
+            }
+            let len = contraction_len(block[i + 1], block[i + 2], false);
+            if len > 0 {
+                starts = starts & !bit(i + 1) | bit(i + len);
+            }
+        }
+        self.sure(starts, self.spaces)
+    }
+
+    /// Starts for [`super::scan::Gpt4`].
+    #[inline]
+    pub(super) fn gpt4<const D: usize>(&self, block: &[u8; WINDOW]) -> u64 {
+        let symbols = self.symbols();
+        // Newlines go with the symbols before them.
+        let seeds = self.newlines & symbols << 1;
+        let taken = self.newlines & !self.newlines.wrapping_add(seeds);
+        let runs = run_starts(symbols) & !(self.blanks << 1);
+        let (space_starts, spaces) = self.space_starts(taken);
+        let mut starts = self.words(runs) | runs | number_starts::<D>(self.digits) | space_starts;
+        for i in bits(self.apostrophes & runs & self.letters >> 1) {
+            if i + 2 < self.len() {
+                let len = contraction_len(block[i + 1], block[i + 2], true);
+                starts |= if len > 0 { bit(i + len) } else { 0 };
+            }
+        }
+        self.sure(starts, spaces)
+    }
+
+    /// Starts for [`super::scan::O200k`].
+    #[inline]
+    pub(super) fn o200k<const D: usize, const CONTRACTIONS: bool>(&self, block: &[u8; WINDOW]) -> u64 {
+        let symbols = self.symbols();
+        // Newlines, and slashes after them, go with the symbols before them. A slash is a symbol as well, so seeds may
+        // lie in what an earlier one took.
+        let tails = self.newlines | self.slashes;
+        let (mut seeds, mut taken) = (self.newlines & symbols << 1, 0);
+        while seeds != 0 {
+            let seed = seeds & seeds.wrapping_neg();
+            taken |= tails & !tails.wrapping_add(seed);
+            seeds &= !taken;
+        }
+        let runs = run_starts(symbols & !taken) & !(self.blanks << 1);
+        let (space_starts, spaces) = self.space_starts(taken);
+        let small = self.letters & !self.capitals;
+        let mut starts = self.words(runs) | self.capitals & small << 1;
+        starts |= runs | number_starts::<D>(self.digits) | space_starts;
+        let quotes = if CONTRACTIONS { self.apostrophes & self.letters << 1 } else { 0 };
+        let mut contraction_end = 0;
+        for i in bits(quotes) {
+            // A contraction has none of its own: the apostrophe then begins the next piece.
+            if i == contraction_end {
+                continue;
+            }
+            if i + 2 >= self.len() {
+                starts &= below(i);
+                break;
+            }
+            let len = contraction_len(block[i + 1], block[i + 2], true);
+            if len > 0 {
+                contraction_end = i + len;
+                starts = starts & !(below(contraction_end) & !below(i)) | bit(contraction_end);
+            }
+        }
+        self.sure(starts, spaces)
+    }
+
+    /// What is neither letter, digit nor white space.
+    #[inline]
+    fn symbols(&self) -> u64 {
+        self.ascii & !(self.letters | self.digits | self.spaces)
+    }
+
+    /// Number of bytes that the masks tell of.
+    #[inline]
+    fn len(&self) -> usize {
+        self.ascii.trailing_ones() as usize
+    }
+
+    /// Starts of words, where one symbol or white space goes with the word after it: `[^\r\n\p{L}\p{N}]?\p{L}+`.
+    /// `symbol_runs` are the starts of runs of symbols that have no blank before them; before a letter, such a start is
+    /// the whole run.
+    #[inline]
+    fn words(&self, symbol_runs: u64) -> u64 {
+        let leads = symbol_runs | self.spaces & !self.newlines;
+        run_starts(self.letters) & !(leads << 1)
+    }
+
+    /// Starts by `\s*[\r\n]+|\s+(?!\S)|\s+` among the white space that is not `taken`, and that white space.
+    #[inline]
+    fn space_starts(&self, taken: u64) -> (u64, u64) {
+        let spaces = self.spaces & !taken;
+        let newlines = self.newlines & !taken;
+        let inner = spaces & !newlines;
+        let mut after_line = inner & newlines << 1;
+        // White space between newlines goes with the second: rare enough to be looked at one by one.
+        if after_line.wrapping_add(inner) & !inner & newlines != 0 {
+            for i in bits(after_line) {
+                let end = i + (inner >> i).trailing_ones() as usize;
+                if bit(end) & newlines != 0 {
+                    after_line &= !bit(i);
+                }
+            }
+        }
+        // The last of a run, unless it is a newline, stands alone or goes with what follows.
+        let last = inner & !(spaces >> 1);
+        (run_starts(spaces) | after_line | last, spaces)
+    }
+
+    /// Drops the first start, which is known, and those that bytes after the window may undo: all but the first in the
+    /// run of `spaces` that touches the end.
+    #[inline]
+    fn sure(&self, starts: u64, spaces: u64) -> u64 {
+        let len = self.len();
+        if len == 0 {
+            return 0;
+        }
+        let n_last = (spaces << (WINDOW - len)).leading_ones() as usize;
+        let run = self.ascii & !below(len - n_last);
+        let in_run = starts & run;
+        (starts & !run | in_run & in_run.wrapping_neg()) & self.ascii & !1
+    }
+}
+
+/// One bit for each byte of the block whose highest bit is set after `test`.
+#[inline(always)]
+fn mask(parts: &[u8x16; 4], test: impl Fn(u8x16) -> u8x16) -> u64 {
+    let part = |i: usize| u64::from(test(parts[i]).to_bitmask()) << (16 * i);
+    part(0) | part(1) | part(2) | part(3)
+}
+
+#[inline(always)]
+fn within(v: u8x16, first: u8, last: u8) -> u8x16 {
+    let offset = v - u8x16::splat(first);
+    offset.min(u8x16::splat(last - first)).simd_eq(offset)
+}
+
+#[inline(always)]
+fn is(v: u8x16, byte: u8) -> u8x16 {
+    v.simd_eq(u8x16::splat(byte))
+}
+
+#[inline]
+const fn run_starts(mask: u64) -> u64 {
+    mask & !(mask << 1)
+}
+
+/// Starts by `\p{N}{1,D}`.
+#[inline]
+fn number_starts<const D: usize>(digits: u64) -> u64 {
+    if D == 1 {
+        return digits;
+    }
+    // Where a digit has D digits before it.
+    let full = (1..=D).fold(digits, |full, n| full & digits << n);
+    let mut last = run_starts(digits);
+    let mut starts = last;
+    while last != 0 {
+        last = last << D & full;
+        starts |= last;
+    }
+    starts
+}
+
+#[inline]
+fn bit(i: usize) -> u64 {
+    1u64.checked_shl(i as u32).unwrap_or(0)
+}
+
+/// The bits below `i`.
+#[inline]
+fn below(i: usize) -> u64 {
+    bit(i).wrapping_sub(1)
+}
+
+/// The positions of the bits, lowest first.
+#[inline]
+fn bits(mut mask: u64) -> impl Iterator<Item = usize> {
+    std::iter::from_fn(move || {
+        let i = mask.trailing_zeros() as usize;
+        mask &= mask.wrapping_sub(1);
+        (i < WINDOW).then_some(i)
+    })
+}
