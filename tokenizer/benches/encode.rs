@@ -12,6 +12,7 @@ use std::time::Instant;
 
 use tokenizer::Tokenizer;
 
+#[expect(clippy::print_stdout, reason = "a bench prints its figures")]
 fn main() {
     let args: Vec<String> = std::env::args().skip(1).filter(|arg| !arg.starts_with("--")).collect();
     let Some((tokenizer, files)) = args.split_first() else {

@@ -15,8 +15,9 @@ use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use rayon::prelude::*;
 
 pub(crate) use cache::Cache;
+use merge::Rules;
 use merge::Symbols;
-pub(crate) use merge::{Merge, Pair, Rules, pack};
+pub(crate) use merge::{Merge, Pair, merges_by_id, pack};
 
 use crate::Split;
 use crate::pieces::PieceMap;
@@ -36,7 +37,7 @@ const GROWTH: usize = 4096;
 #[derive(Debug)]
 pub(crate) struct Bpe {
     /// Pairs of ids, in order of rank.
-    pub merges: Vec<Pair>,
+    merges: Vec<Pair>,
     /// The ids of whole pieces that win over merging, if the file asks for it (`ignore_merges`) and merging does not
     /// lead to them.
     whole: PieceMap<u32>,

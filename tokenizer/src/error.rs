@@ -41,6 +41,16 @@ pub enum Error {
         /// The parser's complaint.
         reason: String,
     },
+    /// Binary data is cut short or does not mean anything.
+    #[error("byte {offset} of {part}: {reason}")]
+    Malformed {
+        /// The file format, or the part of a file.
+        part: &'static str,
+        /// Where it was noticed, in bytes from the start of the part.
+        offset: usize,
+        /// What is wrong there.
+        reason: String,
+    },
     /// The file asks for something that would change ids and that this crate does not do.
     #[error("{part}: {found} is not supported (supported: {supported})")]
     Unsupported {
@@ -144,13 +154,36 @@ pub enum Error {
         kind: &'static str,
     },
     /// The corpus has more distinct text than positions can be numbered.
-    #[error("the corpus has {n_symbols} bytes of distinct pre-tokens (limit: {limit})")]
+    #[error(
+        "the corpus has {n_symbols} symbols of distinct pre-tokens (limit: {limit}): train on a part of it"
+    )]
     CorpusTooLarge {
-        /// Bytes of distinct pre-tokens found.
-        n_symbols: usize,
+        /// Symbols of distinct pre-tokens found.
+        n_symbols: u64,
         /// The most that can be numbered.
-        limit: usize,
+        limit: u64,
     },
+    /// A stream of training text failed or is not UTF-8.
+    #[error("the text cannot be read at byte {position}: {source}")]
+    Corpus {
+        /// Bytes of the stream before the fault.
+        position: u64,
+        /// What is wrong there.
+        source: std::io::Error,
+    },
+    /// Training needs more memory than it may use.
+    #[error(
+        "training needs {needed} bytes of memory, but its limit is {limit}: raise the limit or train on less text"
+    )]
+    MemoryLimit {
+        /// Bytes needed, at least.
+        needed: u64,
+        /// Bytes allowed.
+        limit: u64,
+    },
+    /// The caller stopped the work.
+    #[error("cancelled")]
+    Cancelled,
     /// The tokenizer lacks a special token that the chat format is made of.
     #[error(
         "chat needs the special token `{token}`, which this tokenizer lacks: train one with the chat tokens"

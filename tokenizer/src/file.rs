@@ -1,31 +1,68 @@
-//! Hugging Face's `tokenizer.json`: the one file format of both models.
+//! Files: every format in which tokenizers come, told apart by what is in them.
 //!
-//! Reading accepts what the two models can express and refuses the rest by name: a normalizer or another pre-tokenizer
-//! that were skipped would give other ids in silence. Writing gives what Hugging Face's `tokenizers` opens and encodes
-//! alike, and is atomic.
+//! | format | what it is |
+//! |---|---|
+//! | `tokenizer.json` | Hugging Face's; read and written |
+//! | `vocab.json` and `merges.txt`, `encoder.json` and `vocab.bpe` | GPT-2's two files |
+//! | `*.tiktoken` | ranks of tiktoken; read and written |
+//! | `*.model` | sentencepiece, BPE or Unigram |
+//! | `*.gguf` | the vocabulary inside a model |
+//!
+//! What a file asks for and this crate cannot do is refused by its name: a part that were skipped would give other ids
+//! in silence. Writing is atomic.
 
+mod gguf;
+mod gpt2;
 mod read;
+#[cfg(test)]
+mod reference;
+mod sentencepiece;
+mod tiktoken;
 mod write;
 
 use std::fs::{self, File};
 use std::io::{Read, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
+use crate::definition::Definition;
 use crate::{Error, Tokenizer};
 
 /// Most bytes that are read. The largest vocabularies in use (about 260,000 tokens) take 35 MB.
 const MAX_LEN: u64 = 512 << 20;
 
+/// Bytes of a GGUF that are read at first: its vocabulary stands before the tensors, which may be any number.
+const GGUF_HEAD: u64 = 32 << 20;
+
+/// The names under which a model's folder may have its tokenizer, the best first.
+const IN_FOLDER: [&str; 4] = ["tokenizer.json", "tokenizer.model", "vocab.json", "encoder.json"];
+
 /// Files.
 impl Tokenizer {
-    /// Reads a `tokenizer.json`.
+    /// Reads a tokenizer: a file of any format above, or a folder that has one. Of GPT-2's two files name the first; the
+    /// other must lie beside it.
     ///
     /// # Errors
     /// [`Error::Io`], or [`Error::InFile`] with the place and the reason.
     pub fn load(path: impl AsRef<Path>) -> Result<Self, Error> {
         let path = path.as_ref();
-        let json = read_capped(path)?;
-        Self::from_json(&json).map_err(|problem| problem.in_file(path))
+        if !path.is_dir() {
+            return load_file(path);
+        }
+        let found = IN_FOLDER.iter().map(|name| path.join(name)).find(|file| file.exists());
+        load_file(&found.unwrap_or_else(|| path.join(IN_FOLDER[0])))
+    }
+
+    /// Reads tiktoken ranks whose split is that of a published encoding: `cl100k_base`, `o200k_base`, `p50k_base` or
+    /// `r50k_base`. [`Tokenizer::load`] knows those files themselves.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::load`].
+    pub fn load_tiktoken(path: impl AsRef<Path>, encoding: &str) -> Result<Self, Error> {
+        let path = path.as_ref();
+        let bytes = read_capped(path)?;
+        tiktoken::parse(&bytes, Some(encoding))
+            .and_then(Self::from_definition)
+            .map_err(|problem| problem.in_file(path))
     }
 
     /// Reads the contents of a `tokenizer.json`.
@@ -33,56 +70,153 @@ impl Tokenizer {
     /// # Errors
     /// Any that tells what is wrong in a file; see [`Error`].
     pub fn from_json(json: &[u8]) -> Result<Self, Error> {
-        Self::from_parts(read::parse(json)?)
+        Self::from_definition(read::parse(json)?)
+    }
+
+    /// Reads the vocabulary in the bytes of a GGUF, which may end with its keys and values.
+    ///
+    /// # Errors
+    /// Any that tells what is wrong in a file; see [`Error`].
+    pub fn from_gguf(bytes: &[u8]) -> Result<Self, Error> {
+        Self::from_definition(gguf::parse(bytes)?)
+    }
+
+    /// Reads the contents of a sentencepiece model.
+    ///
+    /// # Errors
+    /// Any that tells what is wrong in a file; see [`Error`].
+    pub fn from_sentencepiece(bytes: &[u8]) -> Result<Self, Error> {
+        Self::from_definition(sentencepiece::parse(bytes)?)
+    }
+
+    /// Reads tiktoken ranks of a published encoding, or with the split of the one named.
+    ///
+    /// # Errors
+    /// Any that tells what is wrong in a file; see [`Error`].
+    pub fn from_tiktoken(bytes: &[u8], encoding: Option<&str>) -> Result<Self, Error> {
+        Self::from_definition(tiktoken::parse(bytes, encoding)?)
     }
 
     /// Writes a `tokenizer.json`. The file appears whole or not at all.
     ///
     /// # Errors
-    /// [`Error::Io`].
+    /// [`Error::Io`], and [`Error::Unsupported`] for what the format cannot express: sentencepiece's own rules.
     pub fn save(&self, path: impl AsRef<Path>) -> Result<(), Error> {
-        let path = path.as_ref();
-        write_atomic(path, self.to_json().as_bytes()).map_err(|source| Error::Io {
-            action: "write",
-            path: path.to_owned(),
-            source,
-        })
+        write_atomic(path.as_ref(), self.to_json()?.as_bytes())
+    }
+
+    /// Writes tiktoken ranks. The file appears whole or not at all; it has neither the split nor the special tokens.
+    ///
+    /// # Errors
+    /// [`Error::Io`], and [`Error::Unsupported`] for a vocabulary that is not byte-level BPE with ids in order of rank.
+    pub fn save_tiktoken(&self, path: impl AsRef<Path>) -> Result<(), Error> {
+        let inner = self.inner();
+        let in_model = |&(_, id): &(&str, u32)| inner.added_only.binary_search(&id).is_err();
+        let vocab = inner.vocab.iter().filter(in_model).map(|(token, id)| (token.to_owned(), id));
+        let definition = Definition { vocab: vocab.collect(), ..inner.def.clone() };
+        write_atomic(path.as_ref(), tiktoken::write(&definition)?.as_bytes())
     }
 
     /// The contents of a `tokenizer.json`.
-    pub fn to_json(&self) -> String {
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] as in [`Tokenizer::save`].
+    pub fn to_json(&self) -> Result<String, Error> {
         write::to_json(self)
     }
 }
 
+fn load_file(path: &Path) -> Result<Tokenizer, Error> {
+    let (bytes, is_whole) = read_head(path)?;
+    let result = match bytes.first_chunk::<4>() {
+        Some(b"GGUF") => match Tokenizer::from_gguf(&bytes) {
+            // What was missing may stand further on.
+            Err(_) if !is_whole => Tokenizer::from_gguf(&read_up_to(path, MAX_LEN)?),
+            result => result,
+        },
+        _ => parse(path, &if is_whole { bytes } else { read_capped(path)? }),
+    };
+    result.map_err(|problem| match problem {
+        Error::Io { .. } | Error::InFile { .. } => problem,
+        problem => problem.in_file(path),
+    })
+}
+
+fn parse(path: &Path, bytes: &[u8]) -> Result<Tokenizer, Error> {
+    let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+    for (vocab, merges) in [("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe")] {
+        // Prefixes such as `gpt2-vocab.json` are common.
+        if let Some(prefix) = name.strip_suffix(vocab) {
+            let merges = read_capped(&path.with_file_name(format!("{prefix}{merges}")))?;
+            return Tokenizer::from_definition(gpt2::parse(bytes, &merges)?);
+        }
+    }
+    let first = bytes.iter().find(|byte| !byte.is_ascii_whitespace());
+    if name.ends_with(".model") {
+        // Mistral's Tekken and Llama 3 also call their files so.
+        return match first {
+            Some(b'{') => Tokenizer::from_json(bytes),
+            _ if tiktoken::is_like(bytes) => Tokenizer::from_tiktoken(bytes, None),
+            _ => Tokenizer::from_sentencepiece(bytes),
+        };
+    }
+    match first {
+        Some(b'{') | None => Tokenizer::from_json(bytes),
+        _ if name.ends_with(".json") => Tokenizer::from_json(bytes),
+        _ if tiktoken::is_like(bytes) => Tokenizer::from_tiktoken(bytes, None),
+        // The first field of sentencepiece's message; as text it would be an empty line.
+        _ if bytes[0] == b'\n' => Tokenizer::from_sentencepiece(bytes),
+        _ => Tokenizer::from_json(bytes),
+    }
+}
+
+/// Reads a file, or of a large one that looks like a GGUF only the head; and whether that is all.
+fn read_head(path: &Path) -> Result<(Vec<u8>, bool), Error> {
+    let bytes = read_up_to(path, GGUF_HEAD)?;
+    let is_whole = (bytes.len() as u64) < GGUF_HEAD;
+    Ok((bytes, is_whole))
+}
+
 fn read_capped(path: &Path) -> Result<Vec<u8>, Error> {
-    let io = |source| Error::Io { action: "read", path: path.to_owned(), source };
-    let file = File::open(path).map_err(io)?;
-    let mut json = Vec::new();
     // One byte over the limit shows that there is more, whatever the size of the file claims to be.
-    file.take(MAX_LEN + 1).read_to_end(&mut json).map_err(io)?;
-    if json.len() as u64 > MAX_LEN {
-        let len = fs::metadata(path).map_err(io)?.len();
+    let bytes = read_up_to(path, MAX_LEN + 1)?;
+    if bytes.len() as u64 > MAX_LEN {
+        let len = fs::metadata(path).map_err(|source| io("read", path, source))?.len();
         return Err(Error::TooLarge { len, limit: MAX_LEN }.in_file(path));
     }
-    Ok(json)
+    Ok(bytes)
+}
+
+fn read_up_to(path: &Path, n_bytes: u64) -> Result<Vec<u8>, Error> {
+    let mut bytes = Vec::new();
+    File::open(path)
+        .and_then(|file| file.take(n_bytes).read_to_end(&mut bytes))
+        .map_err(|source| io("read", path, source))?;
+    Ok(bytes)
+}
+
+fn io(action: &'static str, path: &Path, source: std::io::Error) -> Error {
+    Error::Io { action, path: PathBuf::from(path), source }
 }
 
 /// Writes beside the target, makes it durable, then renames, so that no reader ever sees half a file.
-fn write_atomic(path: &Path, contents: &[u8]) -> std::io::Result<()> {
-    let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let mut builder = tempfile::Builder::new();
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::PermissionsExt;
-        // Temporary files are private by default; a model is as readable as the user's umask says.
-        builder.permissions(fs::Permissions::from_mode(0o666));
-    }
-    let mut file = builder.prefix(".tokenizer").tempfile_in(dir)?;
-    file.write_all(contents)?;
-    file.as_file().sync_all()?;
-    file.persist(path)?;
-    #[cfg(unix)]
-    File::open(dir)?.sync_all()?;
-    Ok(())
+fn write_atomic(path: &Path, contents: &[u8]) -> Result<(), Error> {
+    let write = || {
+        let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let mut builder = tempfile::Builder::new();
+        #[cfg(unix)]
+        {
+            use std::os::unix::fs::PermissionsExt;
+            // Temporary files are private by default; a model is as readable as the user's umask says.
+            builder.permissions(fs::Permissions::from_mode(0o666));
+        }
+        let mut file = builder.prefix(".tokenizer").tempfile_in(dir)?;
+        file.write_all(contents)?;
+        file.as_file().sync_all()?;
+        file.persist(path)?;
+        #[cfg(unix)]
+        File::open(dir)?.sync_all()?;
+        Ok(())
+    };
+    write().map_err(|source| io("write", path, source))
 }

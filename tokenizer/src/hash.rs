@@ -69,12 +69,16 @@ impl Hasher for FoldHasher {
     #[inline]
     fn write_u64(&mut self, value: u64) {
         let product = u128::from(self.0 ^ value) * u128::from(MULTIPLIER);
-        self.0 = (product as u64) ^ ((product >> 64) as u64).rotate_left(23);
+        // The middle of the product depends on all bits of the value. Both halves meet there at the lowest bits, which
+        // choose the slot of a table.
+        self.0 = (product as u64) ^ (product >> 64) as u64;
     }
 
     #[inline]
     fn finish(&self) -> u64 {
-        self.0
+        // Tables use the lower bits, and a product's lower bits depend on the lower bits of its factors alone: without
+        // this, keys that start alike collide.
+        self.0 ^ self.0 >> 32
     }
 }
 
@@ -101,6 +105,12 @@ impl Fnv {
     /// The hash of all that was taken in.
     pub(crate) fn finish(&self) -> u64 {
         self.0
+    }
+
+    /// Takes in bytes alone.
+    #[cfg(test)]
+    pub(crate) fn raw(&mut self, bytes: &[u8]) {
+        self.bytes(bytes);
     }
 
     fn bytes(&mut self, bytes: &[u8]) {

@@ -15,26 +15,45 @@
 
 mod tokenizer;
 
+mod added;
 mod bpe;
+mod build;
+mod char_bpe;
 mod char_level;
-pub mod chat;
+mod decoder;
+mod decoding;
+mod model;
+mod normalizer;
+mod pipeline;
+mod postprocessor;
 mod pretoken;
-mod special;
+mod pretokenizer;
+mod sentencepiece_normalizer;
 mod stream;
+mod unigram;
+mod wordlevel;
+mod wordpiece;
 
-mod alphabet;
-mod vocab;
-
-mod file;
+pub mod chat;
 pub mod train;
 
+mod definition;
+mod file;
+
+mod alphabet;
+mod base64;
+mod charsmap;
 mod error;
 mod hash;
 mod pieces;
 mod sink;
+mod trie;
+mod vocab;
+
+#[cfg(test)]
+mod cases;
 
 pub use error::Error;
 pub use pretoken::{Pieces, Split};
-pub use special::END_OF_TEXT;
 pub use stream::DecodeStream;
-pub use tokenizer::{Kind, Tokenizer};
+pub use tokenizer::{END_OF_TEXT, EncodeOptions, Kind, Tokenizer};

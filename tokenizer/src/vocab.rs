@@ -1,32 +1,59 @@
 //! The tokens of a vocabulary: their spellings in the file, and the bytes that each stands for.
+//!
+//! Ids may have holes: published vocabularies leave room for special tokens that never came.
 
 use rayon::prelude::*;
 
 use crate::Error;
 use crate::pieces::PieceMap;
 
+/// Marks an id without a token.
+const HOLE: u32 = u32::MAX;
+
+/// Most ids without a token: a file whose ids are wild would cost memory for nothing.
+const MAX_HOLES: usize = 1 << 16;
+
 /// Tokens by id and by spelling.
 pub(crate) struct Vocab {
-    /// Ids by spelling; a spelling's place in the map is its id as well.
+    /// Ids by spelling.
     ids: PieceMap<u32>,
+    /// The place of each id's spelling in `ids`, or [`HOLE`].
+    places: Vec<u32>,
 }
 
 impl Vocab {
-    /// Numbers the tokens in their order.
-    pub(crate) fn new<S: AsRef<str>>(tokens: impl IntoIterator<Item = S>) -> Result<Self, Error> {
-        let mut ids = PieceMap::new();
-        for (id, token) in (0u32..).zip(tokens) {
-            let first = *ids.entry(token.as_ref().as_bytes(), id);
-            if first != id {
-                return Err(Error::DuplicateToken { token: token.as_ref().to_owned(), first, second: id });
+    /// Takes tokens with their ids, in any order.
+    ///
+    /// # Errors
+    /// [`Error::DuplicateToken`], [`Error::DuplicateId`], and [`Error::IdOutOfRange`] for an id far beyond the number of
+    /// tokens.
+    pub(crate) fn new<'a>(tokens: impl ExactSizeIterator<Item = (&'a str, u32)>) -> Result<Self, Error> {
+        let n_tokens = tokens.len();
+        let mut vocab = Self { ids: PieceMap::new(), places: Vec::with_capacity(n_tokens) };
+        for (token, id) in tokens {
+            let id_idx = id as usize;
+            if id_idx >= n_tokens + MAX_HOLES {
+                return Err(Error::IdOutOfRange { token: token.to_owned(), id, n_tokens });
             }
+            if id_idx >= vocab.places.len() {
+                vocab.places.resize(id_idx + 1, HOLE);
+            }
+            if let Some(first) = vocab.token(id).filter(|&first| first != token) {
+                return Err(Error::DuplicateId { id, first: first.to_owned(), second: token.to_owned() });
+            }
+            let place = vocab.ids.len() as u32;
+            let first = *vocab.ids.entry(token.as_bytes(), id);
+            if (vocab.ids.len() as u32) == place {
+                return Err(Error::DuplicateToken { token: token.to_owned(), first, second: id });
+            }
+            vocab.places[id_idx] = place;
         }
-        Ok(Self { ids })
+        Ok(vocab)
     }
 
-    /// Number of tokens.
+    /// One more than the largest id.
     pub(crate) fn len(&self) -> usize {
-        self.ids.len()
+        self.places.len()
     }
 
     /// The id of a token, by its spelling in the file.
@@ -36,7 +63,8 @@ impl Vocab {
 
     /// The spelling of a token in the file.
     pub(crate) fn token(&self, id: u32) -> Option<&str> {
-        self.ids.key(id as usize).and_then(|key| std::str::from_utf8(key).ok())
+        let place = *self.places.get(id as usize)?;
+        self.ids.key(place as usize).and_then(|key| std::str::from_utf8(key).ok())
     }
 
     /// All spellings with their ids, in order of id.
@@ -47,45 +75,72 @@ impl Vocab {
 
 /// The bytes of each token, end to end.
 pub(crate) struct TokenBytes {
+    /// Ends in [`TokenBytes::SPARE`] zeros.
     bytes: Vec<u8>,
-    ends: Vec<usize>,
+    /// Start and length of each token; [`HOLE`] is the length of none.
+    spans: Vec<(u32, u32)>,
 }
 
 impl TokenBytes {
-    /// No tokens yet.
-    pub(crate) fn new() -> Self {
-        Self { bytes: Vec::new(), ends: Vec::new() }
+    /// Bytes that may be read behind every token.
+    const SPARE: usize = 16;
+
+    /// Takes the bytes of each id, and nothing for an id without a token.
+    pub(crate) fn new(tokens: impl Iterator<Item = Option<Vec<u8>>>) -> Self {
+        let mut all = Self { bytes: Vec::new(), spans: Vec::new() };
+        for token in tokens {
+            // A file has at most 512 MiB, and so have its tokens.
+            let start = all.bytes.len() as u32;
+            all.spans.push((start, token.as_ref().map_or(HOLE, |token| token.len() as u32)));
+            all.bytes.extend(token.unwrap_or_default());
+        }
+        all.bytes.extend([0; Self::SPARE]);
+        all
     }
 
-    /// Adds the bytes of the next id.
-    pub(crate) fn push(&mut self, bytes: &[u8]) {
-        self.bytes.extend_from_slice(bytes);
-        self.ends.push(self.bytes.len());
-    }
-
-    /// The bytes of all tokens with their ids, in order of id.
-    pub(crate) fn iter(&self) -> impl Iterator<Item = (&[u8], u32)> {
-        (0..self.ends.len() as u32).filter_map(|id| Some((self.get(id).ok()?, id)))
-    }
-
-    /// As [`TokenBytes::iter`], on all threads of the current rayon pool and in the same order.
-    pub(crate) fn par_iter(&self) -> impl IndexedParallelIterator<Item = (&[u8], u32)> {
-        (0..self.ends.len())
-            .into_par_iter()
-            .map(|idx| (&self.bytes[self.start(idx)..self.ends[idx]], idx as u32))
-    }
-
-    fn start(&self, id_idx: usize) -> usize {
-        id_idx.checked_sub(1).map_or(0, |prev| self.ends[prev])
+    /// One more than the largest id.
+    pub(crate) fn len(&self) -> usize {
+        self.spans.len()
     }
 
     /// The bytes that `id` stands for.
     #[inline]
     pub(crate) fn get(&self, id: u32) -> Result<&[u8], Error> {
-        let id_idx = id as usize;
-        let Some(&end) = self.ends.get(id_idx) else {
-            return Err(Error::UnknownId { id, vocab_size: self.ends.len() });
-        };
-        Ok(&self.bytes[self.start(id_idx)..end])
+        match self.spans.get(id as usize) {
+            Some(&(start, len)) if len != HOLE => Ok(&self.bytes[start as usize..][..len as usize]),
+            _ => Err(Error::UnknownId { id, vocab_size: self.spans.len() }),
+        }
+    }
+
+    /// Number of bytes that `id` stands for, 0 if there is no such token.
+    #[inline]
+    pub(crate) fn n_bytes(&self, id: u32) -> usize {
+        self.get(id).map_or(0, <[u8]>::len)
+    }
+
+    /// Appends the bytes of all `ids`.
+    pub(crate) fn decode(&self, ids: &[u32], out: &mut Vec<u8>) -> Result<(), Error> {
+        let mut at = out.len();
+        for &id in ids {
+            let token = self.get(id)?;
+            if at + token.len() + Self::SPARE > out.len() {
+                out.resize(out.len() + out.len().max(1024) + token.len() + Self::SPARE, 0);
+            }
+            if token.len() <= Self::SPARE {
+                // A copy of a fixed number of bytes is a few instructions; what is too much is overwritten.
+                let start = self.spans[id as usize].0 as usize;
+                out[at..at + Self::SPARE].copy_from_slice(&self.bytes[start..start + Self::SPARE]);
+            } else {
+                out[at..at + token.len()].copy_from_slice(token);
+            }
+            at += token.len();
+        }
+        out.truncate(at);
+        Ok(())
+    }
+
+    /// The bytes of all tokens with their ids, in order of id, on all threads of the current rayon pool.
+    pub(crate) fn par_iter(&self) -> impl ParallelIterator<Item = (&[u8], u32)> {
+        (0..self.spans.len() as u32).into_par_iter().filter_map(|id| Some((self.get(id).ok()?, id)))
     }
 }

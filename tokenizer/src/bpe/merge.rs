@@ -1,7 +1,9 @@
 //! Merge rules, and merging a piece by them.
 
 use std::cmp::Reverse;
-use std::collections::BinaryHeap;
+use std::collections::{BinaryHeap, HashMap};
+
+use crate::hash::Seeded;
 
 /// The rank of a pair that does not merge.
 pub(super) const NO_MERGE: u32 = u32::MAX;
@@ -37,6 +39,8 @@ const NONE: Ranked = Ranked { rank: NO_MERGE, id: 0 };
 #[derive(Debug)]
 pub(crate) struct Rules {
     byte_ids: [u32; 256],
+    /// Bytes by id.
+    bytes: HashMap<u32, u8, Seeded>,
     /// By two bytes: most look-ups are of the pairs that a piece starts with.
     byte_pairs: Vec<Ranked>,
     /// Open addressing over the other pairs; see [`Slot`].
@@ -54,24 +58,33 @@ struct Slot {
 impl Rules {
     /// Takes distinct pairs in order of rank, with the ids they give.
     pub(crate) fn new(byte_ids: [u32; 256], merges: &[Merge]) -> Self {
+        let mut rules = Self::with_capacity(byte_ids, merges.len());
+        for (rank, &merge) in (0..).zip(merges) {
+            rules.add(merge, rank);
+        }
+        rules
+    }
+
+    fn with_capacity(byte_ids: [u32; 256], n_merges: usize) -> Self {
         // At most a quarter of the slots is taken, so that pairs that do not merge are known at the first look.
-        let n_slots = (merges.len() * 4).next_power_of_two().max(16);
-        let mut rules = Self {
+        let n_slots = (n_merges * 4).next_power_of_two().max(16);
+        Self {
+            bytes: byte_ids.iter().copied().zip(0..=255).collect(),
             byte_ids,
             byte_pairs: vec![NONE; 1 << 16],
             slots: vec![Slot { pair: (0, 0), ranked: NONE }; n_slots],
             shift: u64::BITS - n_slots.ilog2(),
-        };
-        for (rank, merge) in (0..).zip(merges) {
-            rules.insert(merge.pair, Ranked { rank, id: merge.id });
         }
-        for first in 0..=255u8 {
-            for second in 0..=255u8 {
-                rules.byte_pairs[usize::from(first) << 8 | usize::from(second)] =
-                    rules.rank(rules.byte_id(first), rules.byte_id(second));
-            }
+    }
+
+    /// Adds a pair that is not there.
+    fn add(&mut self, merge: Merge, rank: u32) {
+        let ranked = Ranked { rank, id: merge.id };
+        self.insert(merge.pair, ranked);
+        let (left, right) = merge.pair;
+        if let (Some(&left), Some(&right)) = (self.bytes.get(&left), self.bytes.get(&right)) {
+            self.byte_pairs[usize::from(left) << 8 | usize::from(right)] = ranked;
         }
-        rules
     }
 
     /// The id of a single byte.
@@ -168,6 +181,34 @@ impl Rules {
             queue.push(Reverse((rank, idx)));
         }
     }
+}
+
+/// The merges that "any two neighbours whose concatenation is a token, lowest id first" amounts to, in order of id.
+///
+/// A token can come only from the two parts to which the rules for smaller ids lead, because until its parts meet nothing
+/// has merged across its ends; so there is one pair for each token, or none if the rules lead elsewhere. `tokens` are in
+/// order of id.
+pub(crate) fn merges_by_id<'a>(
+    byte_ids: [u32; 256],
+    tokens: impl Iterator<Item = (&'a [u8], u32)>,
+) -> Vec<Merge> {
+    let tokens: Vec<_> = tokens.filter(|(bytes, _)| bytes.len() > 1).collect();
+    let mut rules = Rules::with_capacity(byte_ids, tokens.len());
+    let (mut symbols, mut parts) = (Symbols::default(), Vec::new());
+    let mut merges = Vec::with_capacity(tokens.len());
+    for (bytes, id) in tokens {
+        parts.clear();
+        match bytes.len() {
+            ..=super::ARRAY => rules.merge_in_array(bytes, &mut symbols, &mut parts),
+            _ => rules.merge_by_queue(bytes, &mut parts),
+        }
+        if let [left, right] = parts[..] {
+            let merge = Merge { pair: (left, right), id };
+            rules.add(merge, merges.len() as u32);
+            merges.push(merge);
+        }
+    }
+    merges
 }
 
 /// The place of the lowest rank, the first among equals; nothing if no pair merges.

@@ -1,42 +1,76 @@
 //! Reading `tokenizer.json`.
 //!
-//! The parts that decide the kind of tokenizer (model, pre-tokenizer, decoder and so on) are first taken as raw text,
-//! so that a part of an unknown type is refused by its name and not by the first field it happens to have. Unknown
-//! fields are errors everywhere. Memory stays a small multiple of the file: nothing is sized by a number in it.
+//! The parts are first taken as raw text, so that an error has its place in the file, and a part of an unknown type is
+//! refused by its name and not by the first field it happens to have. Unknown fields are errors everywhere. Memory stays
+//! a small multiple of the file: nothing is sized by a number in it.
 
 use std::fmt;
 
-use serde::Deserialize;
-use serde::de::{self, Deserializer, MapAccess, SeqAccess, Visitor};
+use serde::de::{self, DeserializeOwned, Deserializer, MapAccess, SeqAccess, Visitor};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use serde_json::value::RawValue;
 
-use crate::special::SpecialToken;
-use crate::tokenizer::{ModelParts, Parts};
-use crate::vocab::Vocab;
-use crate::{Error, Split};
+use crate::Error;
+use crate::alphabet;
+use crate::decoder::DecoderSpec;
+use crate::definition::{
+    AddedTokenDef, BpeDef, Definition, Merges, ModelDef, SpecialIds, Truncation, UnigramDef, UnigramRule,
+    WordLevelDef, WordPieceDef,
+};
+use crate::normalizer::NormalizerSpec;
+use crate::pieces::PieceMap;
+use crate::postprocessor::PostProcessorSpec;
+use crate::pretokenizer::PreTokenizerSpec;
 
 /// Parses a file and checks that it asks for nothing that we do not do.
-pub(super) fn parse(json: &[u8]) -> Result<Parts, Error> {
+pub(super) fn parse(json: &[u8]) -> Result<Definition, Error> {
     let text = std::str::from_utf8(json).map_err(|error| not_utf8(json, error.valid_up_to()))?;
     let source = Source { text };
     let file: FileJson<'_> = source.parse(text)?;
     if let Some(version) = file.version.filter(|version| version != "1.0") {
         return Err(unsupported("version", format!("`{version}`"), "`1.0`"));
     }
-    source.check_model_type(file.model)?;
-    for (part, raw) in
-        [("truncation", file.truncation), ("padding", file.padding), ("normalizer", file.normalizer)]
-    {
-        if let Some(raw) = raw {
-            return Err(unsupported(part, source.name_of(raw)?, "null"));
-        }
+    // Padding concerns batches, which are not padded here; truncation is told to whoever asks.
+    let truncation = file.truncation.map(|raw| source.parse::<Truncation>(raw.get())).transpose()?;
+    let pre_tokenizer = source.part::<PreTokenizerSpec>(file.pre_tokenizer)?;
+    let is_byte_level = pre_tokenizer.as_ref().is_some_and(ends_in_bytes);
+    let normalizer = source.part::<NormalizerSpec>(file.normalizer)?;
+    let is_bare = normalizer.is_none() && pre_tokenizer.is_none();
+    let (vocab, model) = source.model(file.model, is_byte_level)?;
+    let model = match model {
+        ModelDef::Bpe(def) if is_bare && is_character_level(&def, &vocab) => ModelDef::Char,
+        model => model,
+    };
+    Ok(Definition {
+        vocab,
+        added: file.added_tokens.into_iter().map(AddedTokenDef::from).collect(),
+        normalizer,
+        pre_tokenizer,
+        post_processor: source.part::<PostProcessorSpec>(file.post_processor)?,
+        decoder: source.part::<DecoderSpec>(file.decoder)?,
+        model,
+        special: SpecialIds::default(),
+        chat_template: None,
+        truncation,
+        padding: file.padding.map(|raw| source.parse(raw.get())).transpose()?,
+    })
+}
+
+/// Whether a pre-tokenizer gives bytes to the model.
+fn ends_in_bytes(pre_tokenizer: &Value) -> bool {
+    match pre_tokenizer.get("pretokenizers").and_then(Value::as_array) {
+        Some(steps) => steps.iter().any(ends_in_bytes),
+        None => pre_tokenizer.get("type").and_then(Value::as_str) == Some("ByteLevel"),
     }
-    source.check_post_processor(file.post_processor)?;
-    let split = source.split(file.pre_tokenizer)?;
-    source.check_decoder(file.decoder, split)?;
-    let model = source.model(file.model, split)?;
-    let special = file.added_tokens.into_iter().map(special_token).collect::<Result<Vec<_>, _>>()?;
-    parts(model, special, split)
+}
+
+/// Whether nothing merges and each token is a character or a byte.
+fn is_character_level(def: &BpeDef, vocab: &[(String, u32)]) -> bool {
+    let is_plain = |token: &str| token.chars().nth(1).is_none() || alphabet::parse_fallback(token).is_some();
+    // Special tokens are longer, but most tokens are not.
+    let n_plain = vocab.iter().filter(|(token, _)| is_plain(token)).count();
+    def.byte_fallback && def.merges == Merges::default() && n_plain * 2 > vocab.len()
 }
 
 #[derive(Deserialize)]
@@ -48,7 +82,7 @@ struct FileJson<'a> {
     #[serde(borrow)]
     padding: Option<&'a RawValue>,
     #[serde(default)]
-    added_tokens: Vec<AddedToken>,
+    added_tokens: Vec<crate::added::AddedToken>,
     #[serde(borrow)]
     normalizer: Option<&'a RawValue>,
     #[serde(borrow)]
@@ -61,23 +95,6 @@ struct FileJson<'a> {
     model: &'a RawValue,
 }
 
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct AddedToken {
-    id: u32,
-    content: String,
-    #[serde(default)]
-    single_word: bool,
-    #[serde(default)]
-    lstrip: bool,
-    #[serde(default)]
-    rstrip: bool,
-    #[serde(default)]
-    normalized: bool,
-    #[serde(default)]
-    special: bool,
-}
-
 /// The type of a part, whatever else it has.
 #[derive(Deserialize)]
 struct Named {
@@ -85,67 +102,17 @@ struct Named {
     name: Option<String>,
 }
 
-/// A part that has a type and nothing else.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct BareJson {
-    #[serde(rename = "type")]
-    _name: String,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct ByteLevelJson {
-    #[serde(rename = "type")]
-    _name: String,
-    #[serde(default = "yes")]
-    add_prefix_space: bool,
-    #[serde(default, rename = "trim_offsets")]
-    _trim_offsets: bool,
-    #[serde(default = "yes")]
-    use_regex: bool,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct SplitJson {
-    #[serde(rename = "type")]
-    _name: String,
-    pattern: PatternJson,
-    behavior: String,
-    #[serde(default)]
-    invert: bool,
-}
-
-#[derive(Deserialize)]
-enum PatternJson {
-    Regex(String),
-    String(String),
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct SequenceJson<'a> {
-    #[serde(rename = "type")]
-    _name: String,
-    #[serde(borrow, rename = "pretokenizers", alias = "decoders")]
-    parts: Vec<&'a RawValue>,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct ModelJson {
+struct BpeJson {
     #[serde(rename = "type")]
     _name: Option<String>,
     dropout: Option<f32>,
-    /// Never used, because every byte has a token.
-    #[serde(rename = "unk_token")]
-    _unk_token: Option<String>,
+    unk_token: Option<String>,
     continuing_subword_prefix: Option<String>,
     end_of_word_suffix: Option<String>,
-    /// Says what to do with unknown tokens, of which there are none.
-    #[serde(default, rename = "fuse_unk")]
-    _fuse_unk: bool,
+    #[serde(default)]
+    fuse_unk: bool,
     #[serde(default)]
     byte_fallback: bool,
     #[serde(default)]
@@ -154,8 +121,35 @@ struct ModelJson {
     merges: Vec<MergeJson>,
 }
 
-const fn yes() -> bool {
-    true
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct UnigramJson {
+    #[serde(rename = "type")]
+    _name: String,
+    unk_id: Option<u32>,
+    vocab: Vec<(String, f64)>,
+    #[serde(default)]
+    byte_fallback: bool,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct WordPieceJson {
+    #[serde(rename = "type")]
+    _name: String,
+    unk_token: String,
+    continuing_subword_prefix: String,
+    max_input_chars_per_word: usize,
+    vocab: VocabJson,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct WordLevelJson {
+    #[serde(rename = "type")]
+    _name: String,
+    vocab: VocabJson,
+    unk_token: String,
 }
 
 /// The vocabulary in the order of the file.
@@ -240,208 +234,100 @@ impl<'a> Source<'a> {
         })
     }
 
-    fn type_of(self, raw: &'a RawValue) -> Result<Option<String>, Error> {
+    fn name_of(self, raw: &'a RawValue) -> Result<Option<String>, Error> {
         Ok(self.parse::<Named>(raw.get())?.name)
     }
 
-    /// How a part is called in a message: by its type, if it has one.
-    fn name_of(self, raw: &'a RawValue) -> Result<String, Error> {
-        Ok(self
-            .type_of(raw)?
-            .map_or_else(|| "an object without a type".to_owned(), |name| format!("`{name}`")))
-    }
-
-    fn sequence(self, raw: &'a RawValue) -> Result<Vec<&'a RawValue>, Error> {
-        Ok(self.parse::<SequenceJson<'a>>(raw.get())?.parts)
-    }
-
-    /// What a pre-tokenizer cuts text into; nothing for the character-level model, which has none.
-    fn split(self, raw: Option<&'a RawValue>) -> Result<Option<Split>, Error> {
-        const SUPPORTED: &str = "null, `ByteLevel`, or a `Sequence` of `Split` and `ByteLevel`";
+    /// Reads a part, which is then spelled as we spell it.
+    fn part<T: DeserializeOwned + Serialize>(
+        self,
+        raw: Option<&'a RawValue>,
+    ) -> Result<Option<Value>, Error> {
         let Some(raw) = raw else { return Ok(None) };
-        let refuse = |found| Err(unsupported("pre_tokenizer", found, SUPPORTED));
-        match self.type_of(raw)?.as_deref() {
-            Some("ByteLevel") => {
-                let split =
-                    if self.byte_level(raw)? { Ok(Some(Split::Gpt2)) } else { Err("`use_regex` false") };
-                split.or_else(|found| refuse(found.to_owned()))
-            }
-            Some("Sequence") => match self.sequence(raw)?[..] {
-                [first, second] if self.is(first, "Split")? && self.is(second, "ByteLevel")? => {
-                    if self.byte_level(second)? {
-                        return refuse("`use_regex` true after a `Split`".to_owned());
-                    }
-                    self.split_regex(first).map(Some)
-                }
-                _ => refuse("another `Sequence`".to_owned()),
-            },
-            _ => refuse(self.name_of(raw)?),
-        }
-    }
-
-    fn is(self, raw: &'a RawValue, name: &str) -> Result<bool, Error> {
-        Ok(self.type_of(raw)?.as_deref() == Some(name))
-    }
-
-    /// Whether the part has this type; it may have nothing else.
-    fn is_bare(self, raw: &'a RawValue, name: &str) -> Result<bool, Error> {
-        Ok(self.is(raw, name)? && self.parse::<BareJson>(raw.get()).map(|_| true)?)
-    }
-
-    /// Whether a `ByteLevel` pre-tokenizer splits by GPT-2's pattern.
-    fn byte_level(self, raw: &'a RawValue) -> Result<bool, Error> {
-        let part: ByteLevelJson = self.parse(raw.get())?;
-        if part.add_prefix_space {
-            return Err(unsupported("pre_tokenizer", "`add_prefix_space` true".to_owned(), "false"));
-        }
-        Ok(part.use_regex)
-    }
-
-    fn split_regex(self, raw: &'a RawValue) -> Result<Split, Error> {
-        const SUPPORTED: &str = "the patterns of GPT-2 and GPT-4, behavior `Isolated`, not inverted";
-        let part: SplitJson = self.parse(raw.get())?;
-        let refuse = |found| unsupported("pre_tokenizer", found, SUPPORTED);
-        match (part.pattern, part.behavior.as_str(), part.invert) {
-            (PatternJson::Regex(regex), "Isolated", false) => {
-                Split::from_regex(&regex).ok_or_else(|| refuse(format!("the pattern `{regex}`")))
-            }
-            (PatternJson::Regex(_), behavior, invert) => {
-                Err(refuse(format!("a split with behavior `{behavior}`, invert {invert}")))
-            }
-            (PatternJson::String(pattern), ..) => Err(refuse(format!("the fixed string `{pattern}`"))),
-        }
-    }
-
-    /// A `ByteLevel` post-processor moves offsets and leaves ids alone; all others add tokens.
-    fn check_post_processor(self, raw: Option<&'a RawValue>) -> Result<(), Error> {
-        match raw {
-            Some(raw) if self.is(raw, "ByteLevel")? => self.parse::<ByteLevelJson>(raw.get()).map(drop),
-            Some(raw) => Err(unsupported("post_processor", self.name_of(raw)?, "null or `ByteLevel`")),
-            None => Ok(()),
-        }
-    }
-
-    fn check_decoder(self, raw: Option<&'a RawValue>, split: Option<Split>) -> Result<(), Error> {
-        let supported = match split {
-            Some(_) => "`ByteLevel` with this pre-tokenizer",
-            None => "a `Sequence` of `ByteFallback` and `Fuse` without a pre-tokenizer",
-        };
-        let Some(raw) = raw else {
-            return Err(unsupported("decoder", "null".to_owned(), supported));
-        };
-        let is_right = match split {
-            Some(_) => self.is(raw, "ByteLevel")? && self.parse::<ByteLevelJson>(raw.get()).map(|_| true)?,
-            None if self.is(raw, "Sequence")? => match self.sequence(raw)?[..] {
-                [first, second] => self.is_bare(first, "ByteFallback")? && self.is_bare(second, "Fuse")?,
-                _ => false,
-            },
-            None => false,
-        };
-        if is_right { Ok(()) } else { Err(unsupported("decoder", self.name_of(raw)?, supported)) }
+        let spec: T = self.parse(raw.get())?;
+        Ok(Some(serde_json::to_value(spec).expect("strings, numbers and flags always serialize")))
     }
 
     /// Older files leave the type of a BPE model out.
-    fn check_model_type(self, raw: &'a RawValue) -> Result<(), Error> {
-        match self.type_of(raw)?.filter(|name| name != "BPE") {
-            Some(name) => Err(unsupported("model", format!("`{name}`"), "`BPE`")),
-            None => Ok(()),
+    fn model(self, raw: &'a RawValue, is_byte_level: bool) -> Result<(Vec<(String, u32)>, ModelDef), Error> {
+        match self.name_of(raw)?.as_deref() {
+            None | Some("BPE") => self.bpe(raw, is_byte_level),
+            Some("Unigram") => {
+                let model: UnigramJson = self.parse(raw.get())?;
+                let (tokens, scores): (Vec<String>, Vec<f64>) = model.vocab.into_iter().unzip();
+                let def = UnigramDef {
+                    scores,
+                    unk_id: model.unk_id,
+                    byte_fallback: model.byte_fallback,
+                    rule: UnigramRule::HuggingFace,
+                    kinds: Vec::new(),
+                };
+                Ok((tokens.into_iter().zip(0..).collect(), ModelDef::Unigram(def)))
+            }
+            Some("WordPiece") => {
+                let model: WordPieceJson = self.parse(raw.get())?;
+                let def = WordPieceDef {
+                    unk_token: model.unk_token,
+                    continuing_subword_prefix: model.continuing_subword_prefix,
+                    word_start: String::new(),
+                    max_input_chars_per_word: model.max_input_chars_per_word,
+                };
+                Ok((model.vocab.0, ModelDef::WordPiece(def)))
+            }
+            Some("WordLevel") => {
+                let model: WordLevelJson = self.parse(raw.get())?;
+                Ok((model.vocab.0, ModelDef::WordLevel(WordLevelDef { unk_token: model.unk_token })))
+            }
+            Some(name) => Err(unsupported(
+                "model",
+                format!("`{name}`"),
+                "`BPE`, `Unigram`, `WordPiece` and `WordLevel`",
+            )),
         }
     }
 
-    fn model(self, raw: &'a RawValue, split: Option<Split>) -> Result<ModelJson, Error> {
-        let model: ModelJson = self.parse(raw.get())?;
-        let refuse = |found: String, supported| Err(unsupported("model", found, supported));
+    fn bpe(self, raw: &'a RawValue, byte_level: bool) -> Result<(Vec<(String, u32)>, ModelDef), Error> {
+        let model: BpeJson = self.parse(raw.get())?;
         if let Some(dropout) = model.dropout.filter(|&dropout| dropout != 0.0) {
-            return refuse(format!("dropout {dropout}"), "null");
+            return Err(unsupported("model", format!("dropout {dropout}"), "null"));
         }
-        for (field, affix) in [
-            ("continuing_subword_prefix", &model.continuing_subword_prefix),
-            ("end_of_word_suffix", &model.end_of_word_suffix),
-        ] {
-            if let Some(affix) = affix.as_deref().filter(|affix| !affix.is_empty()) {
-                return refuse(format!("{field} `{affix}`"), "null");
+        let mut ids = PieceMap::new();
+        for (token, id) in &model.vocab.0 {
+            let first = *ids.entry(token.as_bytes(), *id);
+            if first != *id {
+                return Err(Error::DuplicateToken { token: token.clone(), first, second: *id });
             }
         }
-        match split {
-            Some(_) if model.byte_fallback => {
-                refuse("byte_fallback true".to_owned(), "false with a `ByteLevel` pre-tokenizer")
-            }
-            None if !model.byte_fallback => {
-                refuse("byte_fallback false".to_owned(), "true without a pre-tokenizer")
-            }
-            None if model.ignore_merges => {
-                refuse("ignore_merges true".to_owned(), "false without a pre-tokenizer")
-            }
-            None if !model.merges.is_empty() => {
-                refuse(format!("{} merges", model.merges.len()), "none without a pre-tokenizer")
-            }
-            _ => Ok(model),
+        // With a prefix for tokens inside words, the right token of a pair has it and their concatenation does not.
+        let mut pairs = Vec::with_capacity(model.merges.len());
+        for (merge_idx, MergeJson(left, right)) in model.merges.into_iter().enumerate() {
+            let (Some(left_id), Some(right_id)) = (ids.get(left.as_bytes()), ids.get(right.as_bytes()))
+            else {
+                let reason = "one of them is not in the vocabulary";
+                return Err(Error::BadMerge { merge_idx, left, right, reason });
+            };
+            pairs.push((left_id, right_id));
         }
-    }
-}
-
-/// Takes an added token if it is special and matched as it stands.
-fn special_token(token: AddedToken) -> Result<SpecialToken, Error> {
-    let AddedToken { id, content, single_word, lstrip, rstrip, normalized, special } = token;
-    let reason = match (special, single_word, lstrip, rstrip) {
-        (false, ..) => "is an added token that is not special, which is not supported",
-        (_, true, ..) => "has `single_word` set, which is not supported",
-        (_, _, true, _) => "has `lstrip` set, which is not supported",
-        (.., true) => "has `rstrip` set, which is not supported",
-        _ => {
-            return Ok(SpecialToken { id, content, normalized });
-        }
-    };
-    Err(Error::BadToken { token: content, id, reason })
-}
-
-fn parts(model: ModelJson, special: Vec<SpecialToken>, split: Option<Split>) -> Result<Parts, Error> {
-    let ModelJson { vocab, merges, ignore_merges, .. } = model;
-    let vocab = number_tokens(vocab.0, &special)?;
-    let Some(split) = split else {
-        return Ok(Parts { vocab, special, model: ModelParts::Char });
-    };
-    let mut pairs = Vec::with_capacity(merges.len());
-    for (merge_idx, MergeJson(left, right)) in merges.into_iter().enumerate() {
-        let (Some(left_id), Some(right_id)) = (vocab.id(&left), vocab.id(&right)) else {
-            let reason = "one of them is not in the vocabulary";
-            return Err(Error::BadMerge { merge_idx, left, right, reason });
+        let def = BpeDef {
+            merges: Merges::Ranked(pairs),
+            byte_level,
+            byte_fallback: model.byte_fallback,
+            unk_token: model.unk_token,
+            fuse_unk: model.fuse_unk,
+            ignore_merges: model.ignore_merges,
+            continuing_subword_prefix: model.continuing_subword_prefix,
+            end_of_word_suffix: model.end_of_word_suffix,
+            kinds: Vec::new(),
         };
-        pairs.push((left_id, right_id));
+        Ok((model.vocab.0, ModelDef::Bpe(def)))
     }
-    Ok(Parts { vocab, special, model: ModelParts::Bpe { split, merges: pairs, ignore_merges } })
 }
 
-/// Puts all tokens in order of id. Special tokens may stand in the vocabulary as well, with the same id.
-fn number_tokens(entries: Vec<(String, u32)>, special: &[SpecialToken]) -> Result<Vocab, Error> {
-    let in_vocab = entries.len();
-    let mut tokens = entries;
-    tokens.extend(special.iter().map(|token| (token.content.clone(), token.id)));
-    // By id, then spelling; of a special token's two entries the one in the vocabulary goes.
-    let mut order: Vec<usize> = (0..tokens.len()).collect();
-    order.sort_by(|&a, &b| (tokens[a].1, &tokens[a].0).cmp(&(tokens[b].1, &tokens[b].0)));
-    order.dedup_by(|next, kept| {
-        let same = tokens[*next] == tokens[*kept];
-        same && (*next >= in_vocab) != (*kept >= in_vocab)
-    });
-    if let Some(pair) = order.windows(2).find(|pair| tokens[pair[0]].1 == tokens[pair[1]].1) {
-        let [(first, id), (second, _)] = [&tokens[pair[0]], &tokens[pair[1]]];
-        return Err(duplicate(*id, first.clone(), second.clone()));
-    }
-    // As many distinct ids as tokens: they are the numbers from 0 if none is too large.
-    let n_tokens = order.len();
-    if let Some(&idx) = order.last().filter(|&&idx| tokens[idx].1 as usize >= n_tokens) {
-        let (token, id) = tokens[idx].clone();
-        return Err(Error::IdOutOfRange { token, id, n_tokens });
-    }
-    Vocab::new(order.into_iter().map(|idx| &tokens[idx].0))
-}
-
-fn duplicate(id: u32, first: String, second: String) -> Error {
-    if first == second {
-        Error::DuplicateToken { token: first, first: id, second: id }
-    } else {
-        Error::DuplicateId { id, first, second }
+impl From<crate::added::AddedToken> for AddedTokenDef {
+    fn from(token: crate::added::AddedToken) -> Self {
+        let crate::added::AddedToken { id, content, single_word, lstrip, rstrip, normalized, special } =
+            token;
+        Self { id, content, single_word, lstrip, rstrip, normalized, special }
     }
 }
 

@@ -1,138 +1,174 @@
 //! Writing `tokenizer.json`, in the field order and the defaults of Hugging Face's own files.
 
 use serde::ser::{Serialize, SerializeMap, Serializer};
-use serde_json::{Value, json};
+use serde_json::Value;
 
-use crate::Tokenizer;
-use crate::tokenizer::Model;
-use crate::{Split, vocab::Vocab};
+use crate::added::AddedToken;
+use crate::build::SENTENCEPIECE;
+use crate::definition::{BpeDef, Merges, ModelDef, Truncation, UnigramRule};
+use crate::tokenizer::Inner;
+use crate::{Error, Tokenizer};
 
 /// The file's contents, indented as Hugging Face indents them.
-pub(super) fn to_json(tokenizer: &Tokenizer) -> String {
-    let (pre_tokenizer, decoder) = match tokenizer.model() {
-        Model::Char(_) => (
-            Value::Null,
-            json!({"type": "Sequence", "decoders": [{"type": "ByteFallback"}, {"type": "Fuse"}]}),
-        ),
-        Model::Bpe { split, .. } => (pre_tokenizer(*split), byte_level(true)),
-    };
+pub(super) fn to_json(tokenizer: &Tokenizer) -> Result<String, Error> {
+    let inner = tokenizer.inner();
+    let def = &inner.def;
+    let is_foreign = |part: &Option<Value>| part.as_ref().is_some_and(|part| part["type"] == SENTENCEPIECE);
+    if is_foreign(&def.normalizer) || is_foreign(&def.decoder) {
+        return Err(unsupported("the normalizer of a sentencepiece model"));
+    }
     let file = FileJson {
         version: "1.0",
-        truncation: None,
-        padding: None,
-        added_tokens: added_tokens(tokenizer),
-        normalizer: None,
-        pre_tokenizer,
-        post_processor: None,
-        decoder,
-        model: model(tokenizer),
+        truncation: &def.truncation,
+        padding: &def.padding,
+        added_tokens: inner.pipeline.added.by_id().collect(),
+        normalizer: &def.normalizer,
+        pre_tokenizer: &def.pre_tokenizer,
+        post_processor: &def.post_processor,
+        decoder: &def.decoder,
+        model: model(inner)?,
     };
     let mut text = serde_json::to_string_pretty(&file).expect("strings and numbers always serialize");
     text.push('\n');
-    text
+    Ok(text)
+}
+
+/// What this format has no words for.
+fn unsupported(found: &str) -> Error {
+    Error::Unsupported {
+        part: "writing `tokenizer.json`",
+        found: found.to_owned(),
+        supported: "what Hugging Face's parts express exactly",
+    }
 }
 
 #[derive(serde::Serialize)]
 struct FileJson<'a> {
     version: &'static str,
-    truncation: Option<()>,
-    padding: Option<()>,
-    added_tokens: Vec<AddedToken<'a>>,
-    normalizer: Option<()>,
-    pre_tokenizer: Value,
-    post_processor: Option<()>,
-    decoder: Value,
+    truncation: &'a Option<Truncation>,
+    padding: &'a Option<Value>,
+    added_tokens: Vec<&'a AddedToken>,
+    normalizer: &'a Option<Value>,
+    pre_tokenizer: &'a Option<Value>,
+    post_processor: &'a Option<Value>,
+    decoder: &'a Option<Value>,
     model: ModelJson<'a>,
 }
 
 #[derive(serde::Serialize)]
-struct AddedToken<'a> {
-    id: u32,
-    content: &'a str,
-    single_word: bool,
-    lstrip: bool,
-    rstrip: bool,
-    normalized: bool,
-    special: bool,
+#[serde(tag = "type")]
+enum ModelJson<'a> {
+    #[serde(rename = "BPE")]
+    Bpe {
+        dropout: Option<f32>,
+        unk_token: Option<&'a str>,
+        continuing_subword_prefix: Option<&'a str>,
+        end_of_word_suffix: Option<&'a str>,
+        fuse_unk: bool,
+        byte_fallback: bool,
+        ignore_merges: bool,
+        vocab: VocabById<'a>,
+        merges: Vec<MergeJson<'a>>,
+    },
+    Unigram {
+        unk_id: Option<u32>,
+        vocab: Vec<(&'a str, f64)>,
+        byte_fallback: bool,
+    },
+    WordPiece {
+        unk_token: &'a str,
+        continuing_subword_prefix: &'a str,
+        max_input_chars_per_word: usize,
+        vocab: VocabById<'a>,
+    },
+    WordLevel {
+        vocab: VocabById<'a>,
+        unk_token: &'a str,
+    },
 }
 
+/// The older of the two spellings, which every version reads, unless a token has a space in it.
 #[derive(serde::Serialize)]
-struct ModelJson<'a> {
-    r#type: &'static str,
-    dropout: Option<f32>,
-    unk_token: Option<&'static str>,
-    continuing_subword_prefix: Option<&'static str>,
-    end_of_word_suffix: Option<&'static str>,
-    fuse_unk: bool,
-    byte_fallback: bool,
-    ignore_merges: bool,
-    vocab: VocabById<'a>,
-    merges: Vec<String>,
+#[serde(untagged)]
+enum MergeJson<'a> {
+    Spaced(String),
+    Pair(&'a str, &'a str),
 }
 
 /// Serializes as an object in order of id, as people expect to read it.
-struct VocabById<'a>(&'a Vocab);
+struct VocabById<'a>(&'a Inner);
+
+impl VocabById<'_> {
+    /// The tokens of the model: those that are not only added.
+    fn iter(&self) -> impl Iterator<Item = (&str, u32)> {
+        let inner = self.0;
+        inner.vocab.iter().filter(|(_, id)| inner.added_only.binary_search(id).is_err())
+    }
+}
 
 impl Serialize for VocabById<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let mut map = serializer.serialize_map(Some(self.0.len()))?;
-        for (token, id) in self.0.iter() {
+        let mut map = serializer.serialize_map(Some(self.iter().count()))?;
+        for (token, id) in self.iter() {
             map.serialize_entry(token, &id)?;
         }
         map.end()
     }
 }
 
-fn added_tokens(tokenizer: &Tokenizer) -> Vec<AddedToken<'_>> {
-    let tokens = tokenizer.special().tokens().iter();
-    tokens
-        .map(|token| AddedToken {
-            id: token.id,
-            content: &token.content,
-            single_word: false,
-            lstrip: false,
-            rstrip: false,
-            normalized: token.normalized,
-            special: true,
-        })
-        .collect()
+fn model(inner: &Inner) -> Result<ModelJson<'_>, Error> {
+    let vocab = VocabById(inner);
+    Ok(match &inner.def.model {
+        ModelDef::Bpe(def) => bpe(inner, def)?,
+        ModelDef::Char => ModelJson::Bpe {
+            dropout: None,
+            unk_token: None,
+            continuing_subword_prefix: None,
+            end_of_word_suffix: None,
+            fuse_unk: false,
+            byte_fallback: true,
+            ignore_merges: false,
+            vocab,
+            merges: Vec::new(),
+        },
+        ModelDef::Unigram(def) if def.rule == UnigramRule::HuggingFace => ModelJson::Unigram {
+            unk_id: def.unk_id,
+            vocab: (0..)
+                .zip(&def.scores)
+                .map(|(id, &score)| (inner.vocab.token(id).unwrap_or_default(), score))
+                .collect(),
+            byte_fallback: def.byte_fallback,
+        },
+        ModelDef::Unigram(_) => return Err(unsupported("Unigram in single precision")),
+        ModelDef::WordPiece(def) if def.word_start.is_empty() => ModelJson::WordPiece {
+            unk_token: &def.unk_token,
+            continuing_subword_prefix: &def.continuing_subword_prefix,
+            max_input_chars_per_word: def.max_input_chars_per_word,
+            vocab,
+        },
+        ModelDef::WordPiece(_) => return Err(unsupported("WordPiece with marked word starts")),
+        ModelDef::WordLevel(def) => ModelJson::WordLevel { vocab, unk_token: &def.unk_token },
+    })
 }
 
-fn model(tokenizer: &Tokenizer) -> ModelJson<'_> {
-    let vocab = tokenizer.vocab();
-    let spell = |id| vocab.token(id).unwrap_or_default();
-    let (byte_fallback, ignore_merges, pairs) = match tokenizer.model() {
-        Model::Char(_) => (true, false, &[][..]),
-        Model::Bpe { ignore_merges, bpe, .. } => (false, *ignore_merges, &bpe.merges[..]),
+fn bpe<'a>(inner: &'a Inner, def: &'a BpeDef) -> Result<ModelJson<'a>, Error> {
+    let Merges::Ranked(pairs) = &def.merges else {
+        return Err(unsupported("merges by score"));
     };
-    ModelJson {
-        r#type: "BPE",
+    let spell = |id| inner.vocab.token(id).unwrap_or_default();
+    let merge = |&(left, right): &(u32, u32)| match (spell(left), spell(right)) {
+        (left, right) if left.contains(' ') || right.contains(' ') => MergeJson::Pair(left, right),
+        (left, right) => MergeJson::Spaced(format!("{left} {right}")),
+    };
+    Ok(ModelJson::Bpe {
         dropout: None,
-        unk_token: None,
-        continuing_subword_prefix: None,
-        end_of_word_suffix: None,
-        fuse_unk: false,
-        byte_fallback,
-        ignore_merges,
-        vocab: VocabById(vocab),
-        // The older of the two spellings, which every version reads: byte-level tokens have no space in them.
-        merges: pairs.iter().map(|&(left, right)| format!("{} {}", spell(left), spell(right))).collect(),
-    }
-}
-
-fn pre_tokenizer(split: Split) -> Value {
-    match split {
-        Split::Gpt2 => byte_level(true),
-        split => json!({
-            "type": "Sequence",
-            "pretokenizers": [
-                {"type": "Split", "pattern": {"Regex": split.regex()}, "behavior": "Isolated", "invert": false},
-                byte_level(false),
-            ],
-        }),
-    }
-}
-
-fn byte_level(use_regex: bool) -> Value {
-    json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": use_regex})
+        unk_token: def.unk_token.as_deref(),
+        continuing_subword_prefix: def.continuing_subword_prefix.as_deref(),
+        end_of_word_suffix: def.end_of_word_suffix.as_deref(),
+        fuse_unk: def.fuse_unk,
+        byte_fallback: def.byte_fallback,
+        ignore_merges: def.ignore_merges,
+        vocab: VocabById(inner),
+        merges: pairs.iter().map(merge).collect(),
+    })
 }

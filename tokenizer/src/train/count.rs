@@ -1,62 +1,188 @@
 //! Counting the pre-tokens or the characters of a corpus, on all threads.
 //!
-//! Documents are gathered into batches of bounded size, batches are cut into chunks at places where no pre-token can
-//! cross, and each thread counts its chunks in its own map. Sums do not depend on order, so neither does the result.
+//! A corpus arrives as batches of chunks, cut where no pre-token can cross; the threads of the current rayon pool share
+//! a batch. Sums do not depend on order, so neither does the result. Under a memory limit, the counts of pre-tokens
+//! move to disk whenever they outgrow their part of it ([`super::spill`]).
 
 use std::collections::HashMap;
+use std::sync::{Mutex, PoisonError};
 
 use rayon::prelude::*;
 
-use crate::Split;
-use crate::pieces::PieceMap;
+use super::spill::Spill;
+use super::table::{Local, N_SHARDS, Shards};
 use crate::pretoken::safe_cut;
+use crate::{Error, Split};
 
-/// How often each distinct pre-token occurs.
-pub(super) type PieceCounts = PieceMap<u64>;
-
-/// Bytes of documents gathered before they are counted: enough that threads rarely wait for each other.
-const BATCH_BYTES: usize = 32 << 20;
-
-/// Bytes that one thread counts at a time.
-const CHUNK_BYTES: usize = 1 << 20;
-
-/// Counts the pre-tokens of all documents.
-pub(super) fn pieces<S: AsRef<str> + Send + Sync>(
-    split: Split,
-    documents: impl IntoIterator<Item = S>,
-) -> PieceCounts {
-    let mut total = PieceCounts::new();
-    for_each_batch(documents, |chunks| {
-        let n_parts = rayon::current_num_threads();
-        let parts: Vec<PieceCounts> = chunks
-            .par_chunks(chunks.len().div_ceil(n_parts))
-            .map(|chunks| {
-                let mut counts = PieceCounts::new();
-                for piece in chunks.iter().flat_map(|chunk| split.pieces(chunk)) {
-                    *counts.entry(piece.as_bytes(), 0) += 1;
-                }
-                counts
-            })
-            .collect();
-        for (piece, count) in parts.iter().flat_map(PieceCounts::iter) {
-            *total.entry(piece, 0) += count;
-        }
-    });
-    total
+/// How text is cut into the pieces that merges do not cross.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Cut {
+    /// A byte-level pattern.
+    Split(Split),
+    /// Before each space, which stands for SentencePiece's `▁`, and before a `▁` that the text spells itself.
+    Metaspace,
 }
 
-/// Counts the characters of all documents. The most frequent come first, equally frequent ones in order of code point.
-pub(super) fn chars<S: AsRef<str> + Send + Sync>(documents: impl IntoIterator<Item = S>) -> Vec<(char, u64)> {
-    let mut total: HashMap<char, u64> = HashMap::new();
-    for_each_batch(documents, |chunks| {
+impl Cut {
+    /// Calls `each` with the pieces of `text`, which together are `text`.
+    #[inline]
+    fn for_each_piece(self, text: &str, mut each: impl FnMut(&str)) {
+        match self {
+            Self::Split(split) => split.for_each_piece(text, |start, end| each(&text[start..end])),
+            Self::Metaspace => {
+                let mut rest = text;
+                while !rest.is_empty() {
+                    let (piece, after) = rest.split_at(metaspace(rest, 1));
+                    each(piece);
+                    rest = after;
+                }
+            }
+        }
+    }
+
+    /// The first place from `from` on where `text` can be cut and both parts keep their pieces, or the end.
+    pub(super) fn safe_cut(self, text: &str, from: usize) -> usize {
+        match self {
+            Self::Split(_) => safe_cut(text, from),
+            Self::Metaspace => metaspace(text, from),
+        }
+    }
+}
+
+/// The place of the first space or `▁` from `from` on, or the end of the text.
+fn metaspace(text: &str, from: usize) -> usize {
+    let from = text.ceil_char_boundary(from);
+    text[from..].find([' ', '▁']).map_or(text.len(), |offset| from + offset)
+}
+
+/// Can give all distinct pieces of a corpus with their counts, as often as it is asked.
+pub(super) trait Source {
+    /// Calls `each` with all pieces, in any order. A piece may come more than once; its counts add up.
+    fn for_each(&self, each: &mut dyn FnMut(&[u8], u64)) -> Result<(), Error>;
+}
+
+/// How often each distinct pre-token occurs.
+pub(super) struct PieceCounts {
+    cut: Cut,
+    shards: Shards,
+    /// Caches that no thread is using. Each keeps what it has counted until the end.
+    locals: Mutex<Vec<Local>>,
+    spill: Option<Spill>,
+    /// Bytes that the tables may take before they move to disk.
+    most_bytes: u64,
+}
+
+impl PieceCounts {
+    /// No counts yet. A quarter of a memory limit is for the tables: the words that are made of them take more, and
+    /// for a moment both are there.
+    pub(super) fn new(cut: Cut, memory_limit: Option<u64>) -> Self {
+        Self {
+            cut,
+            shards: Shards::new(),
+            locals: Mutex::new(Vec::new()),
+            spill: None,
+            most_bytes: memory_limit.map_or(u64::MAX, |limit| limit / 4),
+        }
+    }
+
+    /// Counts one batch.
+    pub(super) fn count(&mut self, chunks: &[&str]) -> Result<(), Error> {
+        let this = &*self;
+        chunks.par_iter().for_each_init(|| Borrowed::take(this), |local, chunk| local.count(chunk));
+        if self.most_bytes < u64::MAX && self.shards.n_bytes() > self.most_bytes {
+            self.flush();
+            let spill = match &mut self.spill {
+                Some(spill) => spill,
+                none => none.insert(Spill::create()?),
+            };
+            spill.write(&self.shards)?;
+        }
+        Ok(())
+    }
+
+    /// Ends counting: all counts are in the shards or on disk.
+    pub(super) fn flush(&mut self) {
+        for mut local in self.locals.get_mut().unwrap_or_else(PoisonError::into_inner).drain(..) {
+            local.flush(&self.shards);
+        }
+    }
+
+    /// Whether some counts are on disk.
+    pub(super) fn has_spilled(&self) -> bool {
+        self.spill.is_some()
+    }
+}
+
+impl Source for PieceCounts {
+    fn for_each(&self, each: &mut dyn FnMut(&[u8], u64)) -> Result<(), Error> {
+        for shard_idx in 0..N_SHARDS {
+            let shard = self.shards.lock(shard_idx);
+            match &self.spill {
+                Some(spill) => spill.sum(shard_idx, &shard)?.for_each(&mut *each),
+                None => shard.for_each(&mut *each),
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A thread's cache, which goes back to the pile when the thread is done.
+struct Borrowed<'a> {
+    counts: &'a PieceCounts,
+    local: Option<Local>,
+}
+
+impl<'a> Borrowed<'a> {
+    fn take(counts: &'a PieceCounts) -> Self {
+        let waiting = counts.locals.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        Self { counts, local: Some(waiting.unwrap_or_else(|| Local::new(&counts.shards))) }
+    }
+
+    fn count(&mut self, text: &str) {
+        let Some(local) = &mut self.local else {
+            return;
+        };
+        let (shards, mut start) = (&self.counts.shards, 0);
+        self.counts.cut.for_each_piece(text, |piece| {
+            local.add(shards, text.as_bytes(), start, piece.len());
+            start += piece.len();
+        });
+    }
+}
+
+impl Drop for Borrowed<'_> {
+    fn drop(&mut self) {
+        let mut waiting = self.counts.locals.lock().unwrap_or_else(PoisonError::into_inner);
+        waiting.extend(self.local.take());
+    }
+}
+
+/// How often each character occurs.
+#[derive(Default)]
+pub(super) struct CharCounts {
+    total: HashMap<char, u64>,
+}
+
+impl CharCounts {
+    /// Counts one batch.
+    pub(super) fn count(&mut self, chunks: &[&str]) {
         let parts: Vec<HashMap<char, u64>> = chunks.par_iter().map(|chunk| count_chars(chunk)).collect();
         for (c, count) in parts.into_iter().flatten() {
-            *total.entry(c).or_default() += count;
+            *self.total.entry(c).or_default() += count;
         }
-    });
-    let mut counts: Vec<(char, u64)> = total.into_iter().collect();
-    counts.sort_by_key(|&(c, count)| (std::cmp::Reverse(count), c));
-    counts
+    }
+
+    /// Adds to the count of one character.
+    pub(super) fn add(&mut self, c: char, count: u64) {
+        *self.total.entry(c).or_default() += count;
+    }
+
+    /// The most frequent first, equally frequent ones in order of code point.
+    pub(super) fn by_frequency(self) -> Vec<(char, u64)> {
+        let mut counts: Vec<(char, u64)> = self.total.into_iter().collect();
+        counts.sort_by_key(|&(c, count)| (std::cmp::Reverse(count), c));
+        counts
+    }
 }
 
 fn count_chars(text: &str) -> HashMap<char, u64> {
@@ -72,39 +198,42 @@ fn count_chars(text: &str) -> HashMap<char, u64> {
     counts
 }
 
-/// Calls `count` with the chunks of one batch after another.
-fn for_each_batch<S: AsRef<str>>(documents: impl IntoIterator<Item = S>, mut count: impl FnMut(&[&str])) {
-    let mut batch: Vec<S> = Vec::new();
-    let mut batch_bytes = 0;
-    let mut flush = |batch: &mut Vec<S>| {
-        let chunks: Vec<&str> = batch.iter().flat_map(|document| chunks(document.as_ref())).collect();
-        if !chunks.is_empty() {
-            count(&chunks);
-        }
-        drop(chunks);
-        batch.clear();
-    };
-    for document in documents {
-        batch_bytes += document.as_ref().len();
-        batch.push(document);
-        if batch_bytes >= BATCH_BYTES {
-            flush(&mut batch);
-            batch_bytes = 0;
-        }
-    }
-    flush(&mut batch);
-}
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
 
-/// Cuts a document into chunks whose pre-tokens are those of the whole.
-fn chunks(mut document: &str) -> impl Iterator<Item = &str> {
-    std::iter::from_fn(move || {
-        if document.is_empty() {
-            return None;
-        }
-        let cut =
-            if document.len() <= CHUNK_BYTES { document.len() } else { safe_cut(document, CHUNK_BYTES) };
-        let (chunk, rest) = document.split_at(cut);
-        document = rest;
-        Some(chunk)
-    })
+    use super::*;
+
+    fn sums(counts: &PieceCounts) -> BTreeMap<Vec<u8>, u64> {
+        let mut sums = BTreeMap::new();
+        counts.for_each(&mut |piece, count| *sums.entry(piece.to_vec()).or_default() += count).unwrap();
+        sums
+    }
+
+    #[test]
+    fn counts_on_disk_are_those_in_memory() {
+        let chunks: Vec<String> =
+            (0..400).map(|i| format!("word{} and a very long identifier_{}\n", i % 90, i % 70)).collect();
+        let chunks: Vec<&str> = chunks.iter().map(String::as_str).collect();
+        let [plain, spilled] = [None, Some(0)].map(|memory_limit| {
+            let mut counts = PieceCounts::new(Cut::Split(Split::Gpt2), memory_limit);
+            for batch in chunks.chunks(37) {
+                counts.count(batch).unwrap();
+            }
+            counts.flush();
+            assert_eq!(counts.has_spilled(), memory_limit.is_some());
+            sums(&counts)
+        });
+        assert_eq!(plain, spilled);
+        assert_eq!(plain[&b" identifier"[..]], 400);
+    }
+
+    #[test]
+    fn metaspace_cuts_before_spaces() {
+        let mut pieces = Vec::new();
+        Cut::Metaspace.for_each_piece("a  b▁c\nd ", |piece| pieces.push(piece.to_owned()));
+        assert_eq!(pieces, ["a", " ", " b", "▁c\nd", " "]);
+        assert_eq!(Cut::Metaspace.safe_cut("ab cd", 1), 2);
+        assert_eq!(Cut::Metaspace.safe_cut("é", 1), 2);
+    }
 }

@@ -22,91 +22,42 @@ fn message(json: &[u8]) -> String {
 
 #[test]
 fn what_is_not_supported_is_refused_by_name() {
+    let unknown = "unknown variant `Magic`";
     for (name, pointer, value, expected) in [
         ("flint-gpt2.json", "/version", json!("2.0"), "version: `2.0`"),
-        ("flint-gpt2.json", "/truncation", json!({"max_length": 5}), "truncation: "),
-        ("flint-gpt2.json", "/padding", json!({"strategy": "BatchLongest"}), "padding: "),
-        ("flint-gpt2.json", "/normalizer", json!({"type": "NFC"}), "normalizer: `NFC`"),
-        (
-            "flint-gpt2.json",
-            "/pre_tokenizer",
-            json!({"type": "Metaspace", "replacement": "_"}),
-            "pre_tokenizer: `Metaspace`",
-        ),
-        (
-            "flint-gpt2.json",
-            "/pre_tokenizer/add_prefix_space",
-            json!(true),
-            "pre_tokenizer: `add_prefix_space` true",
-        ),
-        ("flint-gpt2.json", "/pre_tokenizer/use_regex", json!(false), "pre_tokenizer: `use_regex` false"),
-        (
-            "flint-gpt2.json",
-            "/pre_tokenizer",
-            json!({"type": "Sequence", "pretokenizers": []}),
-            "pre_tokenizer: another `Sequence`",
-        ),
-        (
-            "flint-gpt4.json",
-            "/pre_tokenizer/pretokenizers/0/pattern/Regex",
-            json!("\\w+"),
-            "pre_tokenizer: the pattern `\\w+`",
-        ),
-        (
-            "flint-gpt4.json",
-            "/pre_tokenizer/pretokenizers/0/pattern",
-            json!({"String": " "}),
-            "pre_tokenizer: the fixed string ` `",
-        ),
-        (
-            "flint-gpt4.json",
-            "/pre_tokenizer/pretokenizers/0/behavior",
-            json!("Removed"),
-            "pre_tokenizer: a split with behavior `Removed`",
-        ),
-        (
-            "flint-gpt4.json",
-            "/pre_tokenizer/pretokenizers/0/invert",
-            json!(true),
-            "pre_tokenizer: a split with behavior `Isolated`, invert true",
-        ),
-        (
-            "flint-gpt4.json",
-            "/pre_tokenizer/pretokenizers/1/use_regex",
-            json!(true),
-            "pre_tokenizer: `use_regex` true after",
-        ),
+        ("flint-gpt2.json", "/truncation", json!({"max_length": 8}), "missing field `strategy`"),
+        ("flint-gpt2.json", "/normalizer", json!({"type": "Magic"}), unknown),
+        ("flint-gpt2.json", "/normalizer", json!({"type": "NFC", "form": 1}), "unknown field `form`"),
+        ("flint-gpt2.json", "/pre_tokenizer", json!({"type": "Magic"}), unknown),
+        ("flint-gpt2.json", "/post_processor", json!({"type": "Magic"}), unknown),
         (
             "flint-gpt2.json",
             "/post_processor",
             json!({"type": "TemplateProcessing"}),
-            "post_processor: `TemplateProcessing`",
+            "missing field `single`",
         ),
-        ("flint-gpt2.json", "/decoder", json!({"type": "WordPiece"}), "decoder: `WordPiece`"),
-        ("flint-gpt2.json", "/decoder", json!(null), "decoder: null"),
-        ("flint-char.json", "/decoder/decoders/1/type", json!("Strip"), "decoder: `Sequence`"),
-        ("flint-gpt2.json", "/model", json!({"type": "Unigram", "vocab": [["a", 0.5]]}), "model: `Unigram`"),
+        ("flint-gpt2.json", "/decoder", json!({"type": "Magic"}), unknown),
+        ("flint-gpt2.json", "/model", json!({"type": "Magic"}), "model: `Magic`"),
+        (
+            "flint-gpt4.json",
+            "/pre_tokenizer/pretokenizers/0/pattern/Regex",
+            json!(r"(a)\1"),
+            "pre_tokenizer: ",
+        ),
+        ("flint-gpt4.json", "/pre_tokenizer/pretokenizers/0/pattern/Regex", json!("("), "pre_tokenizer: "),
+        (
+            "flint-gpt4.json",
+            "/pre_tokenizer/pretokenizers/0/pattern/Regex",
+            json!("(a{1000}){1000}"),
+            "pre_tokenizer: ",
+        ),
+        ("flint-gpt2.json", "/model", json!({"type": "Unigram", "vocab": [["a", 0.5]]}), "both have id 0"),
         ("flint-gpt2.json", "/model/dropout", json!(0.1), "model: dropout 0.1"),
         ("flint-gpt2.json", "/model/end_of_word_suffix", json!("</w>"), "model: end_of_word_suffix `</w>`"),
         ("flint-gpt2.json", "/model/byte_fallback", json!(true), "model: byte_fallback true"),
-        ("flint-char.json", "/model/byte_fallback", json!(false), "model: byte_fallback false"),
-        ("flint-char.json", "/model/ignore_merges", json!(true), "model: ignore_merges true"),
-        ("flint-char.json", "/model/merges", json!(["a b"]), "model: 1 merges"),
-        (
-            "flint-gpt2.json",
-            "/added_tokens/0/special",
-            json!(false),
-            "token `<|endoftext|>` (id 0) is an added token",
-        ),
-        (
-            "flint-gpt2.json",
-            "/added_tokens/1/lstrip",
-            json!(true),
-            "token `<|user|>` (id 1) has `lstrip` set",
-        ),
     ] {
         let message = refused(name, pointer, value);
-        assert!(message.starts_with(expected), "{pointer}: {message}");
+        assert!(message.contains(expected), "{pointer}: {message}");
     }
 }
 
@@ -115,18 +66,12 @@ fn bad_vocabularies_are_refused_with_the_token() {
     for (name, pointer, value, expected) in [
         ("flint-gpt2.json", "/model/vocab/!", json!(6), "both have id 6"),
         ("flint-gpt2.json", "/model/vocab/!", json!(u32::MAX), "token `!` has id 4294967295, but 600 tokens"),
-        ("flint-gpt2.json", "/model/vocab/!", json!(600), "token `!` has id 600, but 600 tokens"),
         ("flint-gpt2.json", "/model/vocab/!", json!(u64::MAX), "invalid value"),
         ("flint-gpt2.json", "/model/vocab/!", json!(-1), "invalid value"),
-        ("flint-gpt2.json", "/model/vocab/<|user|>", json!(2), "both have id 2"),
-        ("flint-gpt2.json", "/added_tokens/0/id", json!(7), "both have id 7"),
-        (
-            "flint-gpt2.json",
-            "/added_tokens/0/content",
-            json!(""),
-            "tokens `` and `<|endoftext|>` both have id 0",
-        ),
-        ("flint-char.json", "/added_tokens/0/content", json!("<|user|>"), "both have id 0"),
+        ("flint-gpt2.json", "/model/vocab/<|user|>", json!(2), "stands twice, with ids 2 and 1"),
+        ("flint-gpt2.json", "/added_tokens/0/id", json!(7), "stands twice, with ids 0 and 7"),
+        ("flint-gpt2.json", "/added_tokens/0/content", json!(""), "both have id 0"),
+        ("flint-char.json", "/added_tokens/0/content", json!("<|user|>"), "stands twice, with ids 1 and 0"),
         ("flint-gpt2.json", "/model/merges/3", json!("Ġ nowhere"), "merge 3, `Ġ` + `nowhere`: one of them"),
         ("flint-gpt2.json", "/model/merges/3", json!("! z"), "merge 3, `!` + `z`: what they spell together"),
         ("flint-gpt2.json", "/model/merges/3", json!("!!"), "two tokens, as"),
@@ -277,6 +222,6 @@ fn files_as_hugging_face_spells_them_are_read() {
     assert_ne!(whole.hash(), expected);
     assert_eq!(whole.encode(" the").len(), 1);
     assert_eq!(whole.encode(" thez").len(), 5);
-    let again = Tokenizer::from_json(whole.to_json().as_bytes()).unwrap();
+    let again = Tokenizer::from_json(whole.to_json().unwrap().as_bytes()).unwrap();
     assert_eq!(again.hash(), whole.hash());
 }

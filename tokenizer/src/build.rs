@@ -1,0 +1,340 @@
+//! From a definition to a tokenizer: everything that must be checked before the parts may work together.
+//!
+//! Whether a definition comes from a file of any format or from training, this is the only way in, so whatever holds of
+//! one tokenizer holds of all: no special token comes out of plain text, every id has one spelling, and a byte-level
+//! vocabulary has all bytes.
+
+use std::collections::{HashMap, HashSet};
+
+use rayon::prelude::*;
+
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+use crate::added::{AddedToken, AddedTokens};
+use crate::bpe::{Bpe, Merge, Pair, merges_by_id};
+use crate::char_bpe::CharBpe;
+use crate::char_level::CharLevel;
+use crate::decoder::{Decoder, DecoderSpec};
+use crate::decoding::Decoding;
+use crate::definition::{BpeDef, Definition, Merges, ModelDef, PieceKind, SpecialIds};
+use crate::hash::Seeded;
+use crate::model::Model;
+use crate::normalizer::NormalizerSpec;
+use crate::pipeline::{AnyNormalizer, Pipeline};
+use crate::postprocessor::{PostProcessor, PostProcessorSpec};
+use crate::pretokenizer::{PreTokenizer, PreTokenizerSpec};
+use crate::sentencepiece_normalizer::{SentencePieceDecoder, SentencePieceNormalizer};
+use crate::tokenizer::{Around, Inner};
+use crate::unigram::Unigram;
+use crate::vocab::Vocab;
+use crate::wordlevel::WordLevel;
+use crate::wordpiece::WordPiece;
+use crate::{Error, alphabet};
+
+/// The type of sentencepiece's own normalizer and decoder, which `tokenizer.json` does not know.
+pub(crate) const SENTENCEPIECE: &str = "SentencePiece";
+
+/// Checks a definition and makes it ready.
+pub(crate) fn build(mut def: Definition) -> Result<Inner, Error> {
+    let (vocab, added_only) = vocab(&def)?;
+    let normalizer = normalizer(def.normalizer.as_ref())?;
+    let added = added(&def, &normalizer)?;
+    let pre_tokenizer = match &def.pre_tokenizer {
+        Some(json) => Some(spec::<PreTokenizerSpec>(json, "pre_tokenizer")?.compile()?),
+        None => None,
+    };
+    let post_processor = match &def.post_processor {
+        Some(json) => spec::<PostProcessorSpec>(json, "post_processor")?.compile(|token| vocab.id(token))?,
+        None => PostProcessor::default(),
+    };
+    let around = around(&post_processor, &def.special, &vocab)?;
+    check_bytes(&def.model, pre_tokenizer.as_ref())?;
+    let decoding = decoding(&def, &vocab, &added)?;
+    let model = model(&mut def, &vocab, &added, &decoding)?;
+    // The vocabulary has the spellings from here on.
+    def.vocab = Vec::new();
+    let pipeline = Pipeline { added, normalizer, pre_tokenizer, model };
+    Ok(Inner::new(def, vocab, added_only, pipeline, decoding, around))
+}
+
+/// All tokens, and the ids of those that only the list of added tokens has.
+fn vocab(def: &Definition) -> Result<(Vocab, Vec<u32>), Error> {
+    let known: HashMap<&str, u32, Seeded> =
+        def.vocab.iter().map(|(token, id)| (token.as_str(), *id)).collect();
+    let mut tokens: Vec<(&str, u32)> = def.vocab.iter().map(|(token, id)| (token.as_str(), *id)).collect();
+    let mut added_only = Vec::new();
+    for token in &def.added {
+        match known.get(token.content.as_str()) {
+            Some(&id) if id == token.id => {}
+            Some(&first) => {
+                return Err(Error::DuplicateToken { token: token.content.clone(), first, second: token.id });
+            }
+            None => {
+                tokens.push((&token.content, token.id));
+                added_only.push(token.id);
+            }
+        }
+    }
+    added_only.sort_unstable();
+    Ok((Vocab::new(tokens.into_iter())?, added_only))
+}
+
+/// Reads a part as `tokenizer.json` spells it.
+fn spec<T: DeserializeOwned>(json: &Value, part: &'static str) -> Result<T, Error> {
+    T::deserialize(json).map_err(|error| Error::Unsupported {
+        part,
+        found: error.to_string(),
+        supported: "the parts of a `tokenizer.json`",
+    })
+}
+
+fn is_sentencepiece(json: &Value) -> bool {
+    json.get("type").and_then(Value::as_str) == Some(SENTENCEPIECE)
+}
+
+fn normalizer(json: Option<&Value>) -> Result<AnyNormalizer, Error> {
+    Ok(match json {
+        None => AnyNormalizer::None,
+        Some(json) if is_sentencepiece(json) => {
+            AnyNormalizer::SentencePiece(SentencePieceNormalizer::from_json(json)?)
+        }
+        Some(json) => AnyNormalizer::Parts(spec::<NormalizerSpec>(json, "normalizer")?.compile()?),
+    })
+}
+
+fn added(def: &Definition, normalizer: &AnyNormalizer) -> Result<AddedTokens, Error> {
+    if let Some(token) = def.added.iter().find(|token| token.special && token.content.is_empty()) {
+        return Err(Error::BadSpecial { token: token.content.clone(), reason: "is empty" });
+    }
+    let tokens = def.added.iter().map(|token| AddedToken {
+        id: token.id,
+        content: token.content.clone(),
+        single_word: token.single_word,
+        lstrip: token.lstrip,
+        rstrip: token.rstrip,
+        normalized: token.normalized,
+        special: token.special,
+    });
+    let normalizer = match normalizer {
+        AnyNormalizer::Parts(normalizer) => Some(normalizer),
+        _ => None,
+    };
+    AddedTokens::new(tokens.collect(), normalizer)
+}
+
+/// What goes around a text: what the post-processor says, or else the ids that the file names.
+fn around(post_processor: &PostProcessor, special: &SpecialIds, vocab: &Vocab) -> Result<Around, Error> {
+    for id in
+        [special.bos, special.eos, special.unk, special.pad, special.sep, special.cls].into_iter().flatten()
+    {
+        if vocab.token(id).is_none() {
+            return Err(Error::UnknownId { id, vocab_size: vocab.len() });
+        }
+    }
+    let ids = |part: &[(u32, u32)]| part.iter().map(|&(id, _)| id).collect::<Vec<u32>>();
+    let (mut prefix, mut suffix) = (ids(&post_processor.single.prefix), ids(&post_processor.single.suffix));
+    if special.add_bos == Some(true) && prefix.is_empty() {
+        prefix.extend(special.bos.or(special.cls));
+    }
+    if special.add_eos == Some(true) && suffix.is_empty() {
+        suffix.extend(special.eos.or(special.sep));
+    }
+    Ok(Around { prefix, suffix })
+}
+
+/// Byte-level models and pre-tokenizers go together.
+fn check_bytes(model: &ModelDef, pre_tokenizer: Option<&PreTokenizer>) -> Result<(), Error> {
+    let pieces_are_bytes = pre_tokenizer.is_some_and(PreTokenizer::is_byte_level);
+    let model_has_bytes = matches!(model, ModelDef::Bpe(BpeDef { byte_level: true, .. }));
+    match (pieces_are_bytes, model_has_bytes) {
+        (true, false) => Err(Error::Unsupported {
+            part: "pre_tokenizer",
+            found: "`ByteLevel` before a model that is not BPE".to_owned(),
+            supported: "`ByteLevel` with BPE",
+        }),
+        (false, true) => Err(Error::Unsupported {
+            part: "pre_tokenizer",
+            found: "a byte-level vocabulary without `ByteLevel`".to_owned(),
+            supported: "`ByteLevel` as the last pre-tokenizer",
+        }),
+        _ => Ok(()),
+    }
+}
+
+fn decoding(def: &Definition, vocab: &Vocab, added: &AddedTokens) -> Result<Decoding, Error> {
+    let decoder = match &def.decoder {
+        Some(json) if is_sentencepiece(json) => {
+            let decoder = spec::<SentencePieceDecoder>(json, "decoder")?;
+            return Ok(Decoding::sentencepiece(decoder, def.model.kinds().to_vec(), vocab));
+        }
+        Some(json) => spec::<DecoderSpec>(json, "decoder")?.compile()?,
+        None => Decoder::spaces(),
+    };
+    Ok(Decoding::new(decoder, vocab, |id| added.get(id).is_some()))
+}
+
+fn model(
+    def: &mut Definition,
+    vocab: &Vocab,
+    added: &AddedTokens,
+    decoding: &Decoding,
+) -> Result<Model, Error> {
+    let unk_token = def.model.unk_token().map(str::to_owned);
+    // Special tokens take no part in a model: whatever text spells, it is no marker.
+    let n_ids = def.vocab.iter().map(|&(_, id)| id as usize + 1).max().unwrap_or(0);
+    let mut tokens = vec![""; n_ids];
+    for (token, id) in &def.vocab {
+        let is_special = added.get(*id).is_some_and(|token| token.special);
+        if !is_special || unk_token.as_ref() == Some(token) {
+            tokens[*id as usize] = token;
+        }
+    }
+    Ok(match &mut def.model {
+        ModelDef::Bpe(bpe) if bpe.byte_level => {
+            Model::Bytes(Box::new(byte_level(bpe, &tokens, vocab, added, decoding)?))
+        }
+        ModelDef::Bpe(bpe) => Model::Chars(Box::new(CharBpe::new(&tokens, bpe)?)),
+        ModelDef::Char => Model::Char(Box::new(char_level(&tokens, added)?)),
+        ModelDef::Unigram(unigram) => Model::Unigram(Unigram::new(&tokens, unigram)?),
+        ModelDef::WordPiece(word_piece) => Model::WordPiece(WordPiece::new(&tokens, word_piece)?),
+        ModelDef::WordLevel(word_level) => Model::WordLevel(WordLevel::new(&tokens, word_level)?),
+    })
+}
+
+/// A character-level vocabulary: each token is one character, a byte token, or special.
+fn char_level(tokens: &[&str], added: &AddedTokens) -> Result<CharLevel, Error> {
+    for token in added.tokens() {
+        let reason = if token.content.chars().nth(1).is_none() {
+            "is a single character, which plain text would produce"
+        } else if alphabet::parse_fallback(&token.content).is_some() {
+            "is spelled like a byte"
+        } else {
+            continue;
+        };
+        return Err(Error::BadSpecial { token: token.content.clone(), reason });
+    }
+    let (mut chars, mut fallback) = (Vec::new(), Vec::new());
+    for (&token, id) in tokens.iter().zip(0u32..).filter(|(token, _)| !token.is_empty()) {
+        let mut in_token = token.chars();
+        if let (Some(c), None) = (in_token.next(), in_token.next()) {
+            chars.push((c, id));
+        } else if let Some(byte) = alphabet::parse_fallback(token) {
+            fallback.push((byte, id));
+        } else {
+            let reason = "is neither one character nor a byte such as <0x0A> nor special";
+            return Err(Error::BadToken { token: token.to_owned(), id, reason });
+        }
+    }
+    CharLevel::new(chars.into_iter(), fallback.into_iter())
+}
+
+/// A byte-level vocabulary and its merge rules. Rules by id become the list of pairs that they amount to.
+fn byte_level(
+    def: &mut BpeDef,
+    tokens: &[&str],
+    vocab: &Vocab,
+    added: &AddedTokens,
+    decoding: &Decoding,
+) -> Result<Bpe, Error> {
+    for (field, affix) in [
+        ("continuing_subword_prefix", &def.continuing_subword_prefix),
+        ("end_of_word_suffix", &def.end_of_word_suffix),
+    ] {
+        if let Some(affix) = affix.as_deref().filter(|affix| !affix.is_empty()) {
+            let found = format!("{field} `{affix}` with a `ByteLevel` pre-tokenizer");
+            return Err(Error::Unsupported { part: "model", found, supported: "null" });
+        }
+    }
+    if def.byte_fallback {
+        let found = "byte_fallback true with a `ByteLevel` pre-tokenizer".to_owned();
+        return Err(Error::Unsupported { part: "model", found, supported: "false" });
+    }
+    let mut by_byte = [None; 256];
+    for (&token, id) in tokens.iter().zip(0u32..).filter(|(token, _)| !token.is_empty()) {
+        if added.get(id).is_none() && alphabet::unspell(token).is_none() {
+            let reason = "is not spelled in the characters that stand for bytes";
+            return Err(Error::BadToken { token: token.to_owned(), id, reason });
+        }
+        if let Ok([byte]) = decoding.bytes.get(id) {
+            by_byte[usize::from(*byte)] = Some(id);
+        }
+    }
+    let mut byte_ids = [0; 256];
+    for (byte, id) in (0..=255).zip(&mut byte_ids) {
+        *id = by_byte[usize::from(byte)].ok_or(Error::MissingByte { byte })?;
+    }
+    let is_special = |id: u32| added.get(id).is_some_and(|token| token.special);
+    let merges = match &def.merges {
+        Merges::Ranked(pairs) => merge_results(vocab, is_special, pairs)?,
+        Merges::ById => {
+            let plain = (0..tokens.len() as u32).filter(|&id| !is_special(id));
+            merges_by_id(byte_ids, plain.filter_map(|id| Some((decoding.bytes.get(id).ok()?, id))))
+        }
+        Merges::Scored(_) => {
+            let found = "scores in a byte-level vocabulary".to_owned();
+            return Err(Error::Unsupported { part: "model", found, supported: "merges" });
+        }
+    };
+    def.merges = Merges::Ranked(merges.iter().map(|merge| merge.pair).collect());
+    let bpe = Bpe::new(byte_ids, &merges);
+    if !def.ignore_merges {
+        return Ok(bpe);
+    }
+    let in_model = |id: u32| tokens.get(id as usize).is_some_and(|token| !token.is_empty());
+    Ok(bpe.with_whole(decoding.bytes.par_iter().filter(|&(_, id)| in_model(id) && !is_special(id))))
+}
+
+/// The id that each pair merges into: the token that both spell together.
+fn merge_results(
+    vocab: &Vocab,
+    is_special: impl Fn(u32) -> bool,
+    pairs: &[Pair],
+) -> Result<Vec<Merge>, Error> {
+    let mut seen = HashSet::with_capacity(pairs.len());
+    let mut joined = String::new();
+    let mut merges = Vec::with_capacity(pairs.len());
+    for (merge_idx, &(left, right)) in pairs.iter().enumerate() {
+        let spell = |id| vocab.token(id).unwrap_or_default();
+        joined.clear();
+        joined.push_str(spell(left));
+        joined.push_str(spell(right));
+        let bad = |reason| Error::BadMerge {
+            merge_idx,
+            left: spell(left).to_owned(),
+            right: spell(right).to_owned(),
+            reason,
+        };
+        let Some(id) = vocab.id(&joined) else {
+            return Err(bad("what they spell together is not in the vocabulary"));
+        };
+        if [left, right, id].iter().any(|&id| is_special(id)) {
+            return Err(bad("special tokens do not take part in merges"));
+        }
+        if !seen.insert((left, right)) {
+            return Err(bad("the pair stands twice"));
+        }
+        merges.push(Merge { pair: (left, right), id });
+    }
+    Ok(merges)
+}
+
+impl ModelDef {
+    /// The type of each token, in formats that have types.
+    fn kinds(&self) -> &[PieceKind] {
+        match self {
+            Self::Bpe(def) => &def.kinds,
+            Self::Unigram(def) => &def.kinds,
+            _ => &[],
+        }
+    }
+
+    fn unk_token(&self) -> Option<&str> {
+        match self {
+            Self::Bpe(def) => def.unk_token.as_deref(),
+            Self::WordPiece(def) => Some(&def.unk_token),
+            Self::WordLevel(def) => Some(&def.unk_token),
+            Self::Unigram(_) | Self::Char => None,
+        }
+    }
+}

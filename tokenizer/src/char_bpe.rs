@@ -1,0 +1,688 @@
+//! Byte-pair encoding over characters: sentencepiece's BPE, and Hugging Face's where it is not byte-level.
+//!
+//! A piece starts as its characters; then neighbours merge, best first and leftmost among equals, until none can. Which
+//! pairs merge is one table from two symbols to a rank and a token, whatever the file says: Hugging Face lists ranked
+//! pairs; sentencepiece merges any two neighbours that spell a token together, best score first, so its table holds every
+//! way to cut every token in two. A character that is part of tokens but not a token itself has a number of its own
+//! beyond the vocabulary, since it may still merge.
+//!
+//! sentencepiece has no pre-tokenizer: a text is one piece. It need not be merged as one. Let two neighbouring
+//! characters be *apart* if no token spells them side by side. Every symbol spells a substring of the text, and a merge
+//! across the place between them would make a token that holds both side by side, so no merge ever crosses the place,
+//! and which pairs merge left of it does not depend on what is right of it. So a text may be cut at any such place. Cuts
+//! before U+2581 after another character give words, whose tokens are cached; the rest of a long word is cut wherever
+//! its characters are apart.
+//!
+//! Short words are merged in an array, scanning for the best pair. Long ones put their pairs in buckets by rank and go
+//! through the buckets in order, so that a megabyte of one letter takes no more per byte than prose.
+
+mod long;
+mod table;
+
+use crate::Error;
+use crate::alphabet::parse_fallback;
+use crate::definition::{BpeDef, Merges, PieceKind};
+use crate::pieces::PieceMap;
+use crate::sink::Sink;
+use crate::trie::Trie;
+use long::LongScratch;
+use table::PairTable;
+
+/// Stands for U+0020 in sentencepiece's vocabularies.
+const SPACE: char = '\u{2581}';
+
+/// The bytes of [`SPACE`].
+const SPACE_BYTES: &[u8] = "\u{2581}".as_bytes();
+
+/// The rank of a pair that does not merge.
+const NO_MERGE: u32 = u32::MAX;
+
+/// A symbol that takes no part in any merge and has no token.
+const UNKNOWN: u32 = u32::MAX;
+
+/// Most symbols of a word that are merged in an array. Beyond it, the scans cost more than the buckets.
+const SHORT: usize = 40;
+
+/// Longest word in bytes that is cached: longer ones hardly repeat.
+const CACHED: usize = 64;
+
+/// Most words in a cache before it starts over; with their tokens, about 8 MB.
+const CACHE_LEN: usize = 1 << 16;
+
+/// A BPE model over characters.
+#[derive(Debug)]
+pub(crate) struct CharBpe {
+    /// Tokens by spelling, and beyond them the characters that are no tokens but part of tokens.
+    symbols: Trie,
+    /// The symbols of the characters below U+0080.
+    ascii: [u32; 128],
+    vocab_size: u32,
+    table: PairTable,
+    /// User-defined tokens: found first, longest match, and never merged.
+    user_defined: Option<Trie>,
+    /// Tokens that may take part in merges but are given out as the two that they were made of, by id.
+    unused: Option<Vec<bool>>,
+    /// The tokens of bytes; [`UNKNOWN`] where there is none. Empty without byte fallback.
+    byte_ids: Vec<u32>,
+    unk_id: Option<u32>,
+    unknowns: Unknowns,
+    prefix: Option<String>,
+    suffix: Option<String>,
+    ignore_merges: bool,
+    /// Pairs of characters that some token spells side by side; `None` if texts may not be cut.
+    joined: Option<JoinedChars>,
+    /// Whether words start at a space symbol.
+    words: bool,
+}
+
+/// When a character without a token becomes an unknown token or bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Unknowns {
+    /// Before merging, as Hugging Face does: the unknown token itself may merge.
+    First { fuse: bool },
+    /// After merging, as sentencepiece does; several in a row are one.
+    Last,
+}
+
+/// A token while a piece is merged.
+#[derive(Clone, Copy, Debug)]
+struct Symbol {
+    id: u32,
+    /// Bytes of the text that it stands for.
+    len: u32,
+    /// How it merges with the next symbol.
+    rank: u32,
+    merged: u32,
+}
+
+impl Symbol {
+    fn new(id: u32, len: usize) -> Self {
+        Self { id, len: len as u32, rank: NO_MERGE, merged: 0 }
+    }
+}
+
+/// Working memory of one encoding thread.
+pub(crate) struct Scratch {
+    symbols: Vec<Symbol>,
+    long: LongScratch,
+    /// Start and number of a word's tokens in `cached`.
+    cache: PieceMap<(u32, u32)>,
+    cached: Vec<(u32, u32)>,
+    tokens: Vec<(u32, u32)>,
+}
+
+impl Scratch {
+    /// Empty memory.
+    pub(crate) fn new() -> Self {
+        Self {
+            symbols: Vec::new(),
+            long: LongScratch::default(),
+            cache: PieceMap::new(),
+            cached: Vec::new(),
+            tokens: Vec::new(),
+        }
+    }
+
+    fn remember(&mut self, word: &[u8]) {
+        if self.cache.len() == CACHE_LEN {
+            self.cache.clear();
+            self.cached.clear();
+        }
+        // At most CACHE_LEN * CACHED tokens, far below u32::MAX.
+        self.cache.entry(word, (self.cached.len() as u32, self.tokens.len() as u32));
+        self.cached.extend_from_slice(&self.tokens);
+    }
+}
+
+impl CharBpe {
+    /// Takes the tokens in order of id, and what the file says about merging them.
+    pub(crate) fn new(tokens: &[&str], def: &BpeDef) -> Result<Self, Error> {
+        let kind = |id: u32| def.kinds.get(id as usize).copied().unwrap_or(PieceKind::Normal);
+        let scored = matches!(def.merges, Merges::Scored(_));
+        let takes_part = |id: u32| {
+            !scored || matches!(kind(id), PieceKind::Normal | PieceKind::UserDefined | PieceKind::Unused)
+        };
+        let symbols = table::symbols(tokens, scored, takes_part)?;
+        let table = match &def.merges {
+            Merges::Ranked(pairs) => {
+                let prefix = def.continuing_subword_prefix.as_deref().unwrap_or("");
+                PairTable::ranked(tokens, pairs, prefix, &symbols)?
+            }
+            Merges::Scored(scores) => PairTable::scored(tokens, scores, takes_part, &symbols)?,
+            Merges::ById => {
+                return Err(Error::Unsupported {
+                    part: "model",
+                    found: "merges by id over characters".to_owned(),
+                    supported: "merges by id over bytes",
+                });
+            }
+        };
+        let unk_id = match (&def.unk_token, scored) {
+            (Some(token), _) => {
+                Some(tokens.iter().position(|t| t == token).map(|id| id as u32).ok_or_else(|| {
+                    Error::Unsupported {
+                        part: "model",
+                        found: format!("`unk_token` `{token}`, which is not in the vocabulary,"),
+                        supported: "a token of the vocabulary",
+                    }
+                })?)
+            }
+            (None, true) => (0..tokens.len() as u32).find(|&id| kind(id) == PieceKind::Unknown),
+            (None, false) => None,
+        };
+        let user_defined: Vec<(&str, u32)> = tokens
+            .iter()
+            .zip(0u32..)
+            .filter(|&(_, id)| scored && kind(id) == PieceKind::UserDefined)
+            .map(|(&token, id)| (token, id))
+            .collect();
+        let unused: Vec<bool> = (0..tokens.len() as u32).map(|id| kind(id) == PieceKind::Unused).collect();
+        let unused = (scored && unused.contains(&true)).then_some(unused);
+        let affixes = [&def.continuing_subword_prefix, &def.end_of_word_suffix];
+        let may_cut = unused.is_none()
+            && affixes.iter().all(|affix| affix.as_ref().is_none_or(String::is_empty))
+            && unk_id.is_none_or(|unk| scored || !table.uses(unk));
+        let joined = may_cut.then(|| JoinedChars::new(tokens));
+        let mut model = Self {
+            ascii: [UNKNOWN; 128],
+            vocab_size: tokens.len() as u32,
+            table,
+            user_defined: if user_defined.is_empty() { None } else { Some(Trie::new(user_defined)?) },
+            unused,
+            byte_ids: if def.byte_fallback { byte_ids(tokens) } else { Vec::new() },
+            unk_id,
+            unknowns: if scored { Unknowns::Last } else { Unknowns::First { fuse: def.fuse_unk } },
+            prefix: def.continuing_subword_prefix.clone().filter(|prefix| !prefix.is_empty()),
+            suffix: def.end_of_word_suffix.clone().filter(|suffix| !suffix.is_empty()),
+            ignore_merges: def.ignore_merges,
+            words: joined.as_ref().is_some_and(|joined| !joined.before_space)
+                && symbols.get(SPACE_BYTES).is_some(),
+            joined,
+            symbols,
+        };
+        for byte in 0..128u8 {
+            model.ascii[usize::from(byte)] = model.symbols.get(&[byte]).unwrap_or(UNKNOWN);
+        }
+        Ok(model)
+    }
+
+    /// Gives the tokens of a piece (of a whole normalized text, for sentencepiece).
+    pub(crate) fn encode<S: Sink>(&self, text: &str, scratch: &mut Scratch, sink: &mut S) {
+        if self.ignore_merges
+            && let Some(id) = self.symbols.get(text.as_bytes()).filter(|&id| id < self.vocab_size)
+        {
+            return sink.token(id, text.len());
+        }
+        let mut out = Output { model: self, unknown_len: None, dropped_len: 0, sink };
+        let mut rest = text;
+        while !rest.is_empty() {
+            let (word, after) = rest.split_at(if self.words { word_len(rest) } else { rest.len() });
+            self.encode_word(word, scratch, &mut out);
+            rest = after;
+        }
+        out.finish();
+    }
+
+    fn encode_word<S: Sink>(&self, word: &str, scratch: &mut Scratch, out: &mut Output<'_, S>) {
+        let bytes = word.as_bytes();
+        if word.len() > CACHED {
+            scratch.tokens.clear();
+            self.merge(word, scratch);
+            return out.tokens(&scratch.tokens, bytes);
+        }
+        let (start, len) = match scratch.cache.get(bytes) {
+            Some(place) => place,
+            None => {
+                scratch.tokens.clear();
+                self.merge(word, scratch);
+                scratch.remember(bytes);
+                ((scratch.cached.len() - scratch.tokens.len()) as u32, scratch.tokens.len() as u32)
+            }
+        };
+        out.tokens(&scratch.cached[start as usize..][..len as usize], bytes);
+    }
+
+    /// Appends the tokens of a piece, cut where its characters are apart if it is long.
+    fn merge(&self, word: &str, scratch: &mut Scratch) {
+        let Scratch { symbols, long, tokens, .. } = scratch;
+        symbols.clear();
+        let Some(joined) = self.joined.as_ref().filter(|_| word.len() > SHORT) else {
+            self.split(word, symbols);
+            return self.merge_symbols(symbols, long, tokens);
+        };
+        let mut start = 0;
+        let mut last = None;
+        for (idx, c) in word.char_indices() {
+            if last.is_some_and(|last| !joined.contains(last, c) && self.may_cut(last, c)) {
+                self.split(&word[start..idx], symbols);
+                self.merge_symbols(symbols, long, tokens);
+                symbols.clear();
+                start = idx;
+            }
+            last = Some(c);
+        }
+        self.split(&word[start..], symbols);
+        self.merge_symbols(symbols, long, tokens);
+    }
+
+    /// Whether unknown characters leave the place between two characters alone. Hugging Face's wait for the next known
+    /// one, so both must be known; sentencepiece's are dealt with after merging.
+    fn may_cut(&self, left: char, right: char) -> bool {
+        let is_known = |c: char| self.char_id(c, c.encode_utf8(&mut [0; 4])) < self.vocab_size;
+        self.unknowns == Unknowns::Last || is_known(left) && is_known(right)
+    }
+
+    fn merge_symbols(&self, symbols: &mut Vec<Symbol>, long: &mut LongScratch, tokens: &mut Vec<(u32, u32)>) {
+        if self.unused.is_some() || symbols.len() > SHORT {
+            long.merge(self, symbols, tokens);
+        } else {
+            self.merge_short(symbols);
+            tokens.extend(symbols.iter().map(|symbol| (symbol.id, symbol.len)));
+        }
+    }
+
+    /// The symbols that a piece starts as.
+    fn split(&self, word: &str, symbols: &mut Vec<Symbol>) {
+        match self.unknowns {
+            Unknowns::Last => self.split_scored(word, symbols),
+            Unknowns::First { fuse } => self.split_ranked(word, fuse, symbols),
+        }
+    }
+
+    /// sentencepiece: characters and user-defined tokens.
+    fn split_scored(&self, word: &str, symbols: &mut Vec<Symbol>) {
+        let mut rest = word;
+        while let Some(c) = rest.chars().next() {
+            let frozen = self.user_defined.as_ref().and_then(|trie| trie.longest(rest.as_bytes()));
+            let len = match frozen {
+                Some((len, id)) => {
+                    symbols.push(Symbol::new(id | FROZEN, len));
+                    len
+                }
+                None => {
+                    symbols.push(Symbol::new(self.char_id(c, rest), c.len_utf8()));
+                    c.len_utf8()
+                }
+            };
+            rest = &rest[len..];
+        }
+    }
+
+    #[inline]
+    fn char_id(&self, c: char, text: &str) -> u32 {
+        match self.ascii.get(c as usize) {
+            Some(&id) => id,
+            None => self.symbols.get(&text.as_bytes()[..c.len_utf8()]).unwrap_or(UNKNOWN),
+        }
+    }
+
+    /// Hugging Face: characters, spelled with prefix and suffix; others become bytes or unknown at once.
+    fn split_ranked(&self, word: &str, fuse: bool, symbols: &mut Vec<Symbol>) {
+        // An unknown token waits for the next known character. Bytes do not count as one: Hugging Face puts them before
+        // an unknown token that waits.
+        let mut waiting: Option<usize> = None;
+        let mut dropped = 0;
+        for (idx, c) in word.char_indices() {
+            let end = idx + c.len_utf8();
+            if let Some(id) = self.spelled_id(c, word, idx, end) {
+                if let (Some(len), Some(unk)) = (waiting.take(), self.unk_id) {
+                    symbols.push(Symbol::new(unk, len));
+                }
+                symbols.push(Symbol::new(id, c.len_utf8() + dropped));
+                dropped = 0;
+            } else if !self.push_bytes(&word[..end], idx, end == word.len(), symbols) {
+                match (self.unk_id, waiting) {
+                    (None, _) => dropped += c.len_utf8(),
+                    (Some(_), Some(len)) if fuse => waiting = Some(len + c.len_utf8()),
+                    (Some(unk), last) => {
+                        symbols.extend(last.map(|len| Symbol::new(unk, len)));
+                        waiting = Some(c.len_utf8());
+                    }
+                }
+            }
+        }
+        if let (Some(len), Some(unk)) = (waiting, self.unk_id) {
+            symbols.push(Symbol::new(unk, len));
+        }
+        // A character that has neither token nor unknown token is dropped, as Hugging Face does; its bytes count for a
+        // neighbour.
+        if let Some(last) = symbols.last_mut() {
+            last.len += dropped as u32;
+        }
+    }
+
+    /// The token of the character at `idx..end`, as it is spelled at this place of a word.
+    fn spelled_id(&self, c: char, word: &str, idx: usize, end: usize) -> Option<u32> {
+        let prefix = self.prefix.as_deref().filter(|_| idx > 0);
+        let suffix = self.suffix.as_deref().filter(|_| end == word.len());
+        if prefix.is_none() && suffix.is_none() {
+            return Some(self.char_id(c, &word[idx..])).filter(|&id| id < self.vocab_size);
+        }
+        let node = self.symbols.descend(Trie::ROOT, prefix.unwrap_or("").as_bytes())?;
+        let node = self.symbols.descend(node, &word.as_bytes()[idx..end])?;
+        let node = self.symbols.descend(node, suffix.unwrap_or("").as_bytes())?;
+        self.symbols.value(node).filter(|&id| id < self.vocab_size)
+    }
+
+    /// Appends the tokens of a character's bytes, with those of prefix and suffix, if all of them exist.
+    fn push_bytes(&self, word: &str, idx: usize, is_last: bool, symbols: &mut Vec<Symbol>) -> bool {
+        if self.byte_ids.is_empty() {
+            return false;
+        }
+        let prefix = self.prefix.as_deref().filter(|_| idx > 0).unwrap_or("");
+        let suffix = self.suffix.as_deref().filter(|_| is_last).unwrap_or("");
+        let spelled = || [(prefix, 0), (&word[idx..], 1), (suffix, 0)].into_iter();
+        let mut bytes = spelled().flat_map(|(part, _)| part.bytes());
+        if bytes.any(|byte| self.byte_ids[usize::from(byte)] == UNKNOWN) {
+            return false;
+        }
+        for (part, len) in spelled() {
+            symbols.extend(part.bytes().map(|byte| Symbol::new(self.byte_ids[usize::from(byte)], len)));
+        }
+        true
+    }
+
+    fn merge_short(&self, symbols: &mut Vec<Symbol>) {
+        for idx in 0..symbols.len() {
+            self.rank_with_next(symbols, idx);
+        }
+        loop {
+            let mut best = (NO_MERGE, 0);
+            for (idx, symbol) in symbols.iter().enumerate() {
+                if symbol.rank < best.0 {
+                    best = (symbol.rank, idx);
+                }
+            }
+            let (rank, idx) = best;
+            if rank == NO_MERGE {
+                return;
+            }
+            symbols[idx].id = symbols[idx].merged;
+            symbols[idx].len += symbols[idx + 1].len;
+            symbols.remove(idx + 1);
+            self.rank_with_next(symbols, idx);
+            if idx > 0 {
+                self.rank_with_next(symbols, idx - 1);
+            }
+        }
+    }
+
+    /// Looks up how the symbol merges with the one after it.
+    #[inline]
+    fn rank_with_next(&self, symbols: &mut [Symbol], idx: usize) {
+        let (rank, merged) = match symbols.get(idx + 1) {
+            Some(next) => self.table.get(symbols[idx].id, next.id),
+            None => (NO_MERGE, 0),
+        };
+        symbols[idx].rank = rank;
+        symbols[idx].merged = merged;
+    }
+}
+
+/// Marks a user-defined token in the text: it is the same token, but no pair in the table has this number.
+const FROZEN: u32 = 1 << 31;
+
+/// Gives out tokens, unknown characters in a row together.
+struct Output<'a, S> {
+    model: &'a CharBpe,
+    /// Bytes of the unknown characters that are not given out yet.
+    unknown_len: Option<usize>,
+    /// Bytes of words that were dropped whole.
+    dropped_len: usize,
+    sink: &'a mut S,
+}
+
+impl<S: Sink> Output<'_, S> {
+    /// Takes the tokens of `text`.
+    fn tokens(&mut self, tokens: &[(u32, u32)], text: &[u8]) {
+        if self.model.unknowns != Unknowns::Last {
+            for &(id, len) in tokens {
+                self.sink.token(id, len as usize + std::mem::take(&mut self.dropped_len));
+            }
+            // A word of dropped characters only: its bytes count for the next token.
+            self.dropped_len += if tokens.is_empty() { text.len() } else { 0 };
+            return;
+        }
+        let mut start = 0;
+        for &(symbol, len) in tokens {
+            let len = len as usize;
+            let id = if symbol == UNKNOWN { UNKNOWN } else { symbol & !FROZEN };
+            if id < self.model.vocab_size && Some(id) != self.model.unk_id {
+                self.finish();
+                self.sink.token(id, len);
+            } else if self.model.byte_ids.is_empty() {
+                self.unknown_len = Some(self.unknown_len.unwrap_or(0) + len);
+            } else {
+                for &byte in &text[start..start + len] {
+                    self.sink.token(self.model.byte_ids[usize::from(byte)], 1);
+                }
+            }
+            start += len;
+        }
+    }
+
+    /// Gives out the unknown characters that wait.
+    #[inline]
+    fn finish(&mut self) {
+        if let (Some(len), Some(unk)) = (self.unknown_len.take(), self.model.unk_id) {
+            self.sink.token(unk, len);
+        }
+    }
+}
+
+/// Length in bytes of the first word: up to a space symbol after another character.
+fn word_len(text: &str) -> usize {
+    let bytes = text.as_bytes();
+    let mut start = 0;
+    while bytes[start..].starts_with(SPACE_BYTES) {
+        start += SPACE_BYTES.len();
+    }
+    // 0xE2 never continues a character.
+    let mut from = start;
+    while let Some(found) = bytes[from..].iter().position(|&byte| byte == SPACE_BYTES[0]) {
+        let idx = from + found;
+        if bytes[idx..].starts_with(SPACE_BYTES) {
+            return idx;
+        }
+        from = idx + 1;
+    }
+    bytes.len()
+}
+
+/// The tokens of bytes by their spelling.
+fn byte_ids(tokens: &[&str]) -> Vec<u32> {
+    let mut ids = vec![UNKNOWN; 256];
+    for (token, id) in tokens.iter().zip(0u32..) {
+        if let Some(byte) = parse_fallback(token) {
+            ids[usize::from(byte)] = id;
+        }
+    }
+    ids
+}
+
+/// Pairs of characters that some token spells side by side.
+#[derive(Debug)]
+struct JoinedChars {
+    pairs: std::collections::HashSet<(char, char), crate::hash::Seeded>,
+    /// Whether some token has a space symbol after another character.
+    before_space: bool,
+}
+
+impl JoinedChars {
+    fn new(tokens: &[&str]) -> Self {
+        let pairs: std::collections::HashSet<_, _> =
+            tokens.iter().flat_map(|token| token.chars().zip(token.chars().skip(1))).collect();
+        let before_space = pairs.iter().any(|&(left, right)| left != SPACE && right == SPACE);
+        Self { pairs, before_space }
+    }
+
+    fn contains(&self, left: char, right: char) -> bool {
+        self.pairs.contains(&(left, right))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::sink::Spans;
+
+    const TOKENS: [(&str, f32); 22] = [
+        ("<unk>", 0.0),
+        ("a", 0.0),
+        ("b", 0.0),
+        ("c", 0.0),
+        ("\u{2581}", 0.0),
+        ("aa", -3.0),
+        ("bc", -1.0),
+        ("aaaa", -2.0),
+        ("ab", -2.5),
+        ("abbc", -0.5),
+        ("\u{2581}a", -3.0),
+        ("\u{2581}\u{2581}", -3.0),
+        ("\u{2581}ab", -1.0),
+        ("cab", -6.0),
+        ("x", 0.0),
+        ("\u{e9}\u{e9}", -4.0),
+        ("a\u{e9}\u{e9}", -1.0),
+        ("bca", -2.0),
+        ("bb", -2.0),
+        ("\u{2581}\u{2581}\u{2581}\u{2581}", -7.0),
+        ("caa", -3.0),
+        ("xx", -2.0),
+    ];
+
+    fn def(kinds: &[(usize, PieceKind)]) -> BpeDef {
+        let mut all = vec![PieceKind::Normal; TOKENS.len()];
+        all[0] = PieceKind::Unknown;
+        for &(id, kind) in kinds {
+            all[id] = kind;
+        }
+        let merges = Merges::Scored(TOKENS.iter().map(|&(_, score)| score).collect());
+        BpeDef { merges, kinds: all, fuse_unk: true, ..BpeDef::default() }
+    }
+
+    fn tokens() -> Vec<&'static str> {
+        TOKENS.iter().map(|&(token, _)| token).collect()
+    }
+
+    fn encode(model: &CharBpe, text: &str) -> Vec<u32> {
+        let mut spans = Spans::default();
+        model.encode(text, &mut Scratch::new(), &mut spans);
+        assert_eq!(spans.ends.last().copied().unwrap_or(0), text.len());
+        spans.ids
+    }
+
+    /// The definition: merge the leftmost pair of the best score that spells a token, until there is none.
+    fn by_definition(text: &str) -> Vec<u32> {
+        let mut parts: Vec<String> = text.chars().map(String::from).collect();
+        let score = |text: &str| TOKENS[1..].iter().find(|token| token.0 == text).map(|token| token.1);
+        loop {
+            let mut best: Option<(f32, usize)> = None;
+            for (idx, pair) in parts.windows(2).enumerate() {
+                if let Some(score) = score(&pair.concat())
+                    && best.is_none_or(|(old, _)| score > old)
+                {
+                    best = Some((score, idx));
+                }
+            }
+            let Some((_, idx)) = best else { break };
+            let merged = parts[idx..idx + 2].concat();
+            parts.splice(idx..idx + 2, [merged]);
+        }
+        let id = |part: &String| {
+            TOKENS[1..].iter().position(|token| token.0 == part).map_or(0, |id| id as u32 + 1)
+        };
+        let mut ids: Vec<u32> = parts.iter().map(id).collect();
+        ids.dedup_by(|a, b| *a == 0 && *b == 0);
+        ids
+    }
+
+    proptest! {
+        #[test]
+        fn all_ways_follow_the_definition(text in "([abcx\u{e9}\u{2581}y]|aa|bc|aaaa){0,90}") {
+            let expected = by_definition(&text);
+            let mut model = CharBpe::new(&tokens(), &def(&[])).unwrap();
+            prop_assert!(model.words);
+            prop_assert_eq!(&encode(&model, &text), &expected);
+            // Uncut, by buckets.
+            model.words = false;
+            model.joined = None;
+            model.unused = Some(vec![false; TOKENS.len()]);
+            prop_assert_eq!(&encode(&model, &text), &expected);
+            // Uncut, in an array.
+            model.unused = None;
+            let mut symbols = Vec::new();
+            model.split(&text, &mut symbols);
+            model.merge_short(&mut symbols);
+            let ids: Vec<u32> = symbols.iter().map(|symbol| symbol.id).collect();
+            let mut long = Vec::new();
+            model.split(&text, &mut symbols);
+            symbols.drain(..ids.len());
+            LongScratch::default().merge(&model, &symbols, &mut long);
+            prop_assert_eq!(long.iter().map(|&(id, _)| id).collect::<Vec<_>>(), ids);
+        }
+
+        #[test]
+        fn cutting_ranked_merges_changes_nothing(text in "([abcx\u{e9}\u{2581}yz]|aa|bc){0,90}", fuse: bool, bytes: bool) {
+            let mut tokens = tokens();
+            let fallback: Vec<String> = "y\u{e9}".bytes().map(crate::alphabet::fallback_spelling).collect();
+            tokens.extend(fallback.iter().map(String::as_str));
+            let pairs = vec![(2, 3), (1, 1), (5, 5), (4, 1), (1, 2), (10, 2), (14, 14), (6, 1), (3, 5), (4, 4)];
+            let def = BpeDef {
+                merges: Merges::Ranked(pairs),
+                unk_token: Some("<unk>".to_owned()),
+                fuse_unk: fuse,
+                byte_fallback: bytes,
+                ..BpeDef::default()
+            };
+            let mut model = CharBpe::new(&tokens, &def).unwrap();
+            let found = encode(&model, &text);
+            model.words = false;
+            model.joined = None;
+            prop_assert_eq!(encode(&model, &text), found);
+        }
+    }
+
+    #[test]
+    fn user_defined_tokens_do_not_merge_and_unused_ones_come_apart() {
+        let model = CharBpe::new(&tokens(), &def(&[(6, PieceKind::UserDefined)])).unwrap();
+        assert_eq!(encode(&model, "abbc"), [8, 6]);
+        let model = CharBpe::new(&tokens(), &def(&[(7, PieceKind::Unused)])).unwrap();
+        assert_eq!(encode(&model, "aaaac"), [5, 5, 3]);
+    }
+
+    #[test]
+    fn affixes_and_whole_words() {
+        let tokens = ["a", "##b", "##b</w>", "ab", "##bb</w>", "abb</w>", "[UNK]"];
+        let def = BpeDef {
+            merges: Merges::Ranked(vec![(1, 2), (0, 4)]),
+            unk_token: Some("[UNK]".to_owned()),
+            continuing_subword_prefix: Some("##".to_owned()),
+            end_of_word_suffix: Some("</w>".to_owned()),
+            ..BpeDef::default()
+        };
+        let model = CharBpe::new(&tokens, &def).unwrap();
+        assert_eq!(encode(&model, "abb"), [5]);
+        assert_eq!(encode(&model, "ab"), [0, 2]);
+        assert_eq!(encode(&model, "ba"), [6, 6]);
+        let model = CharBpe::new(&tokens, &BpeDef { ignore_merges: true, ..def }).unwrap();
+        assert_eq!(encode(&model, "ab"), [3]);
+    }
+
+    #[test]
+    fn bad_merges_and_scores_are_refused() {
+        let ranked = |pairs| BpeDef { merges: Merges::Ranked(pairs), ..BpeDef::default() };
+        for (def, expected) in [
+            (ranked(vec![(1, 99)]), "id 99 is not in the vocabulary of 22 tokens"),
+            (ranked(vec![(1, 1), (2, 1)]), "merge 1, `b` + `a`: what they spell"),
+            (BpeDef { merges: Merges::Scored(vec![0.0]), ..BpeDef::default() }, "1 scores for 22 tokens"),
+            (BpeDef { merges: Merges::Scored(vec![f32::NAN; 22]), ..BpeDef::default() }, "not a number"),
+            (BpeDef { unk_token: Some("?".to_owned()), ..BpeDef::default() }, "`unk_token` `?`"),
+        ] {
+            let message = CharBpe::new(&tokens(), &def).unwrap_err().to_string();
+            assert!(message.contains(expected), "{message}");
+        }
+    }
+}

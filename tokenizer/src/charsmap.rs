@@ -1,0 +1,190 @@
+//! SentencePiece's precompiled character map: which substrings a normalizer replaces, and by what.
+//!
+//! A `.model`, a GGUF and (in base64) a `tokenizer.json` carry the same bytes: a 4-byte little-endian size, a double
+//! array of that many bytes, and the replacements, each ended by a zero byte. The array is a byte trie in the layout of
+//! Darts-clone: one 32-bit unit a node, and the unit at `node ^ offset ^ byte` is the child if it carries that byte as
+//! its label. A value is where its replacement starts.
+//!
+//! The file is hostile: every position is checked as it is followed, so a broken array matches less and never reads
+//! outside. A search follows one unit for a byte of text, whatever cycles the array has. Which positions of a text are
+//! tried, and what happens where nothing matches, is the normalizer's business.
+
+use crate::Error;
+
+/// Longest replacement in bytes. NFKC needs 33; without a limit a small file could turn each letter into megabytes.
+const MAX_REPLACEMENT: usize = 1024;
+
+/// Replacements by the text that they replace.
+#[derive(Clone, Debug)]
+pub(crate) struct CharsMap {
+    units: Vec<Unit>,
+    replacements: String,
+}
+
+/// One node of the double array.
+#[derive(Clone, Copy, Debug)]
+struct Unit(u32);
+
+impl Unit {
+    /// Distance to the children.
+    fn offset(self) -> usize {
+        ((self.0 >> 10) << ((self.0 & 1 << 9) >> 6)) as usize
+    }
+
+    /// The byte that leads here. Bit 31 marks a value, which no byte leads to.
+    fn label(self) -> u32 {
+        self.0 & (1 << 31 | 0xff)
+    }
+
+    /// Whether a key ends here; the value is then the child by byte 0.
+    fn has_value(self) -> bool {
+        self.0 >> 8 & 1 == 1
+    }
+
+    fn value(self) -> usize {
+        (self.0 & !(1 << 31)) as usize
+    }
+}
+
+impl CharsMap {
+    /// Reads the bytes of a map. No bytes at all are a map without entries.
+    pub(crate) fn parse(blob: &[u8]) -> Result<Self, Error> {
+        if blob.is_empty() {
+            return Ok(Self { units: Vec::new(), replacements: String::new() });
+        }
+        let Some((size, rest)) = blob.split_first_chunk() else {
+            return Err(malformed(0, format!("{} bytes are too few for a size", blob.len())));
+        };
+        let n_bytes = u32::from_le_bytes(*size);
+        let split = usize::try_from(n_bytes).ok().filter(|size| size % 4 == 0);
+        let Some((array, replacements)) = split.and_then(|size| rest.split_at_checked(size)) else {
+            let reason = format!("the array has {n_bytes} bytes, of {} left, in units of 4", rest.len());
+            return Err(malformed(0, reason));
+        };
+        let start = 4 + array.len();
+        let replacements = std::str::from_utf8(replacements).map_err(|error| {
+            malformed(start + error.valid_up_to(), "the replacements are not UTF-8".to_owned())
+        })?;
+        if let Some(long) = replacements.split('\0').find(|one| one.len() > MAX_REPLACEMENT) {
+            let reason = format!("a replacement has {} bytes (limit: {MAX_REPLACEMENT})", long.len());
+            return Err(malformed(start, reason));
+        }
+        let units = array.as_chunks().0.iter().map(|unit| Unit(u32::from_le_bytes(*unit))).collect();
+        Ok(Self { units, replacements: replacements.to_owned() })
+    }
+
+    /// Whether the map replaces nothing.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.units.is_empty()
+    }
+
+    /// Whether some entry may start with `text`.
+    pub(crate) fn has_prefix(&self, text: &[u8]) -> bool {
+        let mut node_idx = 0;
+        text.iter().all(|&byte| {
+            let Some(node) = self.units.get(node_idx) else { return false };
+            node_idx ^= node.offset() ^ usize::from(byte);
+            self.units.get(node_idx).is_some_and(|child| child.label() == u32::from(byte))
+        })
+    }
+
+    /// The entries that `text` starts with, shortest first: number of bytes replaced, and the replacement.
+    pub(crate) fn matches(&self, text: &[u8]) -> impl Iterator<Item = (usize, &str)> {
+        let mut node_idx = self.units.first().map(|root| root.offset());
+        let mut bytes = text.iter().enumerate();
+        std::iter::from_fn(move || {
+            for (idx, &byte) in bytes.by_ref() {
+                let child_idx = node_idx? ^ usize::from(byte);
+                let child = self.units.get(child_idx).filter(|unit| unit.label() == u32::from(byte))?;
+                let next_idx = child_idx ^ child.offset();
+                node_idx = Some(next_idx);
+                if child.has_value()
+                    && let Some(replacement) = self.replacement(next_idx)
+                {
+                    return Some((idx + 1, replacement));
+                }
+            }
+            None
+        })
+    }
+
+    /// The longest entry that `text` starts with: number of bytes replaced, and the replacement.
+    #[inline]
+    pub(crate) fn longest_match(&self, text: &[u8]) -> Option<(usize, &str)> {
+        self.matches(text).last()
+    }
+
+    /// The replacement whose start stands in the unit.
+    fn replacement(&self, unit_idx: usize) -> Option<&str> {
+        let tail = self.replacements.get(self.units.get(unit_idx)?.value()..)?;
+        let len = tail.bytes().position(|byte| byte == 0).unwrap_or(tail.len());
+        Some(&tail[..len])
+    }
+}
+
+fn malformed(offset: usize, reason: String) -> Error {
+    Error::Malformed { part: "precompiled_charsmap", offset, reason }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The keys `a` -> `x` and `ab` -> `yz`, laid out by hand: the children of a node stand from its offset on.
+    fn small() -> Vec<u8> {
+        // Unused units carry a label that no UTF-8 text has.
+        let mut units = vec![0xffu32; 1024];
+        units[0] = 256 << 10;
+        // `a` at 256 ^ 97, its children at 512; its value is the child by byte 0.
+        let a = 256 ^ 97;
+        units[a] = (((a ^ 512) as u32) << 10) | 1 << 8 | 97;
+        units[512] = 1 << 31;
+        let b = 512 ^ 98;
+        units[b] = (((b ^ 768) as u32) << 10) | 1 << 8 | 98;
+        units[768] = 1 << 31 | 2;
+        let mut blob = ((units.len() * 4) as u32).to_le_bytes().to_vec();
+        blob.extend(units.iter().flat_map(|unit| unit.to_le_bytes()));
+        blob.extend(b"x\0yz\0");
+        blob
+    }
+
+    #[test]
+    fn the_longest_entry_wins() {
+        let map = CharsMap::parse(&small()).unwrap();
+        assert_eq!(map.matches(b"abc").collect::<Vec<_>>(), [(1, "x"), (2, "yz")]);
+        assert_eq!(map.longest_match(b"abc"), Some((2, "yz")));
+        assert_eq!(map.longest_match(b"ac"), Some((1, "x")));
+        assert_eq!(map.longest_match(b"\0a"), None);
+        assert_eq!(map.longest_match(b""), None);
+        assert!(map.has_prefix(b"") && map.has_prefix(b"a") && map.has_prefix(b"ab"));
+        assert!(!map.has_prefix(b"b") && !map.has_prefix(b"abc") && !map.has_prefix(b"ac"));
+        assert_eq!(CharsMap::parse(b"").unwrap().longest_match(b"a"), None);
+    }
+
+    #[test]
+    fn broken_maps_are_refused_or_match_less() {
+        let blob = small();
+        for (bytes, expected) in [
+            (&b"\x01\0"[..], "too few"),
+            (b"\x08\0\0\0abcd", "the array has 8 bytes, of 4 left"),
+            (b"\x03\0\0\0abcd", "units of 4"),
+            (b"\xff\xff\xff\xffabcd", "the array has 4294967295 bytes"),
+            (b"\0\0\0\0a\xff", "byte 5 of precompiled_charsmap: the replacements are not UTF-8"),
+        ] {
+            let message = CharsMap::parse(bytes).unwrap_err().to_string();
+            assert!(message.contains(expected), "{message}");
+        }
+        let mut long = b"\0\0\0\0".to_vec();
+        long.resize(4 + MAX_REPLACEMENT + 1, b'a');
+        assert!(CharsMap::parse(&long).unwrap_err().to_string().contains("1025 bytes"));
+        for byte_idx in 0..blob.len() {
+            for flip in [1u8, 0x80, 0xff] {
+                let mut bad = blob.clone();
+                bad[byte_idx] ^= flip;
+                if let Ok(map) = CharsMap::parse(&bad) {
+                    map.longest_match(b"abababab");
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,180 @@
+//! From text to ids: added tokens, normalizer, pre-tokenizer, model, in Hugging Face's order.
+//!
+//! Most byte-level vocabularies have a published split and nothing else; their text goes straight to [`crate::bpe`]. All
+//! others, and all offsets, take the general way.
+
+use std::ops::Range;
+
+use crate::Split;
+use crate::added::{AddedTokens, Part};
+use crate::model::{Model, Scratch};
+use crate::normalizer::{Normalized, Normalizer};
+use crate::pretokenizer::PreTokenizer;
+use crate::sentencepiece_normalizer::SentencePieceNormalizer;
+use crate::sink::Spans;
+use crate::vocab::TokenBytes;
+
+/// What happens to text.
+pub(crate) struct Pipeline {
+    pub added: AddedTokens,
+    pub normalizer: AnyNormalizer,
+    pub pre_tokenizer: Option<PreTokenizer>,
+    pub model: Model,
+}
+
+/// Hugging Face's normalizers, or sentencepiece's own.
+pub(crate) enum AnyNormalizer {
+    None,
+    Parts(Normalizer),
+    SentencePiece(SentencePieceNormalizer),
+}
+
+/// A token and the bytes of the original text that it came from.
+pub(crate) type Placed = (u32, Range<usize>);
+
+impl Pipeline {
+    /// Appends the ids of `text`. Special tokens are text unless `parse_special`; other added tokens always count.
+    pub(crate) fn encode(
+        &self,
+        text: &str,
+        parse_special: bool,
+        bytes: &TokenBytes,
+        scratch: &mut Scratch,
+        ids: &mut Vec<u32>,
+    ) {
+        self.added.split_raw(text, parse_special, |part| match part {
+            Part::Token { id, .. } => ids.push(id),
+            Part::Text(range) => {
+                let is_first = range.start == 0;
+                match (&self.model, self.split()) {
+                    (Model::Bytes(bpe), Some(split)) if !self.added.has_normalized() => {
+                        let text = self.normalizer.plain(&text[range]);
+                        bpe.encode(split, &text, &mut scratch.bytes, ids);
+                    }
+                    _ => {
+                        let mut normalized = Normalized::new(&text[range]);
+                        self.normalizer.normalize(&mut normalized);
+                        self.encode_normalized(
+                            &normalized,
+                            is_first,
+                            parse_special,
+                            &mut |part| match part {
+                                Step::Token(id, _) => ids.push(id),
+                                Step::Piece(piece, _) => self.model.encode(piece, bytes, scratch, ids),
+                            },
+                        );
+                    }
+                }
+            }
+        });
+    }
+
+    /// As [`Pipeline::encode`], with where each token came from.
+    pub(crate) fn encode_offsets(
+        &self,
+        text: &str,
+        parse_special: bool,
+        bytes: &TokenBytes,
+        scratch: &mut Scratch,
+        out: &mut Vec<Placed>,
+    ) {
+        self.added.split_raw(text, parse_special, |part| match part {
+            Part::Token { id, range } => out.push((id, range)),
+            Part::Text(range) => {
+                let (is_first, base) = (range.start == 0, range.start);
+                let mut normalized = Normalized::with_origins(&text[range]);
+                self.normalizer.normalize(&mut normalized);
+                let place = |text: &Normalized<'_>, range| {
+                    let origin = text.origin_of(range).unwrap_or_default();
+                    base + origin.start..base + origin.end
+                };
+                self.encode_normalized(&normalized, is_first, parse_special, &mut |part| match part {
+                    Step::Token(id, (text, range)) => out.push((id, place(text, range))),
+                    Step::Piece(piece, (text, range)) => {
+                        let mut spans = Spans::default();
+                        self.model.encode(piece, bytes, scratch, &mut spans);
+                        let mut start = range.start;
+                        for (id, end) in spans.ids.into_iter().zip(spans.ends) {
+                            let end = range.start + end;
+                            out.push((id, place(text, start..end)));
+                            start = end;
+                        }
+                    }
+                });
+            }
+        });
+    }
+
+    /// The split that is all that happens between normalizer and model.
+    fn split(&self) -> Option<Split> {
+        self.pre_tokenizer.as_ref().and_then(PreTokenizer::known_split)
+    }
+
+    /// Cuts a normalized text into added tokens and pieces for the model.
+    fn encode_normalized(
+        &self,
+        text: &Normalized<'_>,
+        is_first: bool,
+        parse_special: bool,
+        each: &mut dyn FnMut(Step<'_, '_>),
+    ) {
+        let mut pieces = Vec::new();
+        self.added.split_normalized(text.text(), parse_special, |part| match part {
+            Part::Token { id, range } => each(Step::Token(id, (text, range))),
+            Part::Text(range) => {
+                let is_first = is_first && range.start == 0;
+                let mut part = text.slice(range);
+                match &self.pre_tokenizer {
+                    Some(pre_tokenizer) => pre_tokenizer.pre_tokenize(&mut part, is_first, &mut pieces),
+                    None => {
+                        pieces.clear();
+                        pieces.push(0..part.text().len());
+                    }
+                }
+                for piece in pieces.iter().filter(|piece| !piece.is_empty()) {
+                    each(Step::Piece(&part.text()[piece.clone()], (&part, piece.clone())));
+                }
+            }
+        });
+    }
+}
+
+/// A part of a normalized text, and where it stands in which text.
+enum Step<'p, 't> {
+    Token(u32, (&'p Normalized<'t>, Range<usize>)),
+    Piece(&'p str, (&'p Normalized<'t>, Range<usize>)),
+}
+
+impl AnyNormalizer {
+    fn normalize(&self, text: &mut Normalized<'_>) {
+        match self {
+            Self::None => {}
+            Self::Parts(normalizer) => normalizer.normalize(text),
+            Self::SentencePiece(normalizer) => {
+                let mut out = String::new();
+                let origins = if text.has_origins() {
+                    let mut origins = Vec::new();
+                    normalizer.normalize(text.text(), &mut out, &mut origins);
+                    Some(origins)
+                } else {
+                    normalizer.normalize(text.text(), &mut out, &mut ());
+                    None
+                };
+                *text = Normalized::from_parts(out, origins);
+            }
+        }
+    }
+
+    /// The normalized text, when nobody asks where it came from.
+    fn plain<'a>(&self, text: &'a str) -> std::borrow::Cow<'a, str> {
+        match self {
+            Self::None => text.into(),
+            Self::Parts(normalizer) => normalizer.normalized(text),
+            Self::SentencePiece(_) => {
+                let mut normalized = Normalized::new(text);
+                self.normalize(&mut normalized);
+                normalized.into_text()
+            }
+        }
+    }
+}

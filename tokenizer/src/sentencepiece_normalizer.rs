@@ -1,0 +1,387 @@
+//! sentencepiece's own normalizer and decoder, whose rules Hugging Face's parts express only nearly.
+//!
+//! At each position of a text: a user-defined token is left alone; else the longest entry of the character map is
+//! replaced; else one character is copied. Spaces become U+2581, runs of them shrink to one, those around the text go,
+//! and one is put before the text (or after it), each if the file says so. Runs of bytes that no entry can start are
+//! copied at once: for most texts that is nearly everything.
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::Error;
+use crate::charsmap::CharsMap;
+use crate::definition::PieceKind;
+use crate::trie::Trie;
+
+/// Stands for a space in the vocabulary.
+const SPACE: &str = "\u{2581}";
+
+/// What the file says, in the shape of a part of `tokenizer.json`.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct SentencePieceJson {
+    #[serde(rename = "type")]
+    pub name: PartName,
+    /// In base64; empty if nothing is replaced.
+    pub precompiled_charsmap: String,
+    pub add_dummy_prefix: bool,
+    pub remove_extra_whitespaces: bool,
+    pub escape_whitespaces: bool,
+    pub treat_whitespace_as_suffix: bool,
+    pub user_defined_symbols: Vec<String>,
+}
+
+/// What the `type` of both parts says.
+#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq, Serialize)]
+pub(crate) enum PartName {
+    /// The only one.
+    #[default]
+    SentencePiece,
+}
+
+/// The normalizer of a sentencepiece model.
+#[derive(Debug)]
+pub(crate) struct SentencePieceNormalizer {
+    map: CharsMap,
+    user_defined: Option<Trie>,
+    add_prefix: bool,
+    add_suffix: bool,
+    merge_spaces: bool,
+    space: &'static str,
+    /// Bytes below 0x80 that are copied as they are if no byte above follows.
+    plain: [bool; 128],
+}
+
+/// Where the bytes of normalized text come from.
+pub(crate) trait Origins {
+    /// `n_bytes` more of output come from this range of the input.
+    fn push(&mut self, n_bytes: usize, start: usize, end: usize);
+    /// `n_bytes` more of output are bytes of the input, one by one.
+    fn copied(&mut self, n_bytes: usize, start: usize);
+    /// Output was cut to this length.
+    fn truncate(&mut self, n_bytes: usize);
+}
+
+/// Nobody asked.
+impl Origins for () {
+    fn push(&mut self, _: usize, _: usize, _: usize) {}
+    fn copied(&mut self, _: usize, _: usize) {}
+    fn truncate(&mut self, _: usize) {}
+}
+
+/// Start and end in the input, by byte of the output.
+impl Origins for Vec<(usize, usize)> {
+    fn push(&mut self, n_bytes: usize, start: usize, end: usize) {
+        self.extend(std::iter::repeat_n((start, end), n_bytes));
+    }
+
+    fn copied(&mut self, n_bytes: usize, start: usize) {
+        self.extend((start..start + n_bytes).map(|idx| (idx, idx + 1)));
+    }
+
+    fn truncate(&mut self, n_bytes: usize) {
+        Vec::truncate(self, n_bytes);
+    }
+}
+
+impl SentencePieceNormalizer {
+    /// Reads the part of a definition.
+    pub(crate) fn from_json(json: &Value) -> Result<Self, Error> {
+        let part = SentencePieceJson::deserialize(json).map_err(|error| Error::Unsupported {
+            part: "normalizer",
+            found: error.to_string(),
+            supported: "the fields of a sentencepiece normalizer",
+        })?;
+        let blob = crate::base64::decode(part.precompiled_charsmap.as_bytes()).ok_or(Error::Unsupported {
+            part: "normalizer",
+            found: "a `precompiled_charsmap` that is not base64".to_owned(),
+            supported: "base64",
+        })?;
+        Self::new(&part, CharsMap::parse(&blob)?)
+    }
+
+    /// `map` is the parsed `precompiled_charsmap`.
+    fn new(part: &SentencePieceJson, map: CharsMap) -> Result<Self, Error> {
+        let symbols = part.user_defined_symbols.iter().filter(|symbol| !symbol.is_empty());
+        let user_defined = Trie::new(symbols.zip(0..))?;
+        let has_user_defined = !part.user_defined_symbols.is_empty();
+        let plain = std::array::from_fn(|byte| {
+            let byte = byte as u8;
+            // A byte is plain if no entry is that byte or goes on with another one below 0x80.
+            byte != b' '
+                && map.longest_match(&[byte]).is_none()
+                && !(0..128).any(|next| map.has_prefix(&[byte, next]))
+                && user_defined.child(Trie::ROOT, byte).is_none()
+        });
+        Ok(Self {
+            map,
+            user_defined: has_user_defined.then_some(user_defined),
+            add_prefix: part.add_dummy_prefix && !part.treat_whitespace_as_suffix,
+            add_suffix: part.add_dummy_prefix && part.treat_whitespace_as_suffix,
+            merge_spaces: part.remove_extra_whitespaces,
+            space: if part.escape_whitespaces { SPACE } else { " " },
+            plain,
+        })
+    }
+
+    /// Appends the normalized text to `out`, which must be empty.
+    pub(crate) fn normalize<O: Origins>(&self, text: &str, out: &mut String, origins: &mut O) {
+        debug_assert!(out.is_empty());
+        let mut pos = 0;
+        while self.merge_spaces && pos < text.len() {
+            match self.prefix(&text[pos..]) {
+                (" ", len) => pos += len,
+                _ => break,
+            }
+        }
+        if pos == text.len() {
+            return;
+        }
+        out.reserve(text.len() + text.len() / 2);
+        if self.add_prefix {
+            out.push_str(self.space);
+            origins.push(self.space.len(), pos, pos);
+        }
+        let mut after_space = self.merge_spaces;
+        while pos < text.len() {
+            let n_plain = self.plain_len(&text.as_bytes()[pos..]);
+            if n_plain > 0 {
+                out.push_str(&text[pos..pos + n_plain]);
+                origins.copied(n_plain, pos);
+                pos += n_plain;
+                after_space = false;
+                continue;
+            }
+            let (normal, len) = self.prefix(&text[pos..]);
+            let kept = if after_space { normal.trim_start_matches(' ') } else { normal };
+            for (idx, part) in kept.split(' ').enumerate() {
+                if idx > 0 {
+                    out.push_str(self.space);
+                    origins.push(self.space.len(), pos, pos + len);
+                }
+                out.push_str(part);
+                origins.push(part.len(), pos, pos + len);
+            }
+            if !kept.is_empty() {
+                after_space = self.merge_spaces && kept.ends_with(' ');
+            }
+            pos += len;
+        }
+        while self.merge_spaces && out.ends_with(self.space) {
+            out.truncate(out.len() - self.space.len());
+            origins.truncate(out.len());
+        }
+        if self.add_suffix {
+            out.push_str(self.space);
+            origins.push(self.space.len(), text.len(), text.len());
+        }
+    }
+
+    /// Number of bytes that are copied as they are.
+    #[inline]
+    fn plain_len(&self, text: &[u8]) -> usize {
+        let is_plain = |&byte: &u8| self.plain.get(usize::from(byte)) == Some(&true);
+        let n = text.iter().position(|byte| !is_plain(byte)).unwrap_or(text.len());
+        // The last one may form an entry with a byte that follows it.
+        if text.get(n).is_some_and(|&byte| byte >= 0x80) { n.saturating_sub(1) } else { n }
+    }
+
+    /// What the text starts with, normalized, and the number of bytes that it was.
+    #[inline]
+    fn prefix<'a>(&'a self, text: &'a str) -> (&'a str, usize) {
+        if let Some((len, _)) = self.user_defined.as_ref().and_then(|trie| trie.longest(text.as_bytes())) {
+            return (&text[..len], len);
+        }
+        if let Some((len, replacement)) = self.map.longest_match(text.as_bytes())
+            && text.is_char_boundary(len)
+        {
+            return (replacement, len);
+        }
+        let len = text.chars().next().map_or(0, char::len_utf8);
+        (&text[..len], len)
+    }
+}
+
+/// The decoder of a sentencepiece model.
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct SentencePieceDecoder {
+    #[serde(rename = "type")]
+    pub name: PartName,
+    /// Whether the space before a text is not part of it.
+    pub add_dummy_prefix: bool,
+    /// Whether no space before a text is part of it.
+    pub remove_extra_whitespaces: bool,
+    /// What an unknown token becomes.
+    pub unk_surface: String,
+}
+
+#[cfg(test)]
+impl SentencePieceDecoder {
+    /// Appends the text of tokens to `out`, which must be empty: sentencepiece's rules one by one, as the tests compare
+    /// them.
+    pub(crate) fn decode<'a>(
+        &self,
+        tokens: impl IntoIterator<Item = (&'a str, PieceKind)>,
+        out: &mut String,
+    ) {
+        debug_assert!(out.is_empty());
+        let mut bytes = Vec::new();
+        let mut at_start = true;
+        // Whether the last token gave its space away, which only one may.
+        let mut gave_space = false;
+        for (token, kind) in tokens {
+            if kind == PieceKind::Byte {
+                bytes.extend(crate::alphabet::parse_fallback(token));
+                continue;
+            }
+            push_lossy(&mut bytes, out);
+            at_start &= !gave_space && out.is_empty();
+            gave_space = false;
+            match kind {
+                PieceKind::Control => {}
+                PieceKind::Unknown => out.push_str(&self.unk_surface),
+                _ => {
+                    let mut rest = token;
+                    if at_start
+                        && (self.add_dummy_prefix || self.remove_extra_whitespaces)
+                        && let Some(stripped) = rest.strip_prefix(SPACE)
+                    {
+                        rest = stripped;
+                        // Where extra spaces go, every token at the start gives one.
+                        gave_space = !self.remove_extra_whitespaces;
+                    }
+                    out.extend(
+                        rest.split(SPACE)
+                            .enumerate()
+                            .flat_map(|(idx, part)| [if idx > 0 { " " } else { "" }, part]),
+                    );
+                }
+            }
+        }
+        push_lossy(&mut bytes, out);
+    }
+}
+
+/// Decoding at the start of a text, where spaces go.
+pub(crate) struct AtStart<'d> {
+    decoder: &'d SentencePieceDecoder,
+    gave_space: bool,
+    begin: Option<usize>,
+}
+
+impl SentencePieceDecoder {
+    /// What a token stands for inside a text.
+    pub(crate) fn bytes(&self, token: &str, kind: PieceKind) -> Vec<u8> {
+        match kind {
+            PieceKind::Control => Vec::new(),
+            PieceKind::Unknown => self.unk_surface.as_bytes().to_vec(),
+            PieceKind::Byte => crate::alphabet::parse_fallback(token).into_iter().collect(),
+            _ => token.replace(SPACE, " ").into_bytes(),
+        }
+    }
+
+    /// Begins a text.
+    pub(crate) fn start(&self) -> AtStart<'_> {
+        AtStart { decoder: self, gave_space: false, begin: None }
+    }
+}
+
+impl AtStart<'_> {
+    /// Appends a token that stands for `bytes` inside a text, unless the start is over; then nothing happens.
+    pub(crate) fn push(&mut self, token: &str, kind: PieceKind, bytes: &[u8], out: &mut Vec<u8>) -> bool {
+        let begin = *self.begin.get_or_insert(out.len());
+        if self.gave_space || out.len() > begin || kind == PieceKind::Byte {
+            return false;
+        }
+        let is_text = !matches!(kind, PieceKind::Control | PieceKind::Unknown);
+        let drops = self.decoder.add_dummy_prefix || self.decoder.remove_extra_whitespaces;
+        if is_text && drops && token.starts_with(SPACE) {
+            out.extend_from_slice(&bytes[1..]);
+            // Where extra spaces go, every token at the start gives one.
+            self.gave_space = !self.decoder.remove_extra_whitespaces;
+        } else {
+            out.extend_from_slice(bytes);
+        }
+        true
+    }
+}
+
+/// Appends bytes as characters, each byte that is part of none as U+FFFD.
+#[cfg(test)]
+fn push_lossy(bytes: &mut Vec<u8>, out: &mut String) {
+    for chunk in bytes.utf8_chunks() {
+        out.push_str(chunk.valid());
+        out.extend(chunk.invalid().iter().map(|_| char::REPLACEMENT_CHARACTER));
+    }
+    bytes.clear();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn json(symbols: &[&str], add: bool, merge: bool, suffix: bool) -> Value {
+        serde_json::to_value(SentencePieceJson {
+            name: PartName::SentencePiece,
+            precompiled_charsmap: String::new(),
+            add_dummy_prefix: add,
+            remove_extra_whitespaces: merge,
+            escape_whitespaces: true,
+            treat_whitespace_as_suffix: suffix,
+            user_defined_symbols: symbols.iter().map(|&symbol| symbol.to_owned()).collect(),
+        })
+        .unwrap()
+    }
+
+    fn normalize(json: &Value, text: &str) -> (String, Vec<(usize, usize)>) {
+        let normalizer = SentencePieceNormalizer::from_json(json).unwrap();
+        let (mut out, mut plain, mut origins) = (String::new(), String::new(), Vec::new());
+        normalizer.normalize(text, &mut out, &mut origins);
+        normalizer.normalize(text, &mut plain, &mut ());
+        assert_eq!(out, plain);
+        assert_eq!(out.len(), origins.len());
+        assert!(origins.iter().all(|&(start, end)| start <= end && end <= text.len()));
+        (out, origins)
+    }
+
+    #[test]
+    fn spaces_are_merged_marked_and_added() {
+        for (text, add, merge, suffix, expected) in [
+            (" a  b ", true, true, false, "\u{2581}a\u{2581}b"),
+            (" a  b ", true, false, false, "\u{2581}\u{2581}a\u{2581}\u{2581}b\u{2581}"),
+            (" a  b ", true, true, true, "a\u{2581}b\u{2581}"),
+            (" a  b ", false, true, false, "a\u{2581}b"),
+            ("  ", true, true, false, ""),
+            ("", true, false, false, ""),
+            ("  ", true, false, false, "\u{2581}\u{2581}\u{2581}"),
+        ] {
+            assert_eq!(normalize(&json(&[], add, merge, suffix), text).0, expected, "{text:?}");
+        }
+        let (out, origins) = normalize(&json(&[" x "], true, true, false), "a x b");
+        assert_eq!(out, "\u{2581}a\u{2581}x\u{2581}b");
+        assert_eq!(origins[3..5], [(0, 1), (1, 4)]);
+    }
+
+    #[test]
+    fn decoding_takes_the_added_space_away() {
+        let decode = |merge: bool, tokens: &[(&str, PieceKind)]| {
+            let decoder = SentencePieceDecoder {
+                name: PartName::SentencePiece,
+                add_dummy_prefix: true,
+                remove_extra_whitespaces: merge,
+                unk_surface: " \u{2047} ".to_owned(),
+            };
+            let mut out = String::new();
+            decoder.decode(tokens.iter().copied(), &mut out);
+            out
+        };
+        use PieceKind::{Byte, Control, Normal, Unknown};
+        let spaces = [("<s>", Control), ("\u{2581}", Normal), ("\u{2581}a", Normal), ("\u{2581}b", Normal)];
+        assert_eq!(decode(false, &spaces), " a b");
+        assert_eq!(decode(true, &spaces), "a b");
+        let bytes =
+            [("<0xE2>", Byte), ("<0x98>", Byte), ("<0x83>", Byte), ("<0xC3>", Byte), ("<unk>", Unknown)];
+        assert_eq!(decode(true, &bytes), "\u{2603}\u{fffd} \u{2047} ");
+    }
+}
