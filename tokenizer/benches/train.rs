@@ -11,7 +11,7 @@ use std::io::{self, Read, Write};
 use std::ops::ControlFlow;
 use std::time::Instant;
 
-use tokenizer::train::{Progress, Stage, Trainer, unigram};
+use tokenizer::train::{Progress, SentencePieceTrainer, Stage, Trainer};
 use tokenizer::{Kind, Split};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -26,7 +26,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         return split_only(split, &files.unwrap_or_default());
     }
     if let Some(out) = setting("UNIGRAM_OUT") {
-        return unigram_pieces(&files.unwrap_or_default(), &out);
+        return unigram(&files.unwrap_or_default(), &out);
     }
     let vocab_size = setting("VOCAB").map_or(Ok(32_000), |size| size.parse())?;
     let memory_limit = setting("MEMORY").map(|n_bytes| n_bytes.parse()).transpose()?;
@@ -98,25 +98,14 @@ fn split_only(split: Split, files: &[std::path::PathBuf]) -> Result<(), Box<dyn 
     Ok(())
 }
 
-/// Trains 8,000 pieces on words between white space and writes them with their scores, separated by a tab.
-fn unigram_pieces(files: &[std::path::PathBuf], out: &str) -> Result<(), Box<dyn std::error::Error>> {
-    let mut counts = std::collections::HashMap::<String, u64>::new();
-    for file in files {
-        let text = std::fs::read_to_string(file)?;
-        text.split_whitespace().for_each(|word| *counts.entry(format!("▁{word}")).or_default() += 1);
-    }
-    let words: Vec<(String, u64)> = counts.into_iter().collect();
-    let pieces = unigram::train(&words, &unigram::UnigramParams::new(8000), &mut ())?;
-    let lines: Vec<String> = pieces.iter().map(|(piece, score)| format!("{piece}\t{score}\n")).collect();
-    std::fs::write(out, lines.concat())?;
-    writeln!(
-        io::stdout(),
-        "unigram, {} distinct words: {} pieces, CPU {:.2} s",
-        words.len(),
-        pieces.len(),
-        cpu_seconds()
-    )?;
-    Ok(())
+/// Trains a Unigram vocabulary of 8,000 pieces and saves it.
+fn unigram(files: &[std::path::PathBuf], out: &str) -> Result<(), Box<dyn std::error::Error>> {
+    let texts = files.iter().map(std::fs::read_to_string).collect::<Result<Vec<_>, _>>()?;
+    let trainer = SentencePieceTrainer { kind: Kind::Unigram, ..SentencePieceTrainer::default() };
+    let before = cpu_seconds();
+    let tokenizer = trainer.train(&texts, &mut ())?;
+    writeln!(io::stdout(), "unigram: {} tokens, CPU {:.2} s", tokenizer.vocab_size(), cpu_seconds() - before)?;
+    Ok(tokenizer.save(out)?)
 }
 
 /// A stream of random words whose frequencies fall as those of a language do.
