@@ -207,7 +207,7 @@ def unigram(bench, texts):
     lines = [line for line in lines if 0 < len(line) < 4000]
     held_out = collections.Counter("▁" + word for line in lines[::10] for word in line.split())
     with tempfile.TemporaryDirectory() as folder:
-        path, pieces = f"{folder}/train.txt", f"{folder}/pieces.tsv"
+        path, pieces = f"{folder}/train.txt", f"{folder}/tokenizer.json"
         seen = [line for i, line in enumerate(lines) if i % 10]
         pathlib.Path(path).write_text("\n".join(seen) + "\n", encoding="utf-8")
         sentencepiece.SentencePieceTrainer.train(
@@ -220,8 +220,9 @@ def unigram(bench, texts):
         model = sentencepiece.SentencePieceProcessor(model_file=f"{folder}/sp.model")
         ids = [i for i in range(model.get_piece_size()) if not model.is_unknown(i)]
         theirs = {model.id_to_piece(i): model.get_score(i) for i in ids}
-        rows = [line.split("\t") for line in pathlib.Path(pieces).read_text(encoding="utf-8").splitlines()]
-        ours = {piece: float(score) for piece, score in rows}
+        vocab = json.loads(pathlib.Path(pieces).read_text(encoding="utf-8"))["model"]["vocab"]
+        # The special tokens and the bytes come first.
+        ours = dict(vocab[3 + 256 :])
     words = {w: n for w, n in held_out.items() if all(c in theirs and c in ours for c in w)}
     for name, scores in [("sentencepiece", theirs), ("Flint", ours)]:
         likelihood, n_tokens = judge(scores, words)

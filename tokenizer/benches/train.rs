@@ -101,10 +101,21 @@ fn split_only(split: Split, files: &[std::path::PathBuf]) -> Result<(), Box<dyn 
 /// Trains a Unigram vocabulary of 8,000 pieces and saves it.
 fn unigram(files: &[std::path::PathBuf], out: &str) -> Result<(), Box<dyn std::error::Error>> {
     let texts = files.iter().map(std::fs::read_to_string).collect::<Result<Vec<_>, _>>()?;
-    let trainer = SentencePieceTrainer { kind: Kind::Unigram, ..SentencePieceTrainer::default() };
+    let trainer = SentencePieceTrainer {
+        kind: Kind::Unigram,
+        // Three special tokens and the bytes come on top.
+        vocab_size: 8000 + 3 + 256,
+        character_coverage: 1.0,
+        ..SentencePieceTrainer::default()
+    };
     let before = cpu_seconds();
     let tokenizer = trainer.train(&texts, &mut ())?;
-    writeln!(io::stdout(), "unigram: {} tokens, CPU {:.2} s", tokenizer.vocab_size(), cpu_seconds() - before)?;
+    writeln!(
+        io::stdout(),
+        "unigram: {} tokens, CPU {:.2} s",
+        tokenizer.vocab_size(),
+        cpu_seconds() - before
+    )?;
     Ok(tokenizer.save(out)?)
 }
 

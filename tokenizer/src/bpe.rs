@@ -21,6 +21,7 @@ pub(crate) use merge::{Merge, Pair, merges_by_id, pack};
 
 use crate::Split;
 use crate::pieces::PieceMap;
+use crate::pretoken::{BATCH, Ends};
 use cache::Key;
 use linear::Linear;
 
@@ -36,8 +37,6 @@ const GROWTH: usize = 4096;
 /// A byte-level vocabulary that encodes.
 #[derive(Debug)]
 pub(crate) struct Bpe {
-    /// Pairs of ids, in order of rank.
-    merges: Vec<Pair>,
     /// The ids of whole pieces that win over merging, if the file asks for it (`ignore_merges`) and merging does not
     /// lead to them.
     whole: PieceMap<u32>,
@@ -52,7 +51,6 @@ impl Bpe {
     /// Takes checked rules: `merges` are distinct pairs with the ids they give, fewer than `u32::MAX`.
     pub(crate) fn new(byte_ids: [u32; 256], merges: &[Merge]) -> Self {
         Self {
-            merges: merges.iter().map(|merge| merge.pair).collect(),
             whole: PieceMap::new(),
             rules: Rules::new(byte_ids, merges),
             linear: OnceLock::new(),
@@ -84,26 +82,31 @@ impl Bpe {
 
     /// Appends the ids of `text`, cut by `split`.
     pub(crate) fn encode(&self, split: Split, text: &str, cache: &mut Cache, ids: &mut Vec<u32>) {
-        // About what prose needs; doubling finds the rest.
-        ids.reserve(text.len() / 4 + 8);
-        let mut out = Output { at: ids.len(), ids };
-        let mut batch = Batch::new(text.as_bytes());
-        split.for_each_piece(text, |start, end| {
-            if batch.is_full() {
-                self.batch(&mut batch, cache, &mut out);
+        let mut out = Output { first: ids.len(), at: ids.len(), ids };
+        let (mut pieces, mut start) = (Ends::new(split, text), 0);
+        let mut ends = [0; BATCH];
+        let mut places = [Place::default(); BATCH];
+        loop {
+            let n_ends = pieces.next_batch(&mut ends);
+            if n_ends == 0 {
+                break;
             }
-            batch.push(start, end, cache);
-        });
-        self.batch(&mut batch, cache, &mut out);
+            for (place, &end) in places.iter_mut().zip(&ends[..n_ends]) {
+                *place = Place::of(text.as_bytes(), start, end, cache);
+                start = end;
+            }
+            out.make_room(places[0].start, start, text.len());
+            self.batch(text.as_bytes(), &places[..n_ends], cache, &mut out);
+        }
         out.finish();
     }
 
     /// Appends the ids of one piece.
     pub(crate) fn encode_piece(&self, piece: &[u8], cache: &mut Cache, ids: &mut Vec<u32>) {
-        let mut out = Output { at: ids.len(), ids };
-        let mut batch = Batch::new(piece);
-        batch.push(0, piece.len(), cache);
-        self.batch(&mut batch, cache, &mut out);
+        let mut out = Output { first: ids.len(), at: ids.len(), ids };
+        out.make_room(0, piece.len(), piece.len());
+        let place = Place::of(piece, 0, piece.len(), cache);
+        self.batch(piece, &[place], cache, &mut out);
         out.finish();
     }
 
@@ -112,15 +115,16 @@ impl Bpe {
         ids.extend(bytes.iter().map(|&byte| self.rules.byte_id(byte)));
     }
 
-    fn batch(&self, batch: &mut Batch<'_>, cache: &mut Cache, out: &mut Output<'_>) {
-        out.make_room(batch.n_bytes);
-        for &Placed { key, bucket_idx, len, start } in &batch.places[..batch.n_places] {
+    /// Appends the ids of pieces that follow one another in `text`.
+    fn batch(&self, text: &[u8], places: &[Place], cache: &mut Cache, out: &mut Output<'_>) {
+        // All buckets are read before any is looked at, so that the processor waits for many at once.
+        black_box(places.iter().fold(0, |sum, place| sum ^ cache.touch(place.bucket_idx)));
+        for &Place { key, bucket_idx, start, end } in places {
             match cache.get(key, bucket_idx) {
                 Some((ids, n_ids)) => out.few(ids, n_ids),
-                None => self.rare(&batch.text[start..start + len as usize], key, cache, out),
+                None => self.rare(&text[start..end], key, cache, out),
             }
         }
-        batch.clear();
         cache.grow_if_full();
     }
 
@@ -148,83 +152,54 @@ impl Bpe {
         } else if self.n_queued.fetch_add(piece.len(), Relaxed) + piece.len() < QUEUED {
             self.rules.merge_by_queue(piece, ids);
         } else {
-            match self.linear.get_or_init(|| Linear::new(&self.rules, &self.merges)) {
-                Some(linear) => linear.encode(&self.rules, piece, ids),
+            match self.linear.get_or_init(|| Linear::new(&self.rules)) {
+                Some(linear) => linear.encode(piece, ids),
                 None => self.rules.merge_by_queue(piece, ids),
             }
         }
     }
 }
 
-/// Pieces that are looked up together, so that the processor waits for the memory of many at once.
-struct Batch<'a> {
-    text: &'a [u8],
-    places: [Placed; BATCH],
-    n_places: usize,
-    n_bytes: usize,
-    /// Depends on all buckets, so that they are read.
-    touched: u64,
-}
-
-/// Pieces in a batch: more than the processor can look up at the same time.
-const BATCH: usize = 32;
-
 /// A piece and where the cache would have it.
 #[derive(Clone, Copy, Debug, Default)]
-struct Placed {
+struct Place {
     key: Key,
     bucket_idx: u32,
-    len: u32,
     start: usize,
+    end: usize,
 }
 
-impl<'a> Batch<'a> {
-    fn new(text: &'a [u8]) -> Self {
-        Self { text, places: [Placed::default(); BATCH], n_places: 0, n_bytes: 0, touched: 0 }
-    }
-
+impl Place {
     #[inline(always)]
-    fn is_full(&self) -> bool {
-        self.n_places == BATCH
-    }
-
-    #[inline(always)]
-    fn push(&mut self, start: usize, end: usize, cache: &Cache) {
-        let key = Key::new(self.text, start, end);
-        let bucket_idx = cache.bucket_idx(key);
-        self.touched ^= cache.touch(bucket_idx);
-        // A piece of 4 GiB is cut: nobody's words are as long.
-        self.places[self.n_places] = Placed { key, bucket_idx, len: (end - start) as u32, start };
-        self.n_places += 1;
-        self.n_bytes += end - start;
-    }
-
-    #[inline(always)]
-    fn clear(&mut self) {
-        black_box(self.touched);
-        (self.n_places, self.n_bytes) = (0, 0);
+    fn of(text: &[u8], start: usize, end: usize, cache: &Cache) -> Self {
+        let key = Key::new(text, start, end);
+        Self { key, bucket_idx: cache.bucket_idx(key), start, end }
     }
 }
 
 /// Ids that are written by position, so that three can be written where one or two count.
 struct Output<'a> {
     ids: &'a mut Vec<u32>,
+    /// Number of ids before this text.
+    first: usize,
     /// Number of ids; `ids` is longer.
     at: usize,
 }
 
 impl Output<'_> {
-    /// Makes room for the ids of a piece of `n_bytes`: at most one for each.
-    #[inline(always)]
-    fn make_room(&mut self, n_bytes: usize) {
-        if self.at + n_bytes + 3 > self.ids.len() {
-            self.grow(n_bytes);
+    /// Makes room for the ids of `start..end` of a text of `len` bytes: at most one for each byte.
+    fn make_room(&mut self, start: usize, end: usize, len: usize) {
+        let needed = self.at + (end - start) + 3;
+        if needed <= self.ids.len() {
+            return;
         }
-    }
-
-    #[cold]
-    fn grow(&mut self, n_bytes: usize) {
-        self.ids.resize(self.at + GROWTH.max(n_bytes + 3), 0);
+        if needed > self.ids.capacity() {
+            // More than the rest of the text will need if it is like what was seen: a vector that doubles would copy
+            // all ids, and touching fresh memory costs as much as finding the ids for it. What is not used is not touched.
+            let n_ids = (self.at - self.first) as f64 / start.max(1) as f64 * (len - start) as f64 * 1.5;
+            self.ids.reserve_exact((needed - self.ids.len()).max(n_ids as usize).min(len) + GROWTH);
+        }
+        self.ids.resize((needed + GROWTH).min(self.ids.capacity()), 0);
     }
 
     #[inline(always)]

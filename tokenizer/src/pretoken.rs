@@ -79,15 +79,18 @@ impl Split {
 
     /// Calls `each` with the start and the end of every piece of `text`, in order. Faster than [`Split::pieces`].
     #[inline]
-    pub(crate) fn for_each_piece(self, text: &str, each: impl FnMut(usize, usize)) {
-        match self {
-            Self::Gpt2 => window::for_each::<Gpt2>(text, each),
-            Self::Gpt4 => window::for_each::<Gpt4<3>>(text, each),
-            Self::Nanochat => window::for_each::<Gpt4<2>>(text, each),
-            Self::Qwen2 => window::for_each::<Gpt4<1>>(text, each),
-            Self::O200k => window::for_each::<O200k<3, true>>(text, each),
-            Self::Tekken => window::for_each::<O200k<1, false>>(text, each),
-            Self::Deepseek => window::for_each::<Deepseek>(text, each),
+    pub(crate) fn for_each_piece(self, text: &str, mut each: impl FnMut(usize, usize)) {
+        let (mut ends, mut start) = (Ends::new(self, text), 0);
+        let mut batch = [0; BATCH];
+        loop {
+            let n_ends = ends.next_batch(&mut batch);
+            if n_ends == 0 {
+                return;
+            }
+            for &end in &batch[..n_ends] {
+                each(start, end);
+                start = end;
+            }
         }
     }
 
@@ -117,6 +120,40 @@ impl Split {
                 r##"[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"##,
             ],
         }
+    }
+}
+
+/// Most ends that [`Ends::next_batch`] gives.
+pub(crate) const BATCH: usize = 128;
+
+/// The ends of the pieces of a text, many at a time: the caller's loop over them is then one that a compiler can do
+/// something with.
+pub(crate) struct Ends<'a> {
+    split: Split,
+    scan: Scan<'a>,
+    at: usize,
+}
+
+impl<'a> Ends<'a> {
+    /// Begins at the start of `text`.
+    pub(crate) fn new(split: Split, text: &'a str) -> Self {
+        Self { split, scan: Scan::new(text, Classes::get()), at: 0 }
+    }
+
+    /// Writes the ends of the next pieces, and tells how many; 0 at the end of the text.
+    pub(crate) fn next_batch(&mut self, ends: &mut [usize; BATCH]) -> usize {
+        let fill = match self.split {
+            Split::Gpt2 => window::ends::<Gpt2>,
+            Split::Gpt4 => window::ends::<Gpt4<3>>,
+            Split::Nanochat => window::ends::<Gpt4<2>>,
+            Split::Qwen2 => window::ends::<Gpt4<1>>,
+            Split::O200k => window::ends::<O200k<3, true>>,
+            Split::Tekken => window::ends::<O200k<1, false>>,
+            Split::Deepseek => window::ends::<Deepseek>,
+        };
+        let n_ends = fill(&self.scan, self.at, ends);
+        self.at = if n_ends > 0 { ends[n_ends - 1] } else { self.at };
+        n_ends
     }
 }
 

@@ -12,7 +12,7 @@
 
 use std::collections::HashMap;
 
-use super::merge::{NO_MERGE, Pair, Rules};
+use super::merge::{Merge, NO_MERGE, Pair, Rules};
 use crate::hash::Seeded;
 
 /// No token.
@@ -36,7 +36,8 @@ pub(super) struct Linear {
 
 impl Linear {
     /// Nothing if some merge comes before one that its parts need.
-    pub(super) fn new(rules: &Rules, merges: &[Pair]) -> Option<Self> {
+    pub(super) fn new(rules: &Rules) -> Option<Self> {
+        let merges = rules.merges();
         let mut tables = Self {
             ids: (0..=255).map(|byte| rules.byte_id(byte)).collect(),
             parts: (0..256).map(|number| (number, number)).collect(),
@@ -49,12 +50,11 @@ impl Linear {
             (0..256).map(|number| (tables.ids[number as usize], number)).collect();
         let mut bytes: Vec<Vec<u8>> = (0..=255).map(|byte| vec![byte]).collect();
         let made: HashMap<u32, usize> =
-            merges.iter().enumerate().rev().map(|(rank, &(l, r))| (rules.rank(l, r).id, rank)).collect();
-        for (rank, &(left, right)) in merges.iter().enumerate() {
+            merges.iter().enumerate().rev().map(|(rank, merge)| (merge.id, rank)).collect();
+        for (rank, &Merge { pair: (left, right), id }) in merges.iter().enumerate() {
             if [left, right].iter().any(|part| made.get(part).is_some_and(|&made| made >= rank)) {
                 return None;
             }
-            let id = rules.rank(left, right).id;
             let (Some(&left), Some(&right)) = (numbers.get(&left), numbers.get(&right)) else {
                 continue;
             };
@@ -78,8 +78,7 @@ impl Linear {
     }
 
     /// Appends the ids of `piece`.
-    pub(super) fn encode(&self, rules: &Rules, piece: &[u8], ids: &mut Vec<u32>) {
-        debug_assert_eq!(rules.byte_id(0), self.ids[0], "the tables are of other rules");
+    pub(super) fn encode(&self, piece: &[u8], ids: &mut Vec<u32>) {
         // Whether a list of tokens may still end at each place.
         let mut open = vec![true; piece.len() + 1];
         let mut tokens: Vec<u32> = Vec::with_capacity(piece.len() / 3);

@@ -26,65 +26,76 @@ pub(crate) fn pack((left, right): Pair) -> u64 {
     u64::from(left) << 32 | u64::from(right)
 }
 
-/// The rank of a pair and the token it merges into.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Ranked {
-    pub rank: u32,
-    pub id: u32,
-}
-
-const NONE: Ranked = Ranked { rank: NO_MERGE, id: 0 };
-
 /// Merge rules as tables.
 #[derive(Debug)]
 pub(crate) struct Rules {
     byte_ids: [u32; 256],
     /// Bytes by id.
     bytes: HashMap<u32, u8, Seeded>,
-    /// By two bytes: most look-ups are of the pairs that a piece starts with.
-    byte_pairs: Vec<Ranked>,
-    /// Open addressing over the other pairs; see [`Slot`].
+    /// Ranks by two bytes: most look-ups are of the pairs that a piece starts with.
+    byte_pairs: Vec<u32>,
+    /// Open addressing over the pairs: eight slots to a cache line, because most pairs do not merge and that is all
+    /// there is to know of them.
     slots: Vec<Slot>,
     shift: u32,
+    /// By rank.
+    merges: Vec<Merge>,
 }
 
-/// A pair with its rank; [`NO_MERGE`] marks an empty slot.
+/// A part of a pair's hash, and its rank; [`NO_MERGE`] marks an empty slot.
 #[derive(Clone, Copy, Debug)]
 struct Slot {
-    pair: Pair,
-    ranked: Ranked,
+    tag: u32,
+    rank: u32,
 }
 
 impl Rules {
     /// Takes distinct pairs in order of rank, with the ids they give.
     pub(crate) fn new(byte_ids: [u32; 256], merges: &[Merge]) -> Self {
         let mut rules = Self::with_capacity(byte_ids, merges.len());
-        for (rank, &merge) in (0..).zip(merges) {
-            rules.add(merge, rank);
+        for &merge in merges {
+            rules.add(merge);
         }
         rules
     }
 
     fn with_capacity(byte_ids: [u32; 256], n_merges: usize) -> Self {
-        // At most a quarter of the slots is taken, so that pairs that do not merge are known at the first look.
-        let n_slots = (n_merges * 4).next_power_of_two().max(16);
+        // At most half of the slots is taken, so that pairs that do not merge are known soon.
+        let n_slots = (n_merges * 2).next_power_of_two().max(16);
         Self {
             bytes: byte_ids.iter().copied().zip(0..=255).collect(),
             byte_ids,
-            byte_pairs: vec![NONE; 1 << 16],
-            slots: vec![Slot { pair: (0, 0), ranked: NONE }; n_slots],
+            byte_pairs: vec![NO_MERGE; 1 << 16],
+            slots: vec![Slot { tag: 0, rank: NO_MERGE }; n_slots],
             shift: u64::BITS - n_slots.ilog2(),
+            merges: Vec::with_capacity(n_merges),
         }
     }
 
-    /// Adds a pair that is not there.
-    fn add(&mut self, merge: Merge, rank: u32) {
-        let ranked = Ranked { rank, id: merge.id };
-        self.insert(merge.pair, ranked);
+    /// Adds a pair that is not there; its rank is the next one.
+    fn add(&mut self, merge: Merge) {
+        let rank = self.merges.len() as u32;
+        self.merges.push(merge);
+        let (mut idx, tag) = self.home(merge.pair);
+        while self.slots[idx].rank != NO_MERGE {
+            idx = (idx + 1) & (self.slots.len() - 1);
+        }
+        self.slots[idx] = Slot { tag, rank };
         let (left, right) = merge.pair;
         if let (Some(&left), Some(&right)) = (self.bytes.get(&left), self.bytes.get(&right)) {
-            self.byte_pairs[usize::from(left) << 8 | usize::from(right)] = ranked;
+            self.byte_pairs[usize::from(left) << 8 | usize::from(right)] = rank;
         }
+    }
+
+    /// All merges, by rank.
+    pub(super) fn merges(&self) -> &[Merge] {
+        &self.merges
+    }
+
+    /// What the pair of this rank merges into.
+    #[inline]
+    fn id(&self, rank: u32) -> u32 {
+        self.merges[rank as usize].id
     }
 
     /// The id of a single byte.
@@ -93,59 +104,48 @@ impl Rules {
         self.byte_ids[usize::from(byte)]
     }
 
-    /// The rank of a pair and what it merges into; [`NO_MERGE`] if it does not.
+    /// The rank of a pair; [`NO_MERGE`] if it does not merge.
     #[inline]
-    pub(super) fn rank(&self, left: u32, right: u32) -> Ranked {
-        let mut idx = self.home((left, right));
+    pub(super) fn rank(&self, left: u32, right: u32) -> u32 {
+        let (mut idx, tag) = self.home((left, right));
         loop {
-            let slot = &self.slots[idx];
-            if slot.pair == (left, right) || slot.ranked.rank == NO_MERGE {
-                return slot.ranked;
+            let slot = self.slots[idx];
+            if slot.rank == NO_MERGE
+                || (slot.tag == tag && self.merges[slot.rank as usize].pair == (left, right))
+            {
+                return slot.rank;
             }
             idx = (idx + 1) & (self.slots.len() - 1);
         }
     }
 
-    fn insert(&mut self, pair: Pair, ranked: Ranked) {
-        let mut idx = self.home(pair);
-        while self.slots[idx].ranked.rank != NO_MERGE {
-            idx = (idx + 1) & (self.slots.len() - 1);
-        }
-        self.slots[idx] = Slot { pair, ranked };
-    }
-
+    /// Where a pair belongs, and the part of its hash that the place does not tell.
     #[inline]
-    fn home(&self, pair: Pair) -> usize {
+    fn home(&self, pair: Pair) -> (usize, u32) {
         // Multiplying by an odd number (the golden ratio's fraction) spreads the low bits over the high ones.
         let mixed = (u64::from(pair.0) << 24 ^ u64::from(pair.1)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        (mixed >> self.shift) as usize
+        ((mixed >> self.shift) as usize, mixed as u32)
     }
 
     /// Appends the ids of `piece`: look for the lowest rank, merge, close the gap. Quadratic, with no set-up.
     pub(super) fn merge_in_array(&self, piece: &[u8], symbols: &mut Symbols, ids: &mut Vec<u32>) {
-        let Symbols { ids: tokens, ranks, merged } = symbols;
+        let Symbols { ids: tokens, ranks } = symbols;
         tokens.clear();
         ranks.clear();
-        merged.clear();
         tokens.extend(piece.iter().map(|&byte| self.byte_id(byte)));
-        for bytes in piece.windows(2) {
-            let ranked = self.byte_pairs[usize::from(bytes[0]) << 8 | usize::from(bytes[1])];
-            ranks.push(ranked.rank);
-            merged.push(ranked.id);
-        }
-        // Pair `idx` is of the tokens `idx` and `idx + 1`.
+        ranks.extend(
+            piece.windows(2).map(|pair| self.byte_pairs[usize::from(pair[0]) << 8 | usize::from(pair[1])]),
+        );
+        // Rank `idx` is of the tokens `idx` and `idx + 1`.
         while let Some(idx) = lowest(ranks) {
-            tokens[idx] = merged[idx];
+            tokens[idx] = self.id(ranks[idx]);
             tokens.remove(idx + 1);
             ranks.remove(idx);
-            merged.remove(idx);
             if idx < ranks.len() {
-                let ranked = self.rank(tokens[idx], tokens[idx + 1]);
-                (ranks[idx], merged[idx]) = (ranked.rank, ranked.id);
+                ranks[idx] = self.rank(tokens[idx], tokens[idx + 1]);
             }
             if idx > 0 {
-                let ranked = self.rank(tokens[idx - 1], tokens[idx]);
-                (ranks[idx - 1], merged[idx - 1]) = (ranked.rank, ranked.id);
+                ranks[idx - 1] = self.rank(tokens[idx - 1], tokens[idx]);
             }
         }
         ids.extend_from_slice(tokens);
@@ -161,11 +161,10 @@ impl Rules {
         while let Some(Reverse((rank, idx))) = queue.pop() {
             let Some(next) = list.next(idx) else { continue };
             // An entry is out of date if either symbol has merged since; its pair then has another rank, or none.
-            let ranked = self.rank(list.ids[idx], list.ids[next]);
-            if ranked.rank != rank {
+            if self.rank(list.ids[idx], list.ids[next]) != rank {
                 continue;
             }
-            list.merge(idx, next, ranked.id);
+            list.merge(idx, next, self.id(rank));
             self.enqueue(&list, idx, &mut queue);
             if let Some(prev) = list.prev(idx) {
                 self.enqueue(&list, prev, &mut queue);
@@ -176,7 +175,7 @@ impl Rules {
 
     fn enqueue(&self, list: &LinkedIds, idx: usize, queue: &mut BinaryHeap<Reverse<(u32, usize)>>) {
         let Some(next) = list.next(idx) else { return };
-        let rank = self.rank(list.ids[idx], list.ids[next]).rank;
+        let rank = self.rank(list.ids[idx], list.ids[next]);
         if rank != NO_MERGE {
             queue.push(Reverse((rank, idx)));
         }
@@ -204,7 +203,7 @@ pub(crate) fn merges_by_id<'a>(
         }
         if let [left, right] = parts[..] {
             let merge = Merge { pair: (left, right), id };
-            rules.add(merge, merges.len() as u32);
+            rules.add(merge);
             merges.push(merge);
         }
     }
@@ -218,12 +217,11 @@ fn lowest(ranks: &[u32]) -> Option<usize> {
     ranks.iter().position(|&rank| rank == lowest)
 }
 
-/// Working memory: the tokens of a piece, and for each pair of neighbours its rank and what it merges into.
+/// Working memory: the tokens of a piece, and the rank of each pair of neighbours.
 #[derive(Debug, Default)]
 pub(crate) struct Symbols {
     ids: Vec<u32>,
     ranks: Vec<u32>,
-    merged: Vec<u32>,
 }
 
 /// The tokens of a long piece as a doubly linked list in arrays.
@@ -296,9 +294,9 @@ pub(super) mod tests {
         let mut ids: Vec<u32> = piece.iter().map(|&byte| u32::from(byte)).collect();
         loop {
             let pairs = ids.windows(2).enumerate().map(|(idx, pair)| (rules.rank(pair[0], pair[1]), idx));
-            match pairs.min_by_key(|&(ranked, idx)| (ranked.rank, idx)) {
-                Some((ranked, idx)) if ranked.rank != NO_MERGE => {
-                    ids.splice(idx..idx + 2, [ranked.id]);
+            match pairs.min() {
+                Some((rank, idx)) if rank != NO_MERGE => {
+                    ids.splice(idx..idx + 2, [rules.id(rank)]);
                 }
                 _ => return ids,
             }
@@ -328,16 +326,15 @@ pub(super) mod tests {
 
         #[test]
         fn all_ways_of_merging_follow_the_definition(pairs in pairs(), piece in "[abc]{2,90}") {
-            let (rules, merges) = rules(&pairs);
+            let (rules, _) = rules(&pairs);
             let expected = by_definition(&rules, piece.as_bytes());
             let (mut array, mut queue, mut linear) = (Vec::new(), Vec::new(), Vec::new());
             rules.merge_in_array(piece.as_bytes(), &mut Symbols::default(), &mut array);
             rules.merge_by_queue(piece.as_bytes(), &mut queue);
             prop_assert_eq!(&array, &expected);
             prop_assert_eq!(&queue, &expected);
-            let pairs: Vec<Pair> = merges.iter().map(|merge| merge.pair).collect();
-            let tables = Linear::new(&rules, &pairs).expect("parts come before what they merge into");
-            tables.encode(&rules, piece.as_bytes(), &mut linear);
+            let tables = Linear::new(&rules).expect("parts come before what they merge into");
+            tables.encode(piece.as_bytes(), &mut linear);
             prop_assert_eq!(&linear, &expected);
         }
     }

@@ -9,37 +9,37 @@
 
 use wide::u8x16;
 
-use super::scan::{Classes, Pattern, Scan, contraction_len};
+use super::BATCH;
+use super::scan::{Pattern, Scan, contraction_len};
 
 /// Bytes looked at together: the bits of a mask.
 const WINDOW: usize = 64;
 
-/// Calls `each` with the start and end of every piece of `text`.
-#[inline]
-pub(super) fn for_each<P: Pattern>(text: &str, mut each: impl FnMut(usize, usize)) {
-    let bytes = text.as_bytes();
-    let scan = Scan::new(text, Classes::get());
-    let mut at = 0;
-    while at < bytes.len() {
-        let mut starts = match bytes.get(at..at + WINDOW) {
+/// Writes the ends of the pieces from `at` on, as many as surely fit, and tells how many.
+pub(super) fn ends<P: Pattern>(scan: &Scan<'_>, mut at: usize, ends: &mut [usize; BATCH]) -> usize {
+    let mut n_ends = 0;
+    // A window has fewer pieces than bytes.
+    while at < scan.bytes.len() && n_ends <= BATCH - WINDOW {
+        let mut starts = match scan.bytes.get(at..at + WINDOW) {
             // Text in other scripts: a first word may have a space before it.
             Some(block) if (block[0] | block[1]) < 128 => starts::<P>(block),
             _ => 0,
         };
         if starts == 0 {
-            let end = P::end(&scan, at);
-            each(at, end);
-            at = end;
+            at = P::end(scan, at);
+            ends[n_ends] = at;
+            n_ends += 1;
             continue;
         }
         let base = at;
         while starts != 0 {
-            let next = base + starts.trailing_zeros() as usize;
-            each(at, next);
-            at = next;
+            at = base + starts.trailing_zeros() as usize;
+            ends[n_ends] = at;
+            n_ends += 1;
             starts &= starts - 1;
         }
     }
+    n_ends
 }
 
 #[inline]
