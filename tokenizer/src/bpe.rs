@@ -22,7 +22,7 @@ pub(crate) use merge::{Merge, Pair, merges_by_id, pack};
 use crate::Split;
 use crate::pieces::PieceMap;
 use crate::pretoken::{BATCH, Ends};
-use cache::Key;
+use cache::{Found, Key};
 use linear::Linear;
 
 /// Longest piece in bytes that is merged in an array: beyond it the queue's set-up costs less than the array's scans.
@@ -41,8 +41,10 @@ pub(crate) struct Bpe {
     /// lead to them.
     whole: PieceMap<u32>,
     rules: Rules,
-    /// Made when the first long piece comes; nothing if the rules are of a kind that only the definition handles.
-    linear: OnceLock<Option<Linear>>,
+    /// Whether every part ranks before what it merges into, as in every trained vocabulary.
+    is_ordered: bool,
+    /// Made when long pieces come.
+    linear: OnceLock<Linear>,
     /// Bytes of long pieces so far.
     n_queued: AtomicUsize,
 }
@@ -53,6 +55,7 @@ impl Bpe {
         Self {
             whole: PieceMap::new(),
             rules: Rules::new(byte_ids, merges),
+            is_ordered: merge::is_ordered(merges),
             linear: OnceLock::new(),
             n_queued: AtomicUsize::new(0),
         }
@@ -84,10 +87,10 @@ impl Bpe {
     pub(crate) fn encode(&self, split: Split, text: &str, cache: &mut Cache, ids: &mut Vec<u32>) {
         let mut out = Output { first: ids.len(), at: ids.len(), ids };
         let (mut pieces, mut start) = (Ends::new(split, text), 0);
-        let mut ends = [0; BATCH];
-        let mut places = [Place::default(); BATCH];
+        let mut batch = std::mem::take(&mut cache.batch);
+        let Batch { ends, places } = &mut *batch;
         loop {
-            let n_ends = pieces.next_batch(&mut ends);
+            let n_ends = pieces.next_batch(ends);
             if n_ends == 0 {
                 break;
             }
@@ -98,6 +101,7 @@ impl Bpe {
             out.make_room(places[0].start, start, text.len());
             self.batch(text.as_bytes(), &places[..n_ends], cache, &mut out);
         }
+        cache.batch = batch;
         out.finish();
     }
 
@@ -132,7 +136,8 @@ impl Bpe {
     #[inline(never)]
     fn rare(&self, piece: &[u8], key: Key, cache: &mut Cache, out: &mut Output<'_>) {
         match cache.get_rare(key, piece) {
-            Some(ids) => out.many(ids),
+            Some(Found::Few(ids, n_ids)) => out.few(ids, n_ids),
+            Some(Found::Many(ids)) => out.many(ids),
             None => {
                 let mut ids = std::mem::take(&mut cache.ids);
                 ids.clear();
@@ -149,14 +154,28 @@ impl Bpe {
             ids.push(id);
         } else if piece.len() <= ARRAY {
             self.rules.merge_in_array(piece, &mut cache.symbols, ids);
-        } else if self.n_queued.fetch_add(piece.len(), Relaxed) + piece.len() < QUEUED {
+        } else if !self.is_ordered {
             self.rules.merge_by_queue(piece, ids);
-        } else {
-            match self.linear.get_or_init(|| Linear::new(&self.rules)) {
-                Some(linear) => linear.encode(piece, ids),
-                None => self.rules.merge_by_queue(piece, ids),
+        } else if !self.rules.merge_in_rounds(piece, &mut cache.symbols, ids) {
+            if self.n_queued.fetch_add(piece.len(), Relaxed) + piece.len() < QUEUED {
+                self.rules.merge_by_queue(piece, ids);
+            } else {
+                self.linear.get_or_init(|| Linear::new(&self.rules)).encode(piece, ids);
             }
         }
+    }
+}
+
+/// Pieces that are looked up together.
+#[derive(Debug)]
+pub(crate) struct Batch {
+    ends: [usize; BATCH],
+    places: [Place; BATCH],
+}
+
+impl Default for Batch {
+    fn default() -> Self {
+        Self { ends: [0; BATCH], places: [Place::default(); BATCH] }
     }
 }
 
@@ -197,7 +216,8 @@ impl Output<'_> {
             // More than the rest of the text will need if it is like what was seen: a vector that doubles would copy
             // all ids, and touching fresh memory costs as much as finding the ids for it. What is not used is not touched.
             let n_ids = (self.at - self.first) as f64 / start.max(1) as f64 * (len - start) as f64 * 1.5;
-            self.ids.reserve_exact((needed - self.ids.len()).max(n_ids as usize).min(len) + GROWTH);
+            let wanted = (self.at + n_ids as usize).clamp(needed, self.at + (len - start) + 3);
+            self.ids.reserve_exact(wanted - self.ids.len());
         }
         self.ids.resize((needed + GROWTH).min(self.ids.capacity()), 0);
     }

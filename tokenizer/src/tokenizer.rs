@@ -144,12 +144,13 @@ impl Tokenizer {
 
     /// The ids of each text, as [`Tokenizer::encode`] gives them, on all threads of the current rayon pool.
     pub fn encode_batch<S: AsRef<str> + Sync>(&self, texts: &[S]) -> Vec<Vec<u32>> {
-        let encode = |scratch: &mut Borrowed<'_>, text: &S| {
-            let mut ids = Vec::new();
-            self.inner.encode(text.as_ref(), false, scratch, &mut ids);
-            ids
+        let encode = |(scratch, ids): &mut (Borrowed<'_>, Vec<u32>), text: &S| {
+            ids.clear();
+            self.inner.encode(text.as_ref(), false, scratch, ids);
+            // As large as it must be, however much the ids of a text may at most be.
+            ids.as_slice().to_vec()
         };
-        texts.par_iter().map_init(|| self.scratch(), encode).collect()
+        texts.par_iter().map_init(|| (self.scratch(), Vec::new()), encode).collect()
     }
 
     /// The text of `ids`, special tokens as they are spelled. Bytes that are not UTF-8 become U+FFFD, and only those.

@@ -14,9 +14,12 @@ pub(super) const SHORT: usize = 15;
 /// Longest piece that is remembered at all: longer ones hardly repeat.
 const LONG: usize = 128;
 
-/// Buckets to begin with, and at most: 64 KiB and 32 MiB.
+/// A bucket without entries.
+const EMPTY: Bucket = [[0; 4]; 2];
+
+/// Buckets to begin with, and at most: 64 KiB and 16 MiB, for half a million pieces.
 const BUCKETS: usize = 1 << 10;
-const MAX_BUCKETS: usize = 1 << 19;
+const MAX_BUCKETS: usize = 1 << 18;
 
 /// Most long pieces, and most ids in the array, before they start over: about 16 MB each.
 const MAX_LONG: usize = 1 << 18;
@@ -74,20 +77,41 @@ impl Key {
     }
 }
 
-/// A remembered piece.
-#[derive(Clone, Copy, Debug, Default)]
-struct Entry {
-    key: Key,
-    /// The ids, or the start in the array.
-    ids: [u32; 3],
-    /// Number of ids, perhaps with [`IN_ARRAY`].
-    n_ids: u32,
+/// A remembered piece: its key; two ids; a third id, and in the upper half the number of ids, perhaps with
+/// [`IN_ARRAY`]. Of longer lists the first word of ids is the start in the array. Plain integers, because a vector of
+/// zeros costs nothing until it is touched.
+type Entry = [u64; 4];
+
+/// The newer entry first: one cache line.
+type Bucket = [Entry; 2];
+
+fn entry(key: Key, ids: [u32; 3], n_ids: u32) -> Entry {
+    let join = |low: u32, high: u32| u64::from(low) | u64::from(high) << 32;
+    [key.low, key.high, join(ids[0], ids[1]), join(ids[2], n_ids)]
 }
 
-/// The newer entry first.
-#[derive(Clone, Copy, Debug, Default)]
-#[repr(align(64))]
-struct Bucket([Entry; 2]);
+#[inline(always)]
+fn key(entry: &Entry) -> Key {
+    Key { low: entry[0], high: entry[1] }
+}
+
+#[inline(always)]
+fn ids(entry: &Entry) -> [u32; 3] {
+    [entry[2] as u32, (entry[2] >> 32) as u32, entry[3] as u32]
+}
+
+#[inline(always)]
+fn n_ids(entry: &Entry) -> u32 {
+    (entry[3] >> 32) as u32
+}
+
+/// The ids of a piece.
+pub(super) enum Found<'a> {
+    /// So many of these.
+    Few([u32; 3], usize),
+    /// All of these.
+    Many(&'a [u32]),
+}
 
 /// What one thread remembers, and its working memory.
 #[derive(Debug)]
@@ -102,6 +126,7 @@ pub(crate) struct Cache {
     long: PieceMap<(u32, u32)>,
     array: Vec<u32>,
     /// Working memory of [`super::Bpe`].
+    pub(super) batch: Box<super::Batch>,
     pub(super) symbols: Symbols,
     pub(super) ids: Vec<u32>,
 }
@@ -111,11 +136,12 @@ impl Cache {
     pub(crate) fn new() -> Self {
         Self {
             seeded: Seeded::default(),
-            buckets: vec![Bucket::default(); BUCKETS],
+            buckets: vec![EMPTY; BUCKETS],
             shift: u64::BITS - BUCKETS.ilog2(),
             n_inserted: 0,
             long: PieceMap::new(),
             array: Vec::new(),
+            batch: Box::default(),
             symbols: Symbols::default(),
             ids: Vec::new(),
         }
@@ -123,30 +149,30 @@ impl Cache {
 
     /// The ids of a short piece, of which the number given counts, if it has at most three.
     #[inline(always)]
-    pub(super) fn get(&self, key: Key, bucket_idx: u32) -> Option<([u32; 3], usize)> {
-        let Bucket(entries) = &self.buckets[bucket_idx as usize];
+    pub(super) fn get(&self, wanted: Key, bucket_idx: u32) -> Option<([u32; 3], usize)> {
+        let bucket = &self.buckets[bucket_idx as usize];
         // Chosen without a branch: a wrong guess would wait for memory before the next piece is looked up.
-        let entry = &entries[usize::from(entries[1].key.differs(key) == 0)];
-        if entry.key.differs(key) != 0 {
+        let entry = &bucket[usize::from(key(&bucket[1]).differs(wanted) == 0)];
+        if key(entry).differs(wanted) != 0 || n_ids(entry) >= IN_ARRAY {
             return None;
         }
-        (entry.n_ids < IN_ARRAY).then_some((entry.ids, entry.n_ids as usize))
+        Some((ids(entry), n_ids(entry) as usize))
     }
 
     /// The ids of a piece that [`Cache::get`] does not find.
-    pub(super) fn get_rare(&self, key: Key, piece: &[u8]) -> Option<&[u32]> {
-        let (start, n_ids) = if key != Key::LONG {
-            let entry = self.find(key)?;
-            if entry.n_ids < IN_ARRAY {
-                return entry.ids.get(..entry.n_ids as usize);
+    pub(super) fn get_rare(&self, wanted: Key, piece: &[u8]) -> Option<Found<'_>> {
+        let (start, n_found) = if wanted != Key::LONG {
+            let entry = self.find(wanted)?;
+            if n_ids(entry) < IN_ARRAY {
+                return Some(Found::Few(ids(entry), n_ids(entry) as usize));
             }
-            (entry.ids[0], entry.n_ids & !IN_ARRAY)
+            (ids(entry)[0], n_ids(entry) & !IN_ARRAY)
         } else if piece.len() <= LONG {
             self.long.get(piece)?
         } else {
             return None;
         };
-        self.array.get(start as usize..(start + n_ids) as usize)
+        self.array.get(start as usize..(start + n_found) as usize).map(Found::Many)
     }
 
     /// Remembers the ids of a piece that is not there.
@@ -166,34 +192,37 @@ impl Cache {
     }
 
     fn insert_short(&mut self, key: Key, ids: &[u32]) {
-        let mut entry = Entry { key, ids: [0; 3], n_ids: ids.len() as u32 };
-        match entry.ids.get_mut(..ids.len()) {
-            Some(inline) => inline.copy_from_slice(ids),
-            None => {
-                entry.ids[0] = self.store(ids).0;
-                entry.n_ids |= IN_ARRAY;
+        let mut few = [0; 3];
+        let n_ids = match few.get_mut(..ids.len()) {
+            Some(inline) => {
+                inline.copy_from_slice(ids);
+                ids.len() as u32
             }
-        }
+            None => {
+                few[0] = self.store(ids).0;
+                ids.len() as u32 | IN_ARRAY
+            }
+        };
         self.n_inserted += 1;
-        self.place(entry);
+        self.place(entry(key, few, n_ids));
     }
 
     /// Puts an entry into its bucket, or the neighbour if only that has room. If neither has, the oldest goes.
     fn place(&mut self, entry: Entry) {
-        let home = self.bucket_idx(entry.key) as usize;
-        let is_full = |bucket: &Bucket| bucket.0[1].n_ids > 0;
+        let home = self.bucket_idx(key(&entry)) as usize;
+        let is_full = |bucket: &Bucket| n_ids(&bucket[1]) > 0;
         let bucket_idx = match is_full(&self.buckets[home]) && !is_full(&self.buckets[home ^ 1]) {
             true => home ^ 1,
             false => home,
         };
-        let Bucket(entries) = &mut self.buckets[bucket_idx];
-        *entries = [entry, entries[0]];
+        let bucket = &mut self.buckets[bucket_idx];
+        *bucket = [entry, bucket[0]];
     }
 
     /// The entry of a short piece, in its bucket or the neighbour.
-    fn find(&self, key: Key) -> Option<&Entry> {
-        let home = self.bucket_idx(key) as usize;
-        [home, home ^ 1].into_iter().flat_map(|idx| &self.buckets[idx].0).find(|entry| entry.key == key)
+    fn find(&self, wanted: Key) -> Option<&Entry> {
+        let home = self.bucket_idx(wanted) as usize;
+        [home, home ^ 1].into_iter().flat_map(|idx| &self.buckets[idx]).find(|entry| key(entry) == wanted)
     }
 
     /// Makes more buckets if three in four entries are taken. Numbers of buckets then change.
@@ -208,9 +237,9 @@ impl Cache {
     fn grow(&mut self) {
         let n_buckets = self.buckets.len() * 2;
         self.shift = u64::BITS - n_buckets.ilog2();
-        let old = std::mem::replace(&mut self.buckets, vec![Bucket::default(); n_buckets]);
-        for Bucket([newer, older]) in old {
-            for entry in [older, newer].into_iter().filter(|entry| entry.n_ids > 0) {
+        let old = std::mem::replace(&mut self.buckets, vec![EMPTY; n_buckets]);
+        for [newer, older] in old {
+            for entry in [older, newer].into_iter().filter(|entry| n_ids(entry) > 0) {
                 self.place(entry);
             }
         }
@@ -225,7 +254,7 @@ impl Cache {
 
     #[cold]
     fn clear(&mut self) {
-        self.buckets.fill(Bucket::default());
+        self.buckets.fill(EMPTY);
         self.long.clear();
         self.array.clear();
     }
@@ -239,6 +268,6 @@ impl Cache {
     /// Reads a bucket, so that a later read finds it near.
     #[inline(always)]
     pub(super) fn touch(&self, bucket_idx: u32) -> u64 {
-        self.buckets[bucket_idx as usize].0[0].key.low
+        self.buckets[bucket_idx as usize][0][0]
     }
 }

@@ -35,9 +35,8 @@ pub(super) struct Linear {
 }
 
 impl Linear {
-    /// Nothing if some merge comes before one that its parts need.
-    pub(super) fn new(rules: &Rules) -> Option<Self> {
-        let merges = rules.merges();
+    /// Takes rules in which every part ranks before what it merges into.
+    pub(super) fn new(rules: &Rules) -> Self {
         let mut tables = Self {
             ids: (0..=255).map(|byte| rules.byte_id(byte)).collect(),
             parts: (0..256).map(|number| (number, number)).collect(),
@@ -49,12 +48,7 @@ impl Linear {
         let mut numbers: HashMap<u32, u32, Seeded> =
             (0..256).map(|number| (tables.ids[number as usize], number)).collect();
         let mut bytes: Vec<Vec<u8>> = (0..=255).map(|byte| vec![byte]).collect();
-        let made: HashMap<u32, usize> =
-            merges.iter().enumerate().rev().map(|(rank, merge)| (merge.id, rank)).collect();
-        for (rank, &Merge { pair: (left, right), id }) in merges.iter().enumerate() {
-            if [left, right].iter().any(|part| made.get(part).is_some_and(|&made| made >= rank)) {
-                return None;
-            }
+        for &Merge { pair: (left, right), id } in rules.merges() {
             let (Some(&left), Some(&right)) = (numbers.get(&left), numbers.get(&right)) else {
                 continue;
             };
@@ -74,7 +68,7 @@ impl Linear {
             tables.trie.insert(bytes, number);
         }
         tables.shorter = bytes.iter().map(|bytes| tables.trie.longest(&bytes[..bytes.len() - 1])).collect();
-        Some(tables)
+        tables
     }
 
     /// Appends the ids of `piece`.
