@@ -5,6 +5,10 @@
 //! can start or end a turn. [`JINJA`] is the same layout for programs that render templates as text; those cannot keep
 //! that promise.
 
+mod jinja;
+pub mod json;
+pub mod template;
+
 use serde::{Deserialize, Serialize};
 
 use crate::{Error, Tokenizer};

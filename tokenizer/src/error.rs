@@ -192,6 +192,20 @@ pub enum Error {
         /// The missing token.
         token: &'static str,
     },
+    /// A chat template is malformed, fails, or exceeds its bounds.
+    #[error("chat template, line {line}: {reason}")]
+    Template {
+        /// Line of the template, counted from 1.
+        line: usize,
+        /// What is wrong.
+        reason: String,
+    },
+    /// A chat template refuses a conversation.
+    #[error("the chat template refuses this conversation: {message}")]
+    TemplateRefuses {
+        /// What the template says.
+        message: String,
+    },
     /// A conversation without a message.
     #[error("a conversation needs at least one message")]
     EmptyConversation,

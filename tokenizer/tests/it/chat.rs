@@ -1,5 +1,8 @@
 //! Conversations: layout, loss mask, order of roles, and that contents stay text.
 
+mod bounds;
+mod templates;
+
 use tokenizer::chat::{ChatFormat, JINJA, Message, Role};
 use tokenizer::train::Trainer;
 use tokenizer::{Error, Kind};

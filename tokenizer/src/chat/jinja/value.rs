@@ -1,0 +1,679 @@
+//! Python's values as a template sees them, each accounted for.
+//!
+//! Every string, list and dictionary that a template makes is charged to the [`Meter`] of its rendering and credited
+//! when it is dropped, so the memory of intermediate results is bounded whatever a template does: there is no operator
+//! that makes a value past the meter. Lists and dictionaries know how deep they nest and may not nest deeper than
+//! [`MAX_DEPTH`], so walking, printing and dropping them cannot overflow the stack. They are immutable, as in Hugging
+//! Face's sandbox; only namespaces change, and they live in the interpreter (a namespace may hold itself).
+
+use std::cell::{Cell, RefCell};
+use std::cmp::Ordering;
+use std::collections::HashMap;
+use std::rc::Rc;
+
+use super::Raise;
+use super::text;
+use crate::chat::json::Json;
+
+/// The most levels to which lists and dictionaries nest: more than JSON is read to (128).
+const MAX_DEPTH: usize = 200;
+/// What a heap object costs besides its contents: counts, header and the allocator's rounding.
+const OBJECT_BYTES: usize = 64;
+/// What one place in a list costs, with the slack of a growing vector.
+const SLOT_BYTES: usize = 2 * size_of::<Value>();
+/// Dictionaries larger than this look keys up by hash.
+const SMALL_DICT: usize = 8;
+
+/// Bounds the memory and the work of one rendering.
+pub(super) struct Meter {
+    live: Cell<usize>,
+    live_limit: Cell<usize>,
+    fuel: Cell<u64>,
+}
+
+impl Meter {
+    /// Without bounds: the caller's own values are not the template's.
+    pub fn new() -> Rc<Self> {
+        let meter = Self { live: Cell::new(0), live_limit: Cell::new(usize::MAX), fuel: Cell::new(u64::MAX) };
+        Rc::new(meter)
+    }
+
+    /// From here on, `bytes` more may be held and `steps` of work be done.
+    pub fn bound(&self, bytes: usize, steps: u64) {
+        self.live_limit.set(self.live.get().saturating_add(bytes));
+        self.fuel.set(steps);
+    }
+
+    pub fn live(&self) -> usize {
+        self.live.get()
+    }
+
+    /// Pays for `steps` of work.
+    pub fn work(&self, steps: usize) -> Result<(), Raise> {
+        match self.fuel.get().checked_sub(steps as u64) {
+            Some(left) => {
+                self.fuel.set(left);
+                Ok(())
+            }
+            None => {
+                Err(Raise::new("the template does more work than a chat template may: does a loop not end?"))
+            }
+        }
+    }
+
+    /// Pays for touching `bytes` bytes.
+    pub fn touch(&self, bytes: usize) -> Result<(), Raise> {
+        self.work(1 + bytes / 32)
+    }
+
+    /// Whether `bytes` more may be held.
+    pub fn check(&self, bytes: usize) -> Result<(), Raise> {
+        match self.live.get().checked_add(bytes) {
+            Some(live) if live <= self.live_limit.get() => Ok(()),
+            _ => Err(Raise::new(format!(
+                "the template holds more than {} bytes of intermediate results",
+                self.live_limit.get()
+            ))),
+        }
+    }
+
+    pub fn charge(&self, bytes: usize) -> Result<(), Raise> {
+        self.check(bytes)?;
+        self.touch(bytes)?;
+        self.live.set(self.live.get() + bytes);
+        Ok(())
+    }
+
+    pub fn credit(&self, bytes: usize) {
+        self.live.set(self.live.get().saturating_sub(bytes));
+    }
+
+    pub fn str(self: &Rc<Self>, text: impl Into<String>) -> Result<Value, Raise> {
+        let text: String = text.into();
+        let bytes = OBJECT_BYTES + text.len();
+        self.charge(bytes)?;
+        let n_chars = Cell::new(if text.is_ascii() { Some(text.len()) } else { None });
+        Ok(Value::Str(Rc::new(Str { text, n_chars, charged: Charged { bytes, meter: Rc::clone(self) } })))
+    }
+
+    pub fn seq(self: &Rc<Self>, kind: SeqKind, items: Vec<Value>) -> Result<Value, Raise> {
+        let depth = depth_over(items.iter())?;
+        let bytes = OBJECT_BYTES + items.len() * SLOT_BYTES;
+        self.charge(bytes)?;
+        let charged = Charged { bytes, meter: Rc::clone(self) };
+        Ok(Value::Seq(Rc::new(Seq { kind, items, depth, spent: Cell::new(false), _charged: charged })))
+    }
+
+    pub fn list(self: &Rc<Self>, items: Vec<Value>) -> Result<Value, Raise> {
+        self.seq(SeqKind::List, items)
+    }
+
+    /// A dictionary. A key that comes again keeps its place and takes the later value.
+    pub fn dict(self: &Rc<Self>, pairs: Vec<(Value, Value)>) -> Result<Value, Raise> {
+        let depth = depth_over(pairs.iter().flat_map(|(key, value)| [key, value]))?;
+        let mut dict = Dict {
+            entries: Vec::with_capacity(pairs.len()),
+            index: HashMap::new(),
+            depth,
+            _charged: Charged { bytes: 0, meter: Rc::clone(self) },
+        };
+        for (key, value) in pairs {
+            if matches!(key, Value::Seq(ref seq) if seq.kind == SeqKind::List)
+                || matches!(key, Value::Dict(_))
+            {
+                return Err(Raise::new(format!("unhashable type: '{}'", key.type_name())));
+            }
+            dict.insert(key, value, self)?;
+        }
+        let keys: usize = if dict.index.is_empty() { 0 } else { dict.index.keys().map(String::len).sum() };
+        let bytes = OBJECT_BYTES + dict.entries.len() * 4 * SLOT_BYTES + keys;
+        self.charge(bytes)?;
+        dict._charged.bytes = bytes;
+        Ok(Value::Dict(Rc::new(dict)))
+    }
+
+    /// A value of the caller's.
+    pub fn json(self: &Rc<Self>, json: &Json) -> Result<Value, Raise> {
+        match json {
+            Json::Null => Ok(Value::None),
+            Json::Bool(bool) => Ok(Value::Bool(*bool)),
+            Json::Int(int) => Ok(Value::Int(*int)),
+            Json::Float(float) => Ok(Value::Float(*float)),
+            Json::Str(text) => self.str(text.as_str()),
+            Json::List(items) => {
+                let items: Result<_, _> = items.iter().map(|item| self.json(item)).collect();
+                self.list(items?)
+            }
+            Json::Dict(entries) => {
+                let pairs: Result<_, Raise> = entries
+                    .iter()
+                    .map(|(key, value)| Ok((self.str(key.as_str())?, self.json(value)?)))
+                    .collect();
+                self.dict(pairs?)
+            }
+        }
+    }
+
+    /// A string that is checked as it grows.
+    pub fn buf(self: &Rc<Self>) -> Buf {
+        Buf { text: String::new(), meter: Rc::clone(self) }
+    }
+}
+
+fn depth_over<'a>(values: impl Iterator<Item = &'a Value>) -> Result<usize, Raise> {
+    let depth = 1 + values.map(Value::depth).max().unwrap_or_default();
+    if depth > MAX_DEPTH {
+        return Err(Raise::new(format!("lists and dictionaries nest deeper than {MAX_DEPTH} levels")));
+    }
+    Ok(depth)
+}
+
+/// A string under construction.
+pub(super) struct Buf {
+    text: String,
+    meter: Rc<Meter>,
+}
+
+impl Buf {
+    pub fn push(&mut self, text: &str) -> Result<(), Raise> {
+        self.meter.check(self.text.len() + text.len())?;
+        self.meter.touch(text.len())?;
+        self.text.push_str(text);
+        Ok(())
+    }
+
+    /// Appends `text` `times` times.
+    pub fn repeat(&mut self, text: &str, times: usize) -> Result<(), Raise> {
+        let added = text.len().checked_mul(times).and_then(|added| added.checked_add(self.text.len()));
+        self.meter.check(added.unwrap_or(usize::MAX))?;
+        self.meter.touch(text.len() * times)?;
+        for _ in 0..if text.is_empty() { 0 } else { times } {
+            self.text.push_str(text);
+        }
+        Ok(())
+    }
+
+    pub fn meter(&self) -> &Meter {
+        &self.meter
+    }
+
+    pub fn into_value(self) -> Result<Value, Raise> {
+        self.meter.str(self.text)
+    }
+
+    pub fn into_string(self) -> String {
+        self.text
+    }
+}
+
+/// A share of the meter, given back when dropped.
+struct Charged {
+    bytes: usize,
+    meter: Rc<Meter>,
+}
+
+impl Drop for Charged {
+    fn drop(&mut self) {
+        self.meter.credit(self.bytes);
+    }
+}
+
+#[derive(Clone)]
+pub(super) enum Value {
+    /// With what was looked for, to name it where the value is used.
+    Undefined(Option<Rc<str>>),
+    None,
+    Bool(bool),
+    Int(i128),
+    Float(f64),
+    Str(Rc<Str>),
+    Seq(Rc<Seq>),
+    Dict(Rc<Dict>),
+    /// A position in the interpreter's namespaces.
+    Namespace(usize),
+    /// A position in the interpreter's macros.
+    Macro(usize),
+    /// A global function.
+    Function(&'static str),
+    /// A method and what it belongs to.
+    Method(Rc<(Value, String)>),
+    Loop(Rc<Loop>),
+}
+
+pub(super) struct Str {
+    text: String,
+    /// Counted on first use.
+    n_chars: Cell<Option<usize>>,
+    charged: Charged,
+}
+
+impl Str {
+    pub fn as_str(&self) -> &str {
+        &self.text
+    }
+
+    /// The length as Python counts it.
+    pub fn n_chars(&self) -> Result<usize, Raise> {
+        if let Some(n_chars) = self.n_chars.get() {
+            return Ok(n_chars);
+        }
+        self.charged.meter.touch(self.text.len())?;
+        let n_chars = self.text.chars().count();
+        self.n_chars.set(Some(n_chars));
+        Ok(n_chars)
+    }
+
+    pub fn is_ascii(&self) -> bool {
+        self.n_chars.get() == Some(self.text.len())
+    }
+}
+
+/// The kinds of sequences that Python tells apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum SeqKind {
+    List,
+    Tuple,
+    /// What `map`, `select` and the like give: it has no length and can be walked once.
+    Generator,
+    Keys,
+    Values,
+    Items,
+    Range,
+}
+
+pub(super) struct Seq {
+    pub kind: SeqKind,
+    pub items: Vec<Value>,
+    depth: usize,
+    /// Whether a generator has been walked.
+    spent: Cell<bool>,
+    _charged: Charged,
+}
+
+pub(super) struct Dict {
+    pub entries: Vec<(Value, Value)>,
+    /// Places of the keys that are strings, once there are more than a few.
+    index: HashMap<String, usize>,
+    depth: usize,
+    _charged: Charged,
+}
+
+impl Dict {
+    fn insert(&mut self, key: Value, value: Value, meter: &Meter) -> Result<(), Raise> {
+        match self.position(&key, meter)? {
+            Some(at) => {
+                if let Some(entry) = self.entries.get_mut(at) {
+                    entry.1 = value;
+                }
+            }
+            None => {
+                meter.check(self.entries.len() * 4 * SLOT_BYTES)?;
+                self.entries.push((key, value));
+                let from = if self.entries.len() == SMALL_DICT + 1 { 0 } else { self.entries.len() - 1 };
+                if self.entries.len() > SMALL_DICT {
+                    for (at, (key, _)) in self.entries.iter().enumerate().skip(from) {
+                        if let Value::Str(key) = key {
+                            self.index.insert(key.text.clone(), at);
+                        }
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn position(&self, key: &Value, meter: &Meter) -> Result<Option<usize>, Raise> {
+        meter.work(1)?;
+        if let Value::Str(key) = key {
+            return Ok(self.position_of(key.as_str()));
+        }
+        for (at, (found, _)) in self.entries.iter().enumerate() {
+            if found.equals(key, meter)? {
+                return Ok(Some(at));
+            }
+        }
+        Ok(None)
+    }
+
+    fn position_of(&self, key: &str) -> Option<usize> {
+        if self.entries.len() > SMALL_DICT {
+            return self.index.get(key).copied();
+        }
+        self.entries.iter().position(|(found, _)| found.as_str() == Some(key))
+    }
+
+    pub fn get(&self, key: &Value, meter: &Meter) -> Result<Option<Value>, Raise> {
+        let at = self.position(key, meter)?;
+        Ok(at.and_then(|at| self.entries.get(at)).map(|(_, value)| value.clone()))
+    }
+
+    pub fn get_str(&self, key: &str) -> Option<Value> {
+        self.position_of(key).and_then(|at| self.entries.get(at)).map(|(_, value)| value.clone())
+    }
+}
+
+/// The variable `loop`.
+pub(super) struct Loop {
+    pub items: Vec<Value>,
+    pub at: Cell<usize>,
+    pub depth: usize,
+    /// How deep the items nest; the loop may itself be stored in a list.
+    nesting: usize,
+    /// What `changed` was last asked with, printed: a value could hold the loop and so itself.
+    pub last: RefCell<Option<String>>,
+}
+
+impl Loop {
+    pub fn new(items: Vec<Value>, depth: usize) -> Result<Self, Raise> {
+        let nesting = depth_over(items.iter())?;
+        Ok(Self { items, at: Cell::new(0), depth, nesting, last: RefCell::new(None) })
+    }
+}
+
+impl Value {
+    pub fn undefined(name: &str) -> Self {
+        // The name serves a message only.
+        let end = name.char_indices().nth(60).map_or(name.len(), |(at, _)| at);
+        Self::Undefined(Some(Rc::from(&name[..end])))
+    }
+
+    fn depth(&self) -> usize {
+        match self {
+            Self::Seq(seq) => seq.depth,
+            Self::Dict(dict) => dict.depth,
+            Self::Method(method) => 1 + method.0.depth(),
+            Self::Loop(state) => state.nesting,
+            _ => 0,
+        }
+    }
+
+    pub fn as_str(&self) -> Option<&str> {
+        match self {
+            Self::Str(text) => Some(text.as_str()),
+            _ => None,
+        }
+    }
+
+    pub fn is_undefined(&self) -> bool {
+        matches!(self, Self::Undefined(_))
+    }
+
+    /// Whole numbers; Python's booleans are some.
+    pub fn as_int(&self) -> Option<i128> {
+        match self {
+            Self::Int(int) => Some(*int),
+            Self::Bool(bool) => Some(i128::from(*bool)),
+            _ => None,
+        }
+    }
+
+    pub fn as_float(&self) -> Option<f64> {
+        match self {
+            Self::Float(float) => Some(*float),
+            _ => self.as_int().map(|int| int as f64),
+        }
+    }
+
+    /// Python's name of the type.
+    pub fn type_name(&self) -> &'static str {
+        match self {
+            Self::Undefined(_) => "Undefined",
+            Self::None => "NoneType",
+            Self::Bool(_) => "bool",
+            Self::Int(_) => "int",
+            Self::Float(_) => "float",
+            Self::Str(_) => "str",
+            Self::Seq(seq) => match seq.kind {
+                SeqKind::List => "list",
+                SeqKind::Tuple => "tuple",
+                SeqKind::Generator => "generator",
+                SeqKind::Keys => "dict_keys",
+                SeqKind::Values => "dict_values",
+                SeqKind::Items => "dict_items",
+                SeqKind::Range => "range",
+            },
+            Self::Dict(_) => "dict",
+            Self::Namespace(_) => "Namespace",
+            Self::Macro(_) => "Macro",
+            Self::Function(_) => "function",
+            Self::Method(_) => "method",
+            Self::Loop(_) => "LoopContext",
+        }
+    }
+
+    /// The complaint about using what does not exist.
+    pub fn undefined_fault(&self) -> Raise {
+        match self {
+            Self::Undefined(Some(name)) => Raise::new(format!("`{name}` is undefined")),
+            _ => Raise::new("a value is undefined"),
+        }
+    }
+
+    pub fn truthy(&self) -> bool {
+        match self {
+            Self::Undefined(_) | Self::None => false,
+            Self::Bool(bool) => *bool,
+            Self::Int(int) => *int != 0,
+            Self::Float(float) => *float != 0.0,
+            Self::Str(text) => !text.as_str().is_empty(),
+            Self::Seq(seq) => seq.kind == SeqKind::Generator || !seq.items.is_empty(),
+            Self::Dict(dict) => !dict.entries.is_empty(),
+            _ => true,
+        }
+    }
+
+    pub fn len(&self) -> Result<usize, Raise> {
+        match self {
+            Self::Undefined(_) => Ok(0),
+            Self::Str(text) => text.n_chars(),
+            Self::Seq(seq) if seq.kind != SeqKind::Generator => Ok(seq.items.len()),
+            Self::Dict(dict) => Ok(dict.entries.len()),
+            Self::Loop(state) => Ok(state.items.len()),
+            _ => Err(Raise::new(format!("object of type '{}' has no len()", self.type_name()))),
+        }
+    }
+
+    /// The items that a loop walks.
+    pub fn items(&self, meter: &Rc<Meter>) -> Result<Vec<Value>, Raise> {
+        match self {
+            Self::Undefined(_) => Ok(Vec::new()),
+            Self::Str(text) => text.as_str().chars().map(|c| meter.str(c)).collect(),
+            Self::Seq(seq) => {
+                meter.check(seq.items.len() * SLOT_BYTES)?;
+                meter.work(seq.items.len() / 4)?;
+                if seq.kind == SeqKind::Generator && seq.spent.replace(true) {
+                    return Ok(Vec::new());
+                }
+                Ok(seq.items.clone())
+            }
+            Self::Dict(dict) => {
+                meter.check(dict.entries.len() * SLOT_BYTES)?;
+                meter.work(dict.entries.len() / 4)?;
+                Ok(dict.entries.iter().map(|(key, _)| key.clone()).collect())
+            }
+            _ => Err(Raise::new(format!("'{}' object is not iterable", self.type_name()))),
+        }
+    }
+
+    pub fn is_iterable(&self) -> bool {
+        matches!(self, Self::Undefined(_) | Self::Str(_) | Self::Seq(_) | Self::Dict(_) | Self::Loop(_))
+    }
+
+    /// Python's `==`.
+    pub fn equals(&self, other: &Self, meter: &Meter) -> Result<bool, Raise> {
+        meter.work(1)?;
+        Ok(match (self, other) {
+            (Self::Undefined(_), Self::Undefined(_)) | (Self::None, Self::None) => true,
+            (Self::Str(left), Self::Str(right)) => {
+                meter.touch(left.text.len().min(right.text.len()))?;
+                left.text == right.text
+            }
+            (Self::Seq(left), Self::Seq(right)) => {
+                if left.kind != right.kind || left.items.len() != right.items.len() {
+                    return Ok(false);
+                }
+                for (left, right) in left.items.iter().zip(&right.items) {
+                    if !left.equals(right, meter)? {
+                        return Ok(false);
+                    }
+                }
+                true
+            }
+            (Self::Dict(left), Self::Dict(right)) => {
+                if left.entries.len() != right.entries.len() {
+                    return Ok(false);
+                }
+                for (key, value) in &left.entries {
+                    match right.get(key, meter)? {
+                        Some(other) if value.equals(&other, meter)? => {}
+                        _ => return Ok(false),
+                    }
+                }
+                true
+            }
+            (Self::Namespace(left), Self::Namespace(right)) | (Self::Macro(left), Self::Macro(right)) => {
+                left == right
+            }
+            (Self::Function(left), Self::Function(right)) => left == right,
+            _ => match (self.as_int(), other.as_int(), self.as_float(), other.as_float()) {
+                (Some(left), Some(right), ..) => left == right,
+                (_, _, Some(left), Some(right)) => left == right,
+                _ => false,
+            },
+        })
+    }
+
+    /// Python's order; values of different kinds have none.
+    pub fn order(&self, other: &Self, meter: &Meter) -> Result<Ordering, Raise> {
+        meter.work(1)?;
+        match (self, other) {
+            (Self::Str(left), Self::Str(right)) => {
+                meter.touch(left.text.len().min(right.text.len()))?;
+                return Ok(left.text.cmp(&right.text));
+            }
+            (Self::Seq(left), Self::Seq(right))
+                if left.kind == right.kind && matches!(left.kind, SeqKind::List | SeqKind::Tuple) =>
+            {
+                for (left, right) in left.items.iter().zip(&right.items) {
+                    if !left.equals(right, meter)? {
+                        return left.order(right, meter);
+                    }
+                }
+                return Ok(left.items.len().cmp(&right.items.len()));
+            }
+            _ => {}
+        }
+        if let (Some(left), Some(right)) = (self.as_int(), other.as_int()) {
+            return Ok(left.cmp(&right));
+        }
+        if let (Some(left), Some(right)) = (self.as_float(), other.as_float()) {
+            return Ok(left.partial_cmp(&right).unwrap_or(Ordering::Equal));
+        }
+        for value in [self, other] {
+            if value.is_undefined() {
+                return Err(value.undefined_fault());
+            }
+        }
+        let (left, right) = (self.type_name(), other.type_name());
+        Err(Raise::new(format!("'{left}' and '{right}' cannot be ordered")))
+    }
+
+    /// Python's `in`.
+    pub fn contains(&self, item: &Self, meter: &Meter) -> Result<bool, Raise> {
+        match self {
+            Self::Str(text) => match item {
+                Self::Str(part) => {
+                    meter.touch(text.text.len() + part.text.len())?;
+                    Ok(text.text.contains(&part.text))
+                }
+                _ => Err(Raise::new(format!(
+                    "'in <string>' requires string as left operand, not {}",
+                    item.type_name()
+                ))),
+            },
+            Self::Seq(seq) => {
+                for found in &seq.items {
+                    if found.equals(item, meter)? {
+                        return Ok(true);
+                    }
+                }
+                Ok(false)
+            }
+            Self::Dict(dict) => match item {
+                Self::Dict(_) => Err(Raise::new("unhashable type: 'dict'")),
+                Self::Seq(seq) if seq.kind == SeqKind::List => Err(Raise::new("unhashable type: 'list'")),
+                _ => Ok(dict.position(item, meter)?.is_some()),
+            },
+            Self::Undefined(_) => Ok(false),
+            _ => Err(Raise::new(format!("argument of type '{}' is not iterable", self.type_name()))),
+        }
+    }
+
+    /// Appends Python's `str(self)`.
+    pub fn print(&self, out: &mut Buf) -> Result<(), Raise> {
+        match self {
+            Self::Undefined(_) => Ok(()),
+            Self::Str(text) => out.push(text.as_str()),
+            _ => self.repr(out),
+        }
+    }
+
+    /// Appends Python's `repr(self)`.
+    pub fn repr(&self, out: &mut Buf) -> Result<(), Raise> {
+        out.meter().work(1)?;
+        match self {
+            Self::Undefined(_) => out.push("Undefined"),
+            Self::None => out.push("None"),
+            Self::Bool(bool) => out.push(if *bool { "True" } else { "False" }),
+            Self::Int(int) => out.push(&int.to_string()),
+            Self::Float(float) => out.push(&text::float_repr(*float)),
+            Self::Str(text) => text::str_repr(text.as_str(), out),
+            Self::Seq(seq) => seq.repr(out),
+            Self::Dict(dict) => {
+                out.push("{")?;
+                for (at, (key, value)) in dict.entries.iter().enumerate() {
+                    out.push(if at > 0 { ", " } else { "" })?;
+                    key.repr(out)?;
+                    out.push(": ")?;
+                    value.repr(out)?;
+                }
+                out.push("}")
+            }
+            _ => Err(Raise::new(format!("a {} has no text of its own", self.type_name()))),
+        }
+    }
+
+    /// Python's `str(self)` as a value.
+    pub fn to_str(&self, meter: &Rc<Meter>) -> Result<Rc<Str>, Raise> {
+        if let Self::Str(text) = self {
+            return Ok(Rc::clone(text));
+        }
+        let mut out = meter.buf();
+        self.print(&mut out)?;
+        match out.into_value()? {
+            Self::Str(text) => Ok(text),
+            _ => Err(Raise::new("no text")),
+        }
+    }
+}
+
+impl Seq {
+    fn repr(&self, out: &mut Buf) -> Result<(), Raise> {
+        let (open, close) = match self.kind {
+            SeqKind::List => ("[", "]"),
+            SeqKind::Tuple if self.items.len() == 1 => ("(", ",)"),
+            SeqKind::Tuple => ("(", ")"),
+            SeqKind::Keys => ("dict_keys([", "])"),
+            SeqKind::Values => ("dict_values([", "])"),
+            SeqKind::Items => ("dict_items([", "])"),
+            SeqKind::Generator => return Err(Raise::new("a generator has no text: use `|list`")),
+            SeqKind::Range => return Err(Raise::new("a range has no text: use `|list`")),
+        };
+        out.push(open)?;
+        for (at, item) in self.items.iter().enumerate() {
+            out.push(if at > 0 { ", " } else { "" })?;
+            item.repr(out)?;
+        }
+        out.push(close)
+    }
+}
