@@ -206,6 +206,24 @@ pub enum Error {
         /// What the template says.
         message: String,
     },
+    /// A model folder without a chat template.
+    #[error("there is no `chat_template`: the model was not made to chat, or its template stands elsewhere")]
+    NoTemplate,
+    /// Nothing tells where an answer ends.
+    #[error("neither `eos_token` nor the chat template tells where an answer ends")]
+    NoStop,
+    /// The template does not let the assistant's text be told from the rest.
+    #[error(
+        "the chat template has no `{{% generation %}}` and lays message {message_idx} out differently once others \
+         follow, so what the assistant said cannot be told: train on conversations that end there, or mark it"
+    )]
+    NoLossMask {
+        /// Position of the assistant's message, counted from 0.
+        message_idx: usize,
+    },
+    /// A conversation that uses all characters that could mark its text.
+    #[error("the conversation holds all of U+FDD0 to U+FDEF, which are no characters: remove one")]
+    NoFreeSign,
     /// A conversation without a message.
     #[error("a conversation needs at least one message")]
     EmptyConversation,

@@ -21,6 +21,7 @@ mod value;
 use std::ops::Range;
 
 use super::json::Json;
+pub(super) use value::Marks;
 
 /// The longest template that is read, in bytes. The longest in use have 30 thousand.
 const SOURCE_BYTES: usize = 1 << 20;
@@ -69,6 +70,19 @@ pub(super) struct Program {
     pub marks_generation: bool,
 }
 
+/// What a template is given.
+#[derive(Debug, Default)]
+pub(super) struct Globals<'a> {
+    /// The caller's values.
+    pub values: Vec<(&'a str, &'a Json)>,
+    /// Special tokens by their names: these are the template's own.
+    pub tokens: Vec<(&'a str, &'a str)>,
+    /// How the caller's text is marked, if it is.
+    pub marks: Option<Marks>,
+    /// The moment that `strftime_now` tells, in seconds since 1970.
+    pub now: i64,
+}
+
 /// What was rendered.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Output {
@@ -88,9 +102,8 @@ impl Program {
         Ok(Self { body, literals, marks_generation })
     }
 
-    /// Renders with the variables of `globals`. `now` is the moment that `strftime_now` tells, in seconds since 1970.
-    pub fn render(&self, globals: &[(&str, &Json)], now: i64) -> Result<Output, Fault> {
-        on_own_stack(|| eval::render(&self.body, &self.literals, globals, now))
+    pub fn render(&self, globals: &Globals<'_>) -> Result<Output, Fault> {
+        on_own_stack(|| eval::render(&self.body, &self.literals, globals))
     }
 
     /// The literal text of the template: what stands between tags and in strings.

@@ -7,7 +7,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::jinja::{Fault, Program};
+use super::jinja::{Fault, Globals, Marks, Program};
 use super::json::Json;
 use crate::Error;
 
@@ -86,18 +86,22 @@ impl ChatTemplate {
     /// [`Error::TemplateRefuses`] if the template raises an exception of its own, [`Error::Template`] where it fails or
     /// exceeds its bounds of work, memory and output.
     pub fn render(&self, inputs: &Inputs) -> Result<RenderedText, Error> {
+        self.render_marked(inputs, None)
+    }
+
+    /// Renders with the caller's text marked, so that it can be told from the template's.
+    pub(super) fn render_marked(&self, inputs: &Inputs, marks: Option<Marks>) -> Result<RenderedText, Error> {
         let prompt = Json::Bool(inputs.add_generation_prompt);
-        let special: Vec<(&str, Json)> =
-            inputs.special.iter().map(|(name, token)| (name.as_str(), Json::Str(token.clone()))).collect();
-        let mut globals: Vec<(&str, &Json)> = vec![
+        let mut values: Vec<(&str, &Json)> = vec![
             ("messages", &inputs.messages),
             ("tools", &inputs.tools),
             ("documents", &inputs.documents),
             ("add_generation_prompt", &prompt),
         ];
-        globals.extend(special.iter().map(|(name, token)| (*name, token)));
-        globals.extend(inputs.kwargs.iter().map(|(name, value)| (name.as_str(), value)));
-        let output = self.program.render(&globals, inputs.now).map_err(error)?;
+        values.extend(inputs.kwargs.iter().map(|(name, value)| (name.as_str(), value)));
+        let tokens = inputs.special.iter().map(|(name, token)| (name.as_str(), token.as_str())).collect();
+        let globals = Globals { values, tokens, marks, now: inputs.now };
+        let output = self.program.render(&globals).map_err(error)?;
         Ok(RenderedText { text: output.text, generated: output.generated })
     }
 

@@ -1,6 +1,7 @@
 //! Conversations: layout, loss mask, order of roles, and that contents stay text.
 
 mod bounds;
+mod renderer;
 mod templates;
 
 use tokenizer::chat::{ChatFormat, JINJA, Message, Role};
@@ -90,7 +91,20 @@ fn messages_are_spelled_as_in_openai_s_interface() {
     let message: Message = serde_json::from_str(r#"{"role": "assistant", "content": "Hi"}"#).unwrap();
     assert_eq!(message, Message::new(Role::Assistant, "Hi"));
     assert_eq!(serde_json::to_string(&message).unwrap(), r#"{"role":"assistant","content":"Hi"}"#);
-    assert!(serde_json::from_str::<Message>(r#"{"role": "user", "content": "", "name": "x"}"#).is_err());
-    assert!(serde_json::from_str::<Message>(r#"{"role": "tool", "content": ""}"#).is_err());
+    for refused in [
+        r#"{"role": "user", "content": "", "nickname": "x"}"#,
+        r#"{"role": "critic", "content": ""}"#,
+        r#"{"role": "user"}"#,
+        r#"{"role": "user", "content": null}"#,
+        r#"{"role": "user", "content": "", "tool_calls": [{"function": {"name": "f", "arguments": {}}}]}"#,
+        r#"{"role": "user", "content": [{"type": "image"}]}"#,
+    ] {
+        assert!(serde_json::from_str::<Message>(refused).is_err(), "{refused}");
+    }
+    let parts =
+        r#"{"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]}"#;
+    assert_eq!(serde_json::from_str::<Message>(parts).unwrap(), Message::new(Role::User, "ab"));
+    let call = r#"{"role":"assistant","content":"","tool_calls":[{"id":"1","type":"function","function":{"name":"f","arguments":{"z":1,"a":0.5}}}]}"#;
+    assert_eq!(serde_json::to_string(&serde_json::from_str::<Message>(call).unwrap()).unwrap(), call);
     assert!(JINJA.contains("<|end|>") && JINJA.contains("<|assistant|>"));
 }

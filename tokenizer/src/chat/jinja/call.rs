@@ -186,12 +186,13 @@ impl Interp<'_> {
 
     fn char_at(&self, text: &Rc<Str>, at: usize) -> Result<Option<Value>, Raise> {
         let found = if text.is_ascii() {
-            text.as_str().get(at..at.saturating_add(1)).and_then(|one| one.chars().next())
+            text.as_str().get(at..at.saturating_add(1))
         } else {
             self.meter.touch(text.as_str().len())?;
-            text.as_str().chars().nth(at)
+            let place = text.as_str().char_indices().nth(at);
+            place.and_then(|(at, c)| text.as_str().get(at..at + c.len_utf8()))
         };
-        found.map(|c| self.meter.str(c)).transpose()
+        found.map(|part| self.meter.part(text, part)).transpose()
     }
 
     /// A method, or a field of what is no dictionary.
@@ -463,23 +464,23 @@ impl Interp<'_> {
             let strips = |c: char| chars.as_ref().map_or_else(|| is_space(c), |chars| chars.contains(&c));
             let source = if left { source.trim_start_matches(strips) } else { source };
             let source = if right { source.trim_end_matches(strips) } else { source };
-            meter.str(source)
+            meter.part(text, source)
         };
         let all = |is: fn(char) -> bool| Ok(Value::Bool(!source.is_empty() && source.chars().all(is)));
         match name {
             "strip" => strip(true, true),
             "lstrip" => strip(true, false),
             "rstrip" => strip(false, true),
-            "lower" | "casefold" => meter.str(source.to_lowercase()),
-            "upper" => meter.str(source.to_uppercase()),
-            "title" => meter.str(text::title(source)),
-            "capitalize" => meter.str(text::capitalize(source)),
-            "swapcase" => meter.str(swap_case(source)),
+            "lower" | "casefold" => meter.str(text.raw().to_lowercase()),
+            "upper" => meter.str(text.raw().to_uppercase()),
+            "title" => meter.derived(text, text::title(source)),
+            "capitalize" => meter.derived(text, text::capitalize(source)),
+            "swapcase" => meter.str(swap_case(text.raw())),
             "startswith" | "endswith" => self.affix(source, name == "startswith", given),
-            "split" | "rsplit" => self.split(source, name == "rsplit", given),
+            "split" | "rsplit" => self.split(text, name == "rsplit", given),
             "splitlines" => {
                 let lines = text::split_lines(source, given.flag(0, "keepends"));
-                let lines: Result<_, Raise> = lines.into_iter().map(|line| meter.str(line)).collect();
+                let lines: Result<_, Raise> = lines.into_iter().map(|line| meter.part(text, line)).collect();
                 meter.list(lines?)
             }
             "partition" | "rpartition" => {
@@ -494,28 +495,38 @@ impl Interp<'_> {
                     None if name == "partition" => [source, "", ""],
                     None => ["", "", source],
                 };
-                let parts: Result<_, Raise> = parts.into_iter().map(|part| meter.str(part)).collect();
+                // The separator is the template's word for it, not a part of the text.
+                let parts: Result<_, Raise> = parts
+                    .into_iter()
+                    .map(|part| if part == separator { meter.str(part) } else { meter.part(text, part) })
+                    .collect();
                 meter.seq(SeqKind::Tuple, parts?)
             }
             "replace" => {
                 let count = given.int(2, "count", -1)?;
-                self.replace(source, given.str(0, "old")?, given.str(1, "new")?, count)
+                given.str(1, "new")?;
+                let new = given.need(1, "new")?.to_str(meter)?;
+                self.replace(text, given.str(0, "old")?, &new, count)
             }
-            "removeprefix" => meter.str(source.strip_prefix(given.str(0, "prefix")?).unwrap_or(source)),
-            "removesuffix" => meter.str(source.strip_suffix(given.str(0, "suffix")?).unwrap_or(source)),
+            "removeprefix" => {
+                meter.part(text, source.strip_prefix(given.str(0, "prefix")?).unwrap_or(source))
+            }
+            "removesuffix" => {
+                meter.part(text, source.strip_suffix(given.str(0, "suffix")?).unwrap_or(source))
+            }
             "join" => {
                 let items = given.need(0, "iterable")?.items(meter)?;
                 let mut out = meter.buf();
                 for (at, item) in items.iter().enumerate() {
-                    out.push(if at > 0 { source } else { "" })?;
+                    out.push(if at > 0 { text.raw() } else { "" })?;
                     let Value::Str(item) = item else {
                         return Err(Raise::new(format!("`join` needs strings, not {}", item.type_name())));
                     };
-                    out.push(item.as_str())?;
+                    out.push(item.raw())?;
                 }
                 out.into_value()
             }
-            "format" => text::format(source, &given.positional, &given.named, meter),
+            "format" => text::format(text.raw(), &given.positional, &given.named, meter),
             "find" | "rfind" | "index" | "count" => self.find(source, name, given),
             "center" | "ljust" | "rjust" | "zfill" => self.justify(text, name, given),
             "isdigit" | "isdecimal" | "isnumeric" => all(char::is_numeric),
@@ -555,7 +566,8 @@ impl Interp<'_> {
         }
     }
 
-    fn split(&self, source: &str, from_right: bool, given: &Given) -> Result<Value, Raise> {
+    fn split(&self, text: &Str, from_right: bool, given: &Given) -> Result<Value, Raise> {
+        let source = text.as_str();
         let most = usize::try_from(given.int(1, "maxsplit", -1)?).ok();
         let most_parts = most.map_or(usize::MAX, |most| most.saturating_add(1));
         let mut parts = Vec::new();
@@ -569,15 +581,15 @@ impl Interp<'_> {
                 while !rest.is_empty() {
                     let cut = if from_right { rest.rfind(is_space) } else { rest.find(is_space) };
                     let Some(at) = cut.filter(|_| parts.len() + 1 < most_parts) else {
-                        parts.push(self.meter.str(rest)?);
+                        parts.push(self.meter.part(text, rest)?);
                         break;
                     };
                     if from_right {
                         let space = rest[at..].chars().next().map_or(1, char::len_utf8);
-                        parts.push(self.meter.str(&rest[at + space..])?);
+                        parts.push(self.meter.part(text, &rest[at + space..])?);
                         rest = rest[..at].trim_end_matches(is_space);
                     } else {
-                        parts.push(self.meter.str(&rest[..at])?);
+                        parts.push(self.meter.part(text, &rest[..at])?);
                         rest = rest[at..].trim_start_matches(is_space);
                     }
                 }
@@ -586,11 +598,11 @@ impl Interp<'_> {
                 let separator = nonempty(given.str(0, "sep")?)?;
                 if from_right {
                     for part in source.rsplitn(most_parts, separator) {
-                        parts.push(self.meter.str(part)?);
+                        parts.push(self.meter.part(text, part)?);
                     }
                 } else {
                     for part in source.splitn(most_parts, separator) {
-                        parts.push(self.meter.str(part)?);
+                        parts.push(self.meter.part(text, part)?);
                     }
                 }
             }
@@ -601,16 +613,17 @@ impl Interp<'_> {
         self.meter.list(parts)
     }
 
-    pub(super) fn replace(&self, source: &str, old: &str, new: &str, count: i128) -> Result<Value, Raise> {
+    pub(super) fn replace(&self, text: &Str, old: &str, new: &Str, count: i128) -> Result<Value, Raise> {
         let most = usize::try_from(count).unwrap_or(usize::MAX);
+        let source = text.as_str();
         let mut out = self.meter.buf();
         let mut done = 0;
         for (at, found) in source.match_indices(old).take(most) {
-            out.push(&source[done..at])?;
-            out.push(new)?;
+            out.push_part(text, &source[done..at])?;
+            out.push(new.raw())?;
             done = at + found.len();
         }
-        out.push(&source[done..])?;
+        out.push_part(text, &source[done..])?;
         out.into_value()
     }
 
@@ -654,7 +667,7 @@ impl Interp<'_> {
         let mut out = self.meter.buf();
         out.push(sign)?;
         out.repeat(fill, left)?;
-        out.push(rest)?;
+        out.push_part(text, rest)?;
         out.repeat(fill, missing - left)?;
         out.into_value()
     }

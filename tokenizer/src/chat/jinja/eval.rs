@@ -10,8 +10,7 @@ use std::rc::Rc;
 use super::ast::{Arith, Compare, Expr, For, Macro, Postfix, Stmt, StmtKind, Target};
 use super::call::Given;
 use super::value::{Buf, Loop, Meter, SeqKind, Value};
-use super::{FUEL, FUEL_PER_BYTE, Fault, HELD_BYTES, OUTPUT_BYTES, Output, Raise, text};
-use crate::chat::json::Json;
+use super::{FUEL, FUEL_PER_BYTE, Fault, Globals, HELD_BYTES, OUTPUT_BYTES, Output, Raise, text};
 
 /// The most calls of macros inside calls of macros. Templates in use need fewer than 20.
 pub(super) const MAX_CALLS: usize = 60;
@@ -19,13 +18,8 @@ pub(super) const MAX_CALLS: usize = 60;
 const MAX_LEVELS: usize = 1500;
 
 /// Renders `body`.
-pub(super) fn render(
-    body: &[Stmt],
-    literals: &[String],
-    globals: &[(&str, &Json)],
-    now: i64,
-) -> Result<Output, Fault> {
-    let meter = Meter::new();
+pub(super) fn render(body: &[Stmt], literals: &[String], globals: &Globals<'_>) -> Result<Output, Fault> {
+    let meter = Meter::new(globals.marks.clone());
     let mut interp = Interp {
         literals: Vec::with_capacity(literals.len()),
         meter: Rc::clone(&meter),
@@ -40,7 +34,7 @@ pub(super) fn render(
         level: 0,
         n_calls: 0,
         n_loops: 0,
-        now,
+        now: globals.now,
     };
     match interp.run(body, literals, globals) {
         Ok(output) => Ok(output),
@@ -85,13 +79,12 @@ pub(super) struct Interp<'t> {
 }
 
 impl<'t> Interp<'t> {
-    fn run(
-        &mut self,
-        body: &'t [Stmt],
-        literals: &[String],
-        globals: &[(&'t str, &Json)],
-    ) -> Result<Output, Raise> {
-        for (name, json) in globals {
+    fn run(&mut self, body: &'t [Stmt], literals: &[String], globals: &Globals<'t>) -> Result<Output, Raise> {
+        for (name, token) in &globals.tokens {
+            let value = self.meter.str(*token)?;
+            self.assign(name, value);
+        }
+        for (name, json) in &globals.values {
             let value = self.meter.json(json)?;
             self.assign(name, value);
         }
@@ -244,7 +237,7 @@ impl<'t> Interp<'t> {
 
     fn emit_value(&mut self, value: &Value) -> Result<(), Raise> {
         if let Value::Str(text) = value {
-            return self.emit(text.as_str());
+            return self.emit(text.raw());
         }
         let mut out = self.meter.buf();
         value.print(&mut out)?;
@@ -566,8 +559,8 @@ impl<'t> Interp<'t> {
         match (op, left, right) {
             (Arith::Add, Value::Str(left), Value::Str(right)) => {
                 let mut out = meter.buf();
-                out.push(left.as_str())?;
-                out.push(right.as_str())?;
+                out.push(left.raw())?;
+                out.push(right.raw())?;
                 out.into_value()
             }
             (Arith::Add, Value::Seq(left), Value::Seq(right))
@@ -576,7 +569,7 @@ impl<'t> Interp<'t> {
                 meter.check((left.items.len() + right.items.len()) * size_of::<Value>())?;
                 meter.seq(left.kind, left.items.iter().chain(&right.items).cloned().collect())
             }
-            (Arith::Mod, Value::Str(format), args) => text::percent(format.as_str(), args, meter),
+            (Arith::Mod, Value::Str(format), args) => text::percent(format.raw(), args, meter),
             (Arith::Mul, Value::Str(_) | Value::Seq(_), _) if right.as_int().is_some() => {
                 self.repeat(left, right)
             }
@@ -592,7 +585,7 @@ impl<'t> Interp<'t> {
         let mut out: Buf = self.meter.buf();
         match value {
             Value::Str(text) => {
-                out.repeat(text.as_str(), times)?;
+                out.repeat(text.raw(), times)?;
                 out.into_value()
             }
             Value::Seq(seq) if matches!(seq.kind, SeqKind::List | SeqKind::Tuple) => {
@@ -691,19 +684,20 @@ impl<'t> Interp<'t> {
             Value::Str(text) if step == 1 => {
                 let (from, n_chars) = (usize::try_from(start), usize::try_from((stop - start).max(0)));
                 let (from, n_chars) = (from.unwrap_or_default(), n_chars.unwrap_or_default());
-                let sliced: String = if text.is_ascii() {
-                    text.as_str().get(from..from.saturating_add(n_chars)).unwrap_or_default().to_owned()
-                } else {
-                    text.as_str().chars().skip(from).take(n_chars).collect()
+                let source = text.as_str();
+                let place = |n_chars: usize| match text.is_ascii() {
+                    true => n_chars.min(source.len()),
+                    false => source.char_indices().nth(n_chars).map_or(source.len(), |(at, _)| at),
                 };
-                self.meter.str(sliced)
+                let part = source.get(place(from)..place(from.saturating_add(n_chars))).unwrap_or_default();
+                self.meter.part(text, part)
             }
             Value::Str(text) => {
                 self.meter.check(text.as_str().len().saturating_mul(4))?;
                 let chars: Vec<char> = text.as_str().chars().collect();
                 let sliced: String =
                     places.filter_map(|at| usize::try_from(at).ok().and_then(|at| chars.get(at))).collect();
-                self.meter.str(sliced)
+                self.meter.derived(text, sliced)
             }
             Value::Seq(seq) => {
                 let items: Vec<Value> = places

@@ -8,7 +8,7 @@ use super::ast::Arith;
 use super::call::Given;
 use super::eval::Interp;
 use super::text::{self, Layout, is_space};
-use super::value::{SeqKind, Value};
+use super::value::{SeqKind, Str, Value};
 
 /// The most blanks of one level of `indent`, and of `tojson(indent=…)`.
 const MAX_INDENT: i128 = 1000;
@@ -32,6 +32,7 @@ impl Interp<'_> {
                 let text = value.as_str().ok_or_else(|| {
                     Raise::new(format!("the JSON object must be str, not {}", value.type_name()))
                 })?;
+                // What comes of it counts as the caller's, whoever wrote it.
                 text::from_json(text, &self.meter)
             }
             "string" | "safe" => Ok(Value::Str(value.to_str(&self.meter)?)),
@@ -103,35 +104,35 @@ impl Interp<'_> {
         meter.touch(source.len())?;
         match name {
             "trim" => match given.get(0, "chars") {
-                None | Some(Value::None) => meter.str(source.trim_matches(is_space)),
+                None | Some(Value::None) => meter.part(&text, source.trim_matches(is_space)),
                 Some(_) => {
                     let chars: Vec<char> = given.str(0, "chars")?.chars().collect();
                     meter.touch(chars.len().saturating_mul(source.len().min(1024)))?;
-                    meter.str(source.trim_matches(|c| chars.contains(&c)))
+                    meter.part(&text, source.trim_matches(|c| chars.contains(&c)))
                 }
             },
-            "lower" => meter.str(source.to_lowercase()),
-            "upper" => meter.str(source.to_uppercase()),
-            "title" => meter.str(jinja_title(source)),
-            "capitalize" => meter.str(text::capitalize(source)),
+            "lower" => meter.str(text.raw().to_lowercase()),
+            "upper" => meter.str(text.raw().to_uppercase()),
+            "title" => meter.derived(&text, jinja_title(source)),
+            "capitalize" => meter.derived(&text, text::capitalize(source)),
             "replace" => {
                 let (old, new) = (given.need(0, "old")?.to_str(meter)?, given.need(1, "new")?.to_str(meter)?);
-                self.replace(source, old.as_str(), new.as_str(), given.int(2, "count", -1)?)
+                self.replace(&text, old.as_str(), &new, given.int(2, "count", -1)?)
             }
-            "indent" => self.indent(source, given),
+            "indent" => self.indent(&text, given),
             "center" => {
                 let width = usize::try_from(given.int(0, "width", 80)?.max(0)).unwrap_or(usize::MAX);
                 let missing = width.saturating_sub(text.n_chars()?);
                 let left = missing / 2 + (missing & width & 1);
                 let mut out = meter.buf();
                 out.repeat(" ", left)?;
-                out.push(source)?;
+                out.push(text.raw())?;
                 out.repeat(" ", missing - left)?;
                 out.into_value()
             }
             "escape" | "e" => {
                 let mut out = meter.buf();
-                for c in source.chars() {
+                for c in text.raw().chars() {
                     match c {
                         '&' => out.push("&amp;")?,
                         '<' => out.push("&lt;")?,
@@ -154,9 +155,9 @@ impl Interp<'_> {
                         .collect();
                     meter.dict(pairs?)?
                 };
-                text::percent(source, &args, meter)
+                text::percent(text.raw(), &args, meter)
             }
-            "truncate" => self.truncate(source, given),
+            "truncate" => self.truncate(&text, given),
             _ => {
                 let words = source.split(|c: char| c != '_' && !c.is_alphanumeric());
                 Ok(Value::Int(words.filter(|word| !word.is_empty()).count() as i128))
@@ -164,7 +165,7 @@ impl Interp<'_> {
         }
     }
 
-    fn indent(&self, source: &str, given: &Given) -> Result<Value, Raise> {
+    fn indent(&self, text: &Str, given: &Given) -> Result<Value, Raise> {
         let blank = match given.get(0, "width") {
             Some(Value::Str(indent)) => indent.as_str().to_owned(),
             _ => match given.int(0, "width", 4)? {
@@ -176,19 +177,27 @@ impl Interp<'_> {
         };
         let (first, blank_lines) = (given.flag(1, "first"), given.flag(2, "blank"));
         let mut out = self.meter.buf();
+        let source = text.as_str();
+        let mut lines = text::split_lines(source, false);
         // The filter adds a line break before it splits, so a last empty line counts.
-        let source = format!("{source}\n");
-        let lines = text::split_lines(&source, false);
+        if source.is_empty()
+            || text::split_lines(source, true)
+                .last()
+                .is_some_and(|last| last.len() > lines.last().map_or(0, |line| line.len()))
+        {
+            lines.push("");
+        }
         for (at, line) in lines.iter().enumerate() {
             out.push(if at > 0 { "\n" } else { "" })?;
             let indented = if at == 0 { first } else { blank_lines || !line.is_empty() };
             out.push(if indented { &blank } else { "" })?;
-            out.push(line)?;
+            out.push_part(text, line)?;
         }
         out.into_value()
     }
 
-    fn truncate(&self, source: &str, given: &Given) -> Result<Value, Raise> {
+    fn truncate(&self, text: &Rc<Str>, given: &Given) -> Result<Value, Raise> {
+        let source = text.as_str();
         let length = usize::try_from(given.int(0, "length", 255)?.max(0)).unwrap_or(usize::MAX);
         let end = match given.get(2, "end") {
             Some(_) => given.str(2, "end")?,
@@ -197,16 +206,14 @@ impl Interp<'_> {
         let leeway = usize::try_from(given.int(3, "leeway", 5)?.max(0)).unwrap_or_default();
         let n_chars = source.chars().count();
         if n_chars <= length.saturating_add(leeway) {
-            return self.meter.str(source);
+            return Ok(Value::Str(Rc::clone(text)));
         }
-        let kept: String = source.chars().take(length.saturating_sub(end.chars().count())).collect();
-        let kept = if given.flag(1, "killwords") {
-            kept.as_str()
-        } else {
-            kept.rsplit_once(' ').map_or(kept.as_str(), |(kept, _)| kept)
-        };
+        let n_kept = length.saturating_sub(end.chars().count());
+        let kept = source.char_indices().nth(n_kept).map_or(source, |(at, _)| &source[..at]);
+        let whole_words = !given.flag(1, "killwords");
+        let kept = if whole_words { kept.rsplit_once(' ').map_or(kept, |(kept, _)| kept) } else { kept };
         let mut out = self.meter.buf();
-        out.push(kept)?;
+        out.push_part(text, kept)?;
         out.push(end)?;
         out.into_value()
     }
@@ -357,7 +364,7 @@ impl Interp<'_> {
                 let mut items = value.items(meter)?;
                 items.reverse();
                 match value {
-                    Value::Str(text) => meter.str(text.as_str().chars().rev().collect::<String>()),
+                    Value::Str(text) => meter.derived(text, text.as_str().chars().rev().collect()),
                     _ => meter.seq(SeqKind::Generator, items),
                 }
             }

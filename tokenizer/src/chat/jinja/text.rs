@@ -52,7 +52,7 @@ pub(super) fn str_repr(text: &str, out: &mut Buf) -> Result<(), Raise> {
             '\r' => done.push_str("\\r"),
             '\t' => done.push_str("\\t"),
             c if c == quote => done.extend(['\\', c]),
-            c if is_unprintable(c) => match u32::from(c) {
+            c if is_unprintable(c) && !out.meter().is_sign(c) => match u32::from(c) {
                 code @ ..=0xff => done.push_str(&format!("\\x{code:02x}")),
                 code @ ..=0xffff => done.push_str(&format!("\\u{code:04x}")),
                 code => done.push_str(&format!("\\U{code:08x}")),
@@ -85,7 +85,7 @@ pub(super) fn json(value: &Value, layout: &Layout, level: usize, out: &mut Buf) 
         Value::Bool(bool) => out.push(if *bool { "true" } else { "false" }),
         Value::Int(int) => out.push(&int.to_string()),
         Value::Float(float) => out.push(&json_float(*float)),
-        Value::Str(text) => json_str(text.as_str(), layout.ensure_ascii, out),
+        Value::Str(text) => json_str(text.raw(), layout.ensure_ascii, out),
         Value::Seq(seq) if matches!(value.type_name(), "list" | "tuple") => {
             json_items(('[', ']'), seq.items.iter(), layout, level, out, |item, out| {
                 json(item, layout, level + 1, out)
@@ -118,7 +118,7 @@ fn json_float(float: f64) -> String {
 
 fn json_key(key: &Value) -> Result<String, Raise> {
     match key {
-        Value::Str(text) => Ok(text.as_str().to_owned()),
+        Value::Str(text) => Ok(text.raw().to_owned()),
         Value::Int(int) => Ok(int.to_string()),
         Value::Float(float) => Ok(json_float(*float)),
         Value::Bool(bool) => Ok(bool.to_string()),
@@ -168,7 +168,7 @@ fn json_str(text: &str, ensure_ascii: bool, out: &mut Buf) -> Result<(), Raise> 
             '\x08' => done.push_str("\\b"),
             '\x0c' => done.push_str("\\f"),
             c if c < ' ' => done.push_str(&format!("\\u{:04x}", u32::from(c))),
-            c if ensure_ascii && !(' '..='~').contains(&c) => {
+            c if ensure_ascii && !(' '..='~').contains(&c) && !out.meter().is_sign(c) => {
                 for unit in c.encode_utf16(&mut [0; 2]) {
                     done.push_str(&format!("\\u{unit:04x}"));
                 }
@@ -268,7 +268,16 @@ fn percent_one(kind: char, spec: &str, arg: &Value, meter: &Rc<Meter>) -> Result
     }
     let text = out.into_string();
     Ok(match precision {
-        Some(n_chars) => text.chars().take(n_chars).collect(),
+        Some(n_chars) => {
+            let mut left = n_chars;
+            let mut fits = |c: char| {
+                let is_sign = meter.is_sign(c);
+                let fits = is_sign || left > 0;
+                left = left.saturating_sub(usize::from(!is_sign));
+                fits
+            };
+            text.chars().take_while(|&c| fits(c)).collect()
+        }
         None => text,
     })
 }
@@ -293,7 +302,7 @@ impl Spec {
     }
 
     fn pad(&self, text: &str, out: &mut Buf) -> Result<(), Raise> {
-        let missing = self.width.saturating_sub(text.chars().count());
+        let missing = self.width.saturating_sub(text.chars().filter(|&c| !out.meter().is_sign(c)).count());
         let mut fill_buf = [0; 4];
         let fill: &str = self.fill.unwrap_or(' ').encode_utf8(&mut fill_buf);
         let left = match self.align {

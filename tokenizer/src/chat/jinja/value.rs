@@ -13,6 +13,7 @@ use std::rc::Rc;
 
 use super::Raise;
 use super::text;
+use crate::chat::Role;
 use crate::chat::json::Json;
 
 /// The most levels to which lists and dictionaries nest: more than JSON is read to (128).
@@ -29,13 +30,65 @@ pub(super) struct Meter {
     live: Cell<usize>,
     live_limit: Cell<usize>,
     fuel: Cell<u64>,
+    marks: Option<Marks>,
+}
+
+/// How the caller's text is told from the template's.
+///
+/// `sign` is a character that occurs in neither. It is put before each of the caller's strings and after each of its
+/// characters in `firsts`, so that no special token can be spelled with one of the caller's characters, also not
+/// together with what the template puts around it or by what the template cuts out. Operators, methods and filters do
+/// not see the sign; it only travels along to the output.
+#[derive(Clone, Debug)]
+pub(in crate::chat) struct Marks {
+    pub sign: char,
+    pub firsts: Vec<char>,
+}
+
+impl Marks {
+    fn mark(&self, text: &str) -> String {
+        let mut marked = String::with_capacity(text.len() + 8);
+        marked.push(self.sign);
+        for c in text.chars() {
+            marked.push(c);
+            if self.firsts.contains(&c) {
+                marked.push(self.sign);
+            }
+        }
+        marked
+    }
 }
 
 impl Meter {
     /// Without bounds: the caller's own values are not the template's.
-    pub fn new() -> Rc<Self> {
-        let meter = Self { live: Cell::new(0), live_limit: Cell::new(usize::MAX), fuel: Cell::new(u64::MAX) };
-        Rc::new(meter)
+    pub fn new(marks: Option<Marks>) -> Rc<Self> {
+        let (live_limit, fuel) = (Cell::new(usize::MAX), Cell::new(u64::MAX));
+        Rc::new(Self { live: Cell::new(0), live_limit, fuel, marks })
+    }
+
+    /// Whether `c` is the sign of the caller's text.
+    pub fn is_sign(&self, c: char) -> bool {
+        self.marks.as_ref().is_some_and(|marks| marks.sign == c)
+    }
+
+    /// A string of the caller's.
+    pub fn marked(self: &Rc<Self>, text: &str) -> Result<Value, Raise> {
+        match &self.marks {
+            Some(marks) => self.str(marks.mark(text)),
+            None => self.str(text),
+        }
+    }
+
+    /// `made` is what `from` became.
+    pub fn derived(self: &Rc<Self>, from: &Str, made: String) -> Result<Value, Raise> {
+        if from.plain.is_some() { self.marked(&made) } else { self.str(made) }
+    }
+
+    /// A part of `text.as_str()` as a string.
+    pub fn part(self: &Rc<Self>, text: &Str, part: &str) -> Result<Value, Raise> {
+        let mut out = self.buf();
+        out.push_part(text, part)?;
+        out.into_value()
     }
 
     /// From here on, `bytes` more may be held and `steps` of work be done.
@@ -90,10 +143,13 @@ impl Meter {
 
     pub fn str(self: &Rc<Self>, text: impl Into<String>) -> Result<Value, Raise> {
         let text: String = text.into();
-        let bytes = OBJECT_BYTES + text.len();
+        let sign = self.marks.as_ref().map(|marks| marks.sign).filter(|&sign| text.contains(sign));
+        let plain = sign.map(|sign| Plain::new(&text, sign));
+        let bytes = OBJECT_BYTES + text.len() + plain.as_ref().map_or(0, Plain::n_bytes);
         self.charge(bytes)?;
         let n_chars = Cell::new(if text.is_ascii() { Some(text.len()) } else { None });
-        Ok(Value::Str(Rc::new(Str { text, n_chars, charged: Charged { bytes, meter: Rc::clone(self) } })))
+        let charged = Charged { bytes, meter: Rc::clone(self) };
+        Ok(Value::Str(Rc::new(Str { text, plain, n_chars, charged })))
     }
 
     pub fn seq(self: &Rc<Self>, kind: SeqKind, items: Vec<Value>) -> Result<Value, Raise> {
@@ -139,7 +195,7 @@ impl Meter {
             Json::Bool(bool) => Ok(Value::Bool(*bool)),
             Json::Int(int) => Ok(Value::Int(*int)),
             Json::Float(float) => Ok(Value::Float(*float)),
-            Json::Str(text) => self.str(text.as_str()),
+            Json::Str(text) => self.marked(text),
             Json::List(items) => {
                 let items: Result<_, _> = items.iter().map(|item| self.json(item)).collect();
                 self.list(items?)
@@ -147,10 +203,20 @@ impl Meter {
             Json::Dict(entries) => {
                 let pairs: Result<_, Raise> = entries
                     .iter()
-                    .map(|(key, value)| Ok((self.str(key.as_str())?, self.json(value)?)))
+                    .map(|(key, value)| Ok((self.marked(key)?, self.entry(key, value)?)))
                     .collect();
                 self.dict(pairs?)
             }
+        }
+    }
+
+    /// A role is no text of the caller's but one of a few words, of which templates make tokens.
+    fn entry(self: &Rc<Self>, key: &str, value: &Json) -> Result<Value, Raise> {
+        match value.as_str() {
+            Some(role) if key == "role" && Role::ALL.iter().any(|known| known.name() == role) => {
+                self.str(role)
+            }
+            _ => self.json(value),
         }
     }
 
@@ -180,6 +246,21 @@ impl Buf {
         self.meter.touch(text.len())?;
         self.text.push_str(text);
         Ok(())
+    }
+
+    /// Appends a part of `text.as_str()`, with its marks.
+    pub fn push_part(&mut self, text: &Str, part: &str) -> Result<(), Raise> {
+        let (Some(plain), Some(marks)) = (&text.plain, &self.meter.marks) else { return self.push(part) };
+        if part.is_empty() {
+            return Ok(());
+        }
+        // `part` lies in `plain.text`, so the difference of their addresses is its place.
+        let start = (part.as_ptr() as usize).saturating_sub(plain.text.as_ptr() as usize);
+        let (start, end) =
+            (plain.raw_place(start, marks.sign), plain.raw_place(start + part.len(), marks.sign));
+        let sign = marks.sign;
+        self.push(sign.encode_utf8(&mut [0; 4]))?;
+        self.push(text.text.get(start..end).unwrap_or_default())
     }
 
     /// Appends `text` `times` times.
@@ -241,14 +322,55 @@ pub(super) enum Value {
 }
 
 pub(super) struct Str {
+    /// With the marks of what is the caller's.
     text: String,
+    /// Without, if there are any.
+    plain: Option<Plain>,
     /// Counted on first use.
     n_chars: Cell<Option<usize>>,
     charged: Charged,
 }
 
+/// A marked string as the template sees it.
+struct Plain {
+    text: String,
+    /// The places in `text` before which a sign was taken out, in order.
+    signs: Vec<usize>,
+}
+
+impl Plain {
+    fn new(marked: &str, sign: char) -> Self {
+        let mut plain = Self { text: String::with_capacity(marked.len()), signs: Vec::new() };
+        for piece in marked.split_inclusive(sign) {
+            match piece.strip_suffix(sign) {
+                Some(piece) => {
+                    plain.text.push_str(piece);
+                    plain.signs.push(plain.text.len());
+                }
+                None => plain.text.push_str(piece),
+            }
+        }
+        plain
+    }
+
+    fn n_bytes(&self) -> usize {
+        self.text.capacity() + self.signs.capacity() * size_of::<usize>()
+    }
+
+    /// The place in the marked text, after all signs that stand there.
+    fn raw_place(&self, place: usize, sign: char) -> usize {
+        place + sign.len_utf8() * self.signs.partition_point(|&at| at <= place)
+    }
+}
+
 impl Str {
+    /// The text that the template sees.
     pub fn as_str(&self) -> &str {
+        self.plain.as_ref().map_or(&self.text, |plain| &plain.text)
+    }
+
+    /// The text with its marks: what is to be printed and joined.
+    pub fn raw(&self) -> &str {
         &self.text
     }
 
@@ -258,7 +380,7 @@ impl Str {
             return Ok(n_chars);
         }
         self.charged.meter.touch(self.text.len())?;
-        let n_chars = self.text.chars().count();
+        let n_chars = self.as_str().chars().count();
         self.n_chars.set(Some(n_chars));
         Ok(n_chars)
     }
@@ -313,7 +435,7 @@ impl Dict {
                 if self.entries.len() > SMALL_DICT {
                     for (at, (key, _)) in self.entries.iter().enumerate().skip(from) {
                         if let Value::Str(key) = key {
-                            self.index.insert(key.text.clone(), at);
+                            self.index.insert(key.as_str().to_owned(), at);
                         }
                     }
                 }
@@ -477,7 +599,13 @@ impl Value {
     pub fn items(&self, meter: &Rc<Meter>) -> Result<Vec<Value>, Raise> {
         match self {
             Self::Undefined(_) => Ok(Vec::new()),
-            Self::Str(text) => text.as_str().chars().map(|c| meter.str(c)).collect(),
+            Self::Str(text) => {
+                let source = text.as_str();
+                source
+                    .char_indices()
+                    .map(|(at, c)| meter.part(text, &source[at..at + c.len_utf8()]))
+                    .collect()
+            }
             Self::Seq(seq) => {
                 meter.check(seq.items.len() * SLOT_BYTES)?;
                 meter.work(seq.items.len() / 4)?;
@@ -506,7 +634,7 @@ impl Value {
             (Self::Undefined(_), Self::Undefined(_)) | (Self::None, Self::None) => true,
             (Self::Str(left), Self::Str(right)) => {
                 meter.touch(left.text.len().min(right.text.len()))?;
-                left.text == right.text
+                left.as_str() == right.as_str()
             }
             (Self::Seq(left), Self::Seq(right)) => {
                 if left.kind != right.kind || left.items.len() != right.items.len() {
@@ -549,7 +677,7 @@ impl Value {
         match (self, other) {
             (Self::Str(left), Self::Str(right)) => {
                 meter.touch(left.text.len().min(right.text.len()))?;
-                return Ok(left.text.cmp(&right.text));
+                return Ok(left.as_str().cmp(right.as_str()));
             }
             (Self::Seq(left), Self::Seq(right))
                 if left.kind == right.kind && matches!(left.kind, SeqKind::List | SeqKind::Tuple) =>
@@ -584,7 +712,7 @@ impl Value {
             Self::Str(text) => match item {
                 Self::Str(part) => {
                     meter.touch(text.text.len() + part.text.len())?;
-                    Ok(text.text.contains(&part.text))
+                    Ok(text.as_str().contains(part.as_str()))
                 }
                 _ => Err(Raise::new(format!(
                     "'in <string>' requires string as left operand, not {}",
@@ -613,7 +741,7 @@ impl Value {
     pub fn print(&self, out: &mut Buf) -> Result<(), Raise> {
         match self {
             Self::Undefined(_) => Ok(()),
-            Self::Str(text) => out.push(text.as_str()),
+            Self::Str(text) => out.push(text.raw()),
             _ => self.repr(out),
         }
     }
@@ -627,7 +755,7 @@ impl Value {
             Self::Bool(bool) => out.push(if *bool { "True" } else { "False" }),
             Self::Int(int) => out.push(&int.to_string()),
             Self::Float(float) => out.push(&text::float_repr(*float)),
-            Self::Str(text) => text::str_repr(text.as_str(), out),
+            Self::Str(text) => text::str_repr(text.raw(), out),
             Self::Seq(seq) => seq.repr(out),
             Self::Dict(dict) => {
                 out.push("{")?;

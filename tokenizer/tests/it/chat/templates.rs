@@ -1,7 +1,7 @@
 //! The templates of 35 model families render as Python's jinja2 renders them.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 use tokenizer::chat::json::Json;
@@ -15,6 +15,32 @@ struct Fixture {
     cases: BTreeMap<String, Json>,
     /// For each template and case the length and hash of the text, or nothing where Python raises.
     expected: BTreeMap<String, Option<BTreeMap<String, Option<(usize, String)>>>>,
+}
+
+/// The folder of templates, if this machine has it.
+pub fn assets() -> Option<PathBuf> {
+    let folder =
+        std::env::var_os("FLINT_ASSETS").map(|assets| PathBuf::from(assets).join("suites/chat-templates"));
+    if folder.is_none() {
+        eprintln!("skipped: set FLINT_ASSETS to the folder with suites/chat-templates");
+    }
+    folder
+}
+
+fn committed() -> Fixture {
+    serde_json::from_str(&std::fs::read_to_string(fixture("chat/templates.json")).unwrap()).unwrap()
+}
+
+/// The files of the templates.
+pub fn names(assets: &Path) -> Vec<String> {
+    assert!(assets.is_dir(), "{}", assets.display());
+    committed().expected.into_keys().collect()
+}
+
+/// The conversations by name.
+pub fn cases() -> Vec<(String, Inputs)> {
+    let Fixture { now, cases, .. } = committed();
+    cases.into_iter().map(|(name, case)| (name, inputs(&case, now))).collect()
 }
 
 fn inputs(case: &Json, now: i64) -> Inputs {
@@ -39,15 +65,11 @@ fn fnv(text: &str) -> String {
 
 #[test]
 fn real_templates_render_as_jinja2_renders_them() {
-    let Some(assets) = std::env::var_os("FLINT_ASSETS").map(PathBuf::from) else {
-        eprintln!("skipped: set FLINT_ASSETS to the folder with suites/chat-templates");
-        return;
-    };
-    let text = std::fs::read_to_string(fixture("chat/templates.json")).unwrap();
-    let fixture: Fixture = serde_json::from_str(&text).unwrap();
+    let Some(assets) = assets() else { return };
+    let fixture = committed();
     let (mut n_texts, mut n_errors, mut wrong) = (0, 0, Vec::new());
     for (name, cases) in &fixture.expected {
-        let source = std::fs::read_to_string(assets.join("suites/chat-templates").join(name)).unwrap();
+        let source = std::fs::read_to_string(assets.join(name)).unwrap();
         let template = match (ChatTemplate::new(&source), cases) {
             (Ok(template), Some(_)) => template,
             (Err(_), None) => continue,
@@ -63,10 +85,6 @@ fn real_templates_render_as_jinja2_renders_them() {
                     n_texts += 1;
                     if rendered.text.len() != *len || fnv(&rendered.text) != *hash {
                         wrong.push(format!("{name} {case}: {} bytes, not {len}", rendered.text.len()));
-                        if let Some(folder) = std::env::var_os("FLINT_CHAT_OUT") {
-                            let file = PathBuf::from(folder).join(format!("{name} {case}"));
-                            std::fs::write(file, &rendered.text).unwrap();
-                        }
                     }
                 }
                 (Err(_), None) => n_errors += 1,
