@@ -1,5 +1,8 @@
 """Makes tokenizer/tests/fixtures/chat/templates.json: what jinja2 renders, as `transformers` sets it up.
 
+Also tokenizer/tests/fixtures/chat/snippets.json, from snippets.txt beside it: for each line, a template whose `\\n` is
+a line break, what it renders with the VARIABLES, or null.
+
 Run with a Python that has jinja2 and transformers:
 
     python tools/chat_templates.py ASSETS            # writes the fixture
@@ -19,6 +22,7 @@ from transformers.utils import chat_template_utils
 
 NOW = 1_721_995_200  # 2024-07-26 12:00:00 UTC
 OUT = pathlib.Path(__file__).parent.parent / "tokenizer/tests/fixtures/chat/templates.json"
+SNIPPETS = OUT.with_name("snippets.txt")
 
 TOOLS = [
     {
@@ -145,6 +149,36 @@ def cases():
             yield f"{name}+prompt" if prompt else name, inputs
 
 
+VARIABLES = {
+    "s": " Hello, Wörld! ",
+    "e": "",
+    "u": "naïve 日本 🙂",
+    "q": "it's \"q\"\n\t\\\x07\u00a0\u200b",
+    "n": None,
+    "i": 7,
+    "f": 2.5,
+    "t": True,
+    "l": [3, 1, 2],
+    "w": ["b", "A", "c", "a"],
+    "d": {"b": 1, "a": [1, {"x": None}], "C": "é<>&'"},
+    "m": [{"role": "user", "k": {"v": 2}, "c": "x"}, {"role": "tool", "k": {"v": 1}, "c": ""}, {"role": "user", "k": {}}],
+}
+
+
+def snippets():
+    compiled = []
+    for line in SNIPPETS.read_text("utf-8").splitlines():
+        try:
+            template = chat_template_utils._compile_jinja_template(line.replace("\\n", "\n"))
+            compiled.append([line, render(template, VARIABLES)])
+        except Exception:
+            compiled.append([line, None])
+    fixture = {"variables": VARIABLES, "snippets": compiled}
+    text = json.dumps(fixture, ensure_ascii=False, indent=0)
+    SNIPPETS.with_suffix(".json").write_text(text + "\n", "utf-8")
+    print(f"{len(compiled)} snippets of which {sum(text is None for _, text in compiled)} raise")
+
+
 def fnv(data):
     digest = 0xCBF29CE484222325
     for byte in data:
@@ -172,6 +206,7 @@ def main():
         compiled = chat_template_utils._compile_jinja_template((folder / sys.argv[3]).read_text("utf-8"))
         sys.stdout.write(render(compiled, dict(cases())[sys.argv[4]]))
         return
+    snippets()
     expected = {}
     n_errors = 0
     for path in sorted(folder.glob("*.jinja")):

@@ -2,6 +2,7 @@
 
 mod bounds;
 mod renderer;
+mod snippets;
 mod templates;
 
 use tokenizer::chat::{ChatFormat, JINJA, Message, Role};

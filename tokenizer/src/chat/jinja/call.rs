@@ -206,6 +206,7 @@ impl Interp<'_> {
             },
             Value::Dict(_) => DICT_METHODS,
             Value::Loop(state) => return self.loop_field(state, name),
+            Value::Macro(at) if name == "name" => return self.meter.str(self.macro_name(*at)).map(Some),
             Value::Namespace(at) => {
                 let fields = self.namespaces.get(*at);
                 let found = fields.and_then(|fields| fields.iter().find(|(found, _)| found == name));

@@ -392,6 +392,10 @@ impl<'t> Interp<'t> {
         Ok(value)
     }
 
+    pub(super) fn macro_name(&self, at: usize) -> &'t str {
+        self.macros.get(at).map_or("", |(def, _)| &def.name)
+    }
+
     /// Assigns a macro's parameters.
     fn bind(&mut self, def: &'t Macro, given: Given) -> Result<(), Raise> {
         let Given { mut positional, mut named } = given;

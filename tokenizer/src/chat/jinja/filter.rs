@@ -227,7 +227,13 @@ impl Interp<'_> {
                     Value::Str(text) => {
                         let text = text.as_str().trim_matches(is_space).replace('_', "");
                         let base = u32::try_from(given.int(1, "base", 10)?).unwrap_or(10).clamp(2, 36);
-                        match (i128::from_str_radix(&text, base), text.parse::<f64>()) {
+                        let digits = match base {
+                            16 => text.strip_prefix("0x").or_else(|| text.strip_prefix("0X")),
+                            8 => text.strip_prefix("0o").or_else(|| text.strip_prefix("0O")),
+                            2 => text.strip_prefix("0b").or_else(|| text.strip_prefix("0B")),
+                            _ => None,
+                        };
+                        match (i128::from_str_radix(digits.unwrap_or(&text), base), text.parse::<f64>()) {
                             (Ok(int), _) => Value::Int(int),
                             (_, Ok(float)) if float.abs() < 1e30 => Value::Int(float as i128),
                             _ => default,
@@ -262,6 +268,9 @@ impl Interp<'_> {
                 let places = i32::try_from(given.int(0, "precision", 0)?).unwrap_or(0).clamp(-300, 300);
                 let scale = 10f64.powi(places);
                 let rounded = match given.get(1, "method").and_then(Value::as_str) {
+                    None | Some("common") if value.as_int().is_some() && places >= 0 => {
+                        return Ok(value.clone());
+                    }
                     Some("ceil") => (float * scale).ceil() / scale,
                     Some("floor") => (float * scale).floor() / scale,
                     _ => {

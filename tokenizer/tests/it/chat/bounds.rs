@@ -3,6 +3,7 @@
 //! Each template runs in a process of its own, this test binary once more, so that an abort is seen as one and the peak
 //! of its memory is its own.
 
+use proptest::prelude::*;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -254,6 +255,217 @@ fn hostile() -> Vec<(&'static str, String, &'static str)> {
         ("open comment", text("{# "), "not closed"),
         ("stray end", text("{% endif %}"), "unknown or out of place"),
     ]
+}
+
+/// Pieces of templates, among them the places where the reader looks ahead.
+const PIECES: &[&str] = &[
+    "{{",
+    "}}",
+    "{%",
+    "%}",
+    "{#",
+    "#}",
+    "{{-",
+    "-}}",
+    "{%-",
+    "-%}",
+    "{%+",
+    "+%}",
+    "\n",
+    " ",
+    "é",
+    "\u{a0}",
+    "🙂",
+    "'",
+    "\"",
+    "\\",
+    "\\x",
+    "\\u12",
+    "'a'",
+    "'é\\n'",
+    "s",
+    "l",
+    "d",
+    "n",
+    "zz",
+    "loop",
+    "0",
+    "1",
+    "-1",
+    "2",
+    "1.5",
+    "1e",
+    "1.",
+    "0x",
+    "0b1_",
+    "9999999999999999999999999999999999999999",
+    "+",
+    "-",
+    "*",
+    "**",
+    "/",
+    "//",
+    "%",
+    "~",
+    "==",
+    "<",
+    "in",
+    "not",
+    "is",
+    "and",
+    "or",
+    "if",
+    "else",
+    "elif",
+    "endif",
+    "for",
+    "endfor",
+    "set",
+    "endset",
+    "macro",
+    "endmacro",
+    "call",
+    "endcall",
+    "raw",
+    "endraw",
+    "filter",
+    "endfilter",
+    "with",
+    "endwith",
+    "generation",
+    "endgeneration",
+    "break",
+    "continue",
+    "(",
+    ")",
+    "[",
+    "]",
+    "{",
+    "}",
+    ",",
+    ":",
+    "|",
+    ".",
+    "=",
+    ";",
+    "x",
+    "f",
+    "f()",
+    "range",
+    "namespace",
+    "dict",
+    "raise_exception",
+    "strftime_now",
+    "[::-1]",
+    "[1:]",
+    "[-9:9:2]",
+    ".split",
+    ".strip",
+    ".replace",
+    ".format",
+    ".items",
+    ".get",
+    ".center",
+    ".partition",
+    ".splitlines",
+    "upper",
+    "tojson",
+    "join",
+    "indent",
+    "truncate",
+    "map",
+    "select",
+    "selectattr",
+    "batch",
+    "slice",
+    "sort",
+    "groupby",
+    "int",
+    "round",
+    "format",
+    "replace",
+    "title",
+    "first",
+    "last",
+    "list",
+    "dictsort",
+    "unique",
+    "length",
+    "default",
+    "defined",
+    "string",
+    "{{ s",
+    "{{ l",
+    "{{ u|",
+    "{% if s %}",
+    "{% endif %}",
+    "{% for x in l %}",
+    "{% endfor %}",
+    "{% set x = ",
+    "'%s' % ",
+    "'{}'.format(",
+    "'{:>3}'.format(u)",
+    "u",
+    "u[1:3]",
+    "u.find('日')",
+    "'%c%5.1f' % 1",
+    "'%(' % d",
+    "'{a' ",
+    "'{0!r}'.format(1)",
+    "u.split('日')",
+];
+
+fn pieces() -> impl Strategy<Value = String> {
+    let piece = prop::sample::select(PIECES).prop_map(str::to_owned);
+    let soup = prop::collection::vec(piece.clone(), 0..30).prop_map(|pieces| pieces.concat());
+    let expr =
+        prop::collection::vec(piece, 1..12).prop_map(|pieces| format!("{{{{ {} }}}}", pieces.join(" ")));
+    prop_oneof![soup, expr, "\\PC{0,20}"]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(2000))]
+
+    #[test]
+    fn no_template_panics(source in pieces()) {
+        let variables = r#"{"s": " a b ", "u": "naïve 日本🙂", "l": [3, 1, "x"], "d": {"a": 1, "é": [null]}, "n": null}"#;
+        let Ok(Json::Dict(kwargs)) = Json::parse(variables) else { panic!("an object") };
+        let inputs = Inputs { kwargs, ..Inputs::default() };
+        // An error is as good as a text.
+        if let Ok(template) = ChatTemplate::new(&source) {
+            let _ = template.render(&inputs);
+        }
+    }
+}
+
+#[test]
+fn long_conversations_stay_within_the_bounds() {
+    let Some(assets) = super::templates::assets() else { return };
+    let mut messages = Vec::new();
+    for turn in 0..1000 {
+        for role in ["user", "assistant"] {
+            let fields = [("role", role.to_owned()), ("content", format!("{turn} <think>").repeat(60))];
+            let fields = fields.map(|(name, value)| (name.to_owned(), Json::Str(value)));
+            messages.push(Json::Dict(fields.to_vec()));
+        }
+    }
+    let special = [("bos_token", "<s>"), ("eos_token", "</s>")];
+    let inputs = Inputs {
+        messages: Json::List(messages),
+        special: special.map(|(name, token)| (name.to_owned(), token.to_owned())).to_vec(),
+        ..Inputs::default()
+    };
+    for name in super::templates::names(&assets) {
+        let template = ChatTemplate::new(&std::fs::read_to_string(assets.join(&name)).unwrap()).unwrap();
+        let start = Instant::now();
+        // One of the templates cannot do without tools, in Python neither.
+        match template.render(&inputs) {
+            Ok(rendered) => {
+                println!("{name}: {} ms for {} bytes", start.elapsed().as_millis(), rendered.text.len());
+            }
+            Err(error) => assert!(error.to_string().contains("object is not iterable"), "{name}: {error}"),
+        }
+    }
 }
 
 /// The most memory that this process has held, in kB, if the system tells.
