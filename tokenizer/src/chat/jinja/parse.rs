@@ -484,7 +484,15 @@ impl Parser {
         };
         let mut chain = Vec::new();
         self.postfixes(&mut chain)?;
-        while filters {
+        if filters {
+            self.filters_and_tests(&mut chain)?;
+        }
+        Ok(if chain.is_empty() { base } else { Expr::Postfix(Box::new(base), chain) })
+    }
+
+    /// Filters and tests, and calls of what they give.
+    fn filters_and_tests(&mut self, chain: &mut Vec<Postfix>) -> Result<(), Fault> {
+        loop {
             if self.skip_op("|") {
                 chain.push(self.filter()?);
             } else if self.skip_name("is") {
@@ -492,10 +500,9 @@ impl Parser {
             } else if self.is_op("(") {
                 chain.push(Postfix::Call(self.args()?));
             } else {
-                break;
+                return Ok(());
             }
         }
-        Ok(if chain.is_empty() { base } else { Expr::Postfix(Box::new(base), chain) })
     }
 
     /// Attributes, items and calls, which bind before filters.

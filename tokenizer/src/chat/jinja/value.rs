@@ -114,7 +114,12 @@ impl Meter {
         }
     }
 
-    /// Pays for touching `bytes` bytes.
+    /// Pays for copying `bytes` bytes, which is cheap: some templates gather their whole text in one string.
+    fn copy(&self, bytes: usize) -> Result<(), Raise> {
+        self.work(1 + bytes / 256)
+    }
+
+    /// Pays for looking at `bytes` bytes one by one.
     pub fn touch(&self, bytes: usize) -> Result<(), Raise> {
         self.work(1 + bytes / 32)
     }
@@ -132,7 +137,7 @@ impl Meter {
 
     pub fn charge(&self, bytes: usize) -> Result<(), Raise> {
         self.check(bytes)?;
-        self.touch(bytes)?;
+        self.copy(bytes)?;
         self.live.set(self.live.get() + bytes);
         Ok(())
     }
@@ -144,6 +149,7 @@ impl Meter {
     pub fn str(self: &Rc<Self>, text: impl Into<String>) -> Result<Value, Raise> {
         let text: String = text.into();
         let sign = self.marks.as_ref().map(|marks| marks.sign).filter(|&sign| text.contains(sign));
+        self.copy(if sign.is_some() { 4 * text.len() } else { 0 })?;
         let plain = sign.map(|sign| Plain::new(&text, sign));
         let bytes = OBJECT_BYTES + text.len() + plain.as_ref().map_or(0, Plain::n_bytes);
         self.charge(bytes)?;
@@ -243,7 +249,7 @@ pub(super) struct Buf {
 impl Buf {
     pub fn push(&mut self, text: &str) -> Result<(), Raise> {
         self.meter.check(self.text.len() + text.len())?;
-        self.meter.touch(text.len())?;
+        self.meter.copy(text.len())?;
         self.text.push_str(text);
         Ok(())
     }
