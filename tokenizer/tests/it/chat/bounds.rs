@@ -3,6 +3,8 @@
 //! Each template runs in a process of its own, this test binary once more, so that an abort is seen as one and the peak
 //! of its memory is its own.
 
+#![allow(clippy::print_stdout, reason = "the figures of each template are what the test is run for")]
+
 use proptest::prelude::*;
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -233,8 +235,7 @@ fn hostile() -> Vec<(&'static str, String, &'static str)> {
         ("long source", many("x", 2 << 20), "limit"),
         (
             "many names",
-            many("{% set aX = 1 %}", 1).repeat(1)
-                + &(0..40_000).map(|i| format!("{{% set a{i}=1 %}}")).collect::<String>(),
+            text("") + &(0..40_000).map(|i| format!("{{% set a{i}=1 %}}")).collect::<String>(),
             "",
         ),
         ("long sum", text("{{ 1") + &many("+1", 400_000) + " }}{{ 'a' * 10**9 }}", "intermediate"),
@@ -468,6 +469,15 @@ fn long_conversations_stay_within_the_bounds() {
     }
 }
 
+/// Processor time of this process, which other programs do not lengthen as they do the clock's; in hundredths of a
+/// second, the unit of Linux's `/proc`.
+fn cpu_time() -> Option<Duration> {
+    let stat = std::fs::read_to_string("/proc/self/stat").ok()?;
+    let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
+    let ticks: u64 = fields.get(11)?.parse::<u64>().ok()? + fields.get(12)?.parse::<u64>().ok()?;
+    Some(Duration::from_millis(ticks * 10))
+}
+
 /// The most memory that this process has held, in kB, if the system tells.
 fn peak_kb() -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
@@ -484,7 +494,7 @@ fn hostile_templates_end_as_errors() {
         let start = Instant::now();
         let inputs = Inputs { messages: Json::List(Vec::new()), ..Inputs::default() };
         let ended = ChatTemplate::new(&source).and_then(|template| template.render(&inputs));
-        let time = start.elapsed();
+        let time = cpu_time().unwrap_or_else(|| start.elapsed());
         let peak = peak_kb().unwrap_or_default();
         let message = match &ended {
             Ok(rendered) => format!("{} bytes", rendered.text.len()),

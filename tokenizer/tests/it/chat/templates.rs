@@ -1,5 +1,7 @@
 //! The templates of 35 model families render as Python's jinja2 renders them.
 
+#![allow(clippy::print_stderr, reason = "a test that skips says so")]
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
@@ -14,8 +16,11 @@ struct Fixture {
     now: i64,
     cases: BTreeMap<String, Json>,
     /// For each template and case the length and hash of the text, or nothing where Python raises.
-    expected: BTreeMap<String, Option<BTreeMap<String, Option<(usize, String)>>>>,
+    expected: BTreeMap<String, Option<Digests>>,
 }
+
+/// For each case the length and hash of the text.
+type Digests = BTreeMap<String, Option<(usize, String)>>;
 
 /// The folder of templates, if this machine has it.
 pub fn assets() -> Option<PathBuf> {
