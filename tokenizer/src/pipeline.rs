@@ -7,6 +7,7 @@ use std::ops::Range;
 
 use crate::Split;
 use crate::added::{AddedTokens, Part};
+use crate::bpe::Bpe;
 use crate::model::{Model, Scratch};
 use crate::normalizer::{Normalized, Normalizer};
 use crate::pretokenizer::PreTokenizer;
@@ -29,6 +30,15 @@ pub(crate) enum AnyNormalizer {
     SentencePiece(SentencePieceNormalizer),
 }
 
+/// How a text begins, and how it is read.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Start {
+    /// Whether nothing stands before it: some pre-tokenizers put a space there.
+    pub is_first: bool,
+    /// Whether special tokens that it spells count.
+    pub parse_special: bool,
+}
+
 /// A token and the bytes of the original text that it came from.
 pub(crate) type Placed = (u32, Range<usize>);
 
@@ -46,8 +56,8 @@ impl Pipeline {
             Part::Token { id, .. } => ids.push(id),
             Part::Text(range) => {
                 let is_first = range.start == 0;
-                match (&self.model, self.split()) {
-                    (Model::Bytes(bpe), Some(split)) if !self.added.has_normalized() => {
+                match self.plain_bytes() {
+                    Some((bpe, split)) => {
                         let text = self.normalizer.plain(&text[range]);
                         bpe.encode(split, &text, &mut scratch.bytes, ids);
                     }
@@ -73,7 +83,7 @@ impl Pipeline {
     pub(crate) fn encode_offsets(
         &self,
         text: &str,
-        parse_special: bool,
+        Start { is_first: starts_text, parse_special }: Start,
         bytes: &TokenBytes,
         scratch: &mut Scratch,
         out: &mut Vec<Placed>,
@@ -81,7 +91,19 @@ impl Pipeline {
         self.added.split_raw(text, parse_special, |part| match part {
             Part::Token { id, range } => out.push((id, range)),
             Part::Text(range) => {
-                let (is_first, base) = (range.start == 0, range.start);
+                let (is_first, base) = (starts_text && range.start == 0, range.start);
+                if let Some((bpe, split)) = self.plain_bytes()
+                    && matches!(self.normalizer, AnyNormalizer::None)
+                {
+                    let (mut ids, mut at) = (Vec::new(), base);
+                    bpe.encode(split, &text[range], &mut scratch.bytes, &mut ids);
+                    out.extend(ids.into_iter().map(|id| {
+                        let start = at;
+                        at += bytes.n_bytes(id);
+                        (id, start..at)
+                    }));
+                    return;
+                }
                 let mut normalized = Normalized::with_origins(&text[range]);
                 self.normalizer.normalize(&mut normalized);
                 let place = |text: &Normalized<'_>, range| {
@@ -105,9 +127,12 @@ impl Pipeline {
         });
     }
 
-    /// The split that is all that happens between normalizer and model.
-    fn split(&self) -> Option<Split> {
-        self.pre_tokenizer.as_ref().and_then(PreTokenizer::known_split)
+    /// Byte-level BPE and the published split that is all that happens between normalizer and model.
+    fn plain_bytes(&self) -> Option<(&Bpe, Split)> {
+        match (&self.model, self.pre_tokenizer.as_ref().and_then(PreTokenizer::known_split)) {
+            (Model::Bytes(bpe), Some(split)) if !self.added.has_normalized() => Some((bpe, split)),
+            _ => None,
+        }
     }
 
     /// Cuts a normalized text into added tokens and pieces for the model.

@@ -13,7 +13,7 @@ use crate::decoding::Decoding;
 use crate::definition::{Definition, Merges, ModelDef};
 use crate::hash::Fnv;
 use crate::model::{Model, Scratch};
-use crate::pipeline::Pipeline;
+use crate::pipeline::{Pipeline, Start};
 use crate::stream::DecodeStream;
 use crate::vocab::Vocab;
 
@@ -117,10 +117,20 @@ impl Tokenizer {
             tokens.extend(around.prefix.iter().map(none(0)));
         }
         let mut scratch = self.scratch();
-        pipeline.encode_offsets(text, options.parse_special, &decoding.bytes, &mut scratch, &mut tokens);
+        let start = Start { is_first: true, parse_special: options.parse_special };
+        pipeline.encode_offsets(text, start, &decoding.bytes, &mut scratch, &mut tokens);
         if options.add_special {
             tokens.extend(around.suffix.iter().map(none(text.len())));
         }
+        tokens
+    }
+
+    /// The tokens of a part of a text, between special tokens; `is_first` if it starts the text.
+    pub(crate) fn encode_section(&self, text: &str, is_first: bool) -> Vec<(u32, Range<usize>)> {
+        let Inner { pipeline, decoding, .. } = &*self.inner;
+        let (mut tokens, mut scratch) = (Vec::new(), self.scratch());
+        let start = Start { is_first, parse_special: false };
+        pipeline.encode_offsets(text, start, &decoding.bytes, &mut scratch, &mut tokens);
         tokens
     }
 

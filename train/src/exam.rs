@@ -83,7 +83,7 @@ fn ask<B: FusedOps>(
     tokenizer: &Tokenizer,
     session: &mut Session<'_, B>,
 ) -> Result<Answer, Error> {
-    let Some((Message { role: Role::Assistant, content }, asked)) = messages.split_last() else {
+    let Some((Message { role: Role::Assistant, content, .. }, asked)) = messages.split_last() else {
         return Err(Error::Data(format!("{name}: an exam's conversations end with the assistant's answer")));
     };
     let prompt = format.render(tokenizer, asked, true)?.ids;

@@ -247,7 +247,7 @@ impl ChatFormat {
             let len = special.map_or_else(|| rest.chars().next().map_or(1, char::len_utf8), |(len, _)| len);
             at += len;
             if special.is_some() || at == text.len() {
-                for (id, range) in plain_tokens(tokenizer, &plain) {
+                for (id, range) in tokenizer.encode_section(&plain, rendered.ids.is_empty()) {
                     let start = places.get(range.start).copied().unwrap_or(at);
                     let end = places.get(range.end.saturating_sub(1)).map_or(at, |place| place + 1);
                     push(id, start..end, &mut rendered);
@@ -299,18 +299,6 @@ fn special(tokenizer: &Tokenizer) -> Vec<(String, u32)> {
         tokenizer.special_tokens().map(|(token, id)| (token.to_owned(), id)).collect();
     special.sort_by_key(|(token, _)| std::cmp::Reverse(token.len()));
     special
-}
-
-/// The tokens of plain text with their bytes. Tokens of byte-level models are the bytes that they stand for, one after
-/// the other.
-fn plain_tokens(tokenizer: &Tokenizer, text: &str) -> Vec<(u32, Range<usize>)> {
-    let mut at = 0;
-    let place = |id: u32| {
-        let start = at;
-        at += tokenizer.token_bytes(id).map_or(0, <[u8]>::len);
-        (id, start..at)
-    };
-    tokenizer.encode(text).into_iter().map(place).collect()
 }
 
 /// Checks that every message stands where its role may in our own layout.
