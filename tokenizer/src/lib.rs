@@ -38,6 +38,7 @@ pub mod chat;
 pub mod train;
 
 mod definition;
+mod description;
 mod file;
 
 mod alphabet;

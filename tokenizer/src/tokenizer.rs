@@ -274,6 +274,11 @@ impl Tokenizer {
         self.inner.def.special.bos
     }
 
+    /// The ids that the file wants before and after a text: what [`EncodeOptions::add_special`] adds.
+    pub fn around(&self) -> (&[u32], &[u32]) {
+        (&self.inner.around.prefix, &self.inner.around.suffix)
+    }
+
     /// The Jinja source of the chat template, if the file has one.
     pub fn chat_template(&self) -> Option<&str> {
         self.inner.def.chat_template.as_deref()

@@ -64,7 +64,8 @@ pub struct TokenizerConfig {
     /// The most ids, special tokens and bytes included.
     #[serde(default = "vocab_size")]
     pub vocab_size: usize,
-    /// How BPE cuts text into words. Default: GPT-4's way.
+    /// How BPE cuts text into words: `gpt2`, `gpt4`, `nanochat`, `qwen2`, `o200k`, `tekken` or `deepseek`.
+    /// Default: GPT-4's way.
     #[serde(default = "gpt4")]
     pub split: Split,
     /// Characters or pairs rarer than this get no id of their own. Default 1 for characters, 2 for BPE.
@@ -257,6 +258,12 @@ impl RunConfig {
                 &self.name,
                 "letters, digits, `-`, `_` and `.`, not first a `.`",
             ));
+        }
+        if !matches!(self.tokenizer.kind, Kind::Bpe | Kind::Char) && self.tokenizer.file.is_none() {
+            let why = "a run trains `bpe` or `char`; train others with `flint tokenizer train` and name the file \
+                       in `tokenizer.file`";
+            let kind = format!("{:?}", self.tokenizer.kind).to_lowercase();
+            return Err(Error::config("tokenizer.kind", kind, why));
         }
         // The vocabulary's size may still come from the tokenizer.
         let vocab_size = if self.model.vocab_size == 0 { 1 } else { self.model.vocab_size };

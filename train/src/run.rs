@@ -210,7 +210,8 @@ fn trainer(config: &TokenizerConfig) -> Trainer {
     let trainer = Trainer::new(config.kind, config.vocab_size).with_chat_tokens();
     let (trainer, default) = match config.kind {
         Kind::Char => (trainer, 1),
-        Kind::Bpe => (trainer.with_split(config.split), 2),
+        // The trainer refuses the kinds that it does not train.
+        _ => (trainer.with_split(config.split), 2),
     };
     trainer.with_min_frequency(config.min_frequency.unwrap_or(default))
 }

@@ -83,18 +83,7 @@ impl Source {
 /// # Errors
 /// A path that does not exist or gives no file, by name; text and conversations in one config.
 pub fn find(config: &DataConfig) -> Result<(Vec<Source>, usize), Error> {
-    let mut sources = Vec::new();
-    for path in &config.paths {
-        let before = sources.len();
-        expand(path, &config.extensions, &mut sources)?;
-        if sources.len() == before {
-            let filter = match config.extensions.is_empty() {
-                true => String::new(),
-                false => format!(" with extension {}", config.extensions.join(" or ")),
-            };
-            return Err(Error::Data(format!("`{path}` holds no file{filter}")));
-        }
-    }
+    let mut sources = list(&config.paths, &config.extensions)?;
     if let Some(other) = sources.iter().find(|s| s.is_conversations() != sources[0].is_conversations()) {
         let why = "one phase learns from plain text or from conversations (.jsonl), not from both";
         return Err(Error::Data(format!("{why}: `{}` and `{}`", sources[0].name(), other.name())));
@@ -108,6 +97,27 @@ pub fn find(config: &DataConfig) -> Result<(Vec<Source>, usize), Error> {
     });
     let n_left_out = n_found - sources.len();
     Ok((sources, n_left_out))
+}
+
+/// All sources behind the paths: files, what folders and globs hold, and embedded texts. In folders and globs only files
+/// with one of the extensions count, if any is given.
+///
+/// # Errors
+/// A path that does not exist or gives no file, by name.
+pub fn list(paths: &[String], extensions: &[String]) -> Result<Vec<Source>, Error> {
+    let mut sources = Vec::new();
+    for path in paths {
+        let before = sources.len();
+        expand(path, extensions, &mut sources)?;
+        if sources.len() == before {
+            let filter = match extensions.is_empty() {
+                true => String::new(),
+                false => format!(" with extension {}", extensions.join(" or ")),
+            };
+            return Err(Error::Data(format!("`{path}` holds no file{filter}")));
+        }
+    }
+    Ok(sources)
 }
 
 fn expand(path: &str, extensions: &[String], sources: &mut Vec<Source>) -> Result<(), Error> {
