@@ -1,9 +1,16 @@
 //! The command line: verbs and flags as plain values.
 
+mod tokenizer;
+
 use std::path::PathBuf;
 
 use clap::{Args as ClapArgs, Parser, Subcommand};
 use model::backend::Kind;
+
+pub use tokenizer::{
+    Color, CorpusArgs, DocumentKind, SpecialArgs, Tokenizer, TokenizerDecode, TokenizerEncode, TokenizerEval,
+    TokenizerInspect, TokenizerTrain, VocabularyKind,
+};
 
 /// Train, run and serve language models on your own machine.
 #[derive(Debug, Parser)]
@@ -179,79 +186,6 @@ pub struct Logits {
     /// NumPy file to write: float32 [positions, vocabulary]
     #[arg(short, long, value_name = "FILE")]
     pub out: PathBuf,
-}
-
-/// `flint tokenizer`
-#[derive(Debug, Subcommand)]
-pub enum Tokenizer {
-    /// Train a vocabulary
-    Train(TokenizerTrain),
-    /// Text to ids
-    Encode(TokenizerEncode),
-    /// Ids to text
-    Decode(TokenizerDecode),
-}
-
-/// `flint tokenizer train`
-#[derive(Debug, ClapArgs)]
-pub struct TokenizerTrain {
-    /// Text files, folders or globs
-    #[arg(required = true)]
-    pub files: Vec<String>,
-
-    /// Most ids, special tokens and bytes included
-    #[arg(long, default_value_t = 32_768, value_name = "N")]
-    pub vocab_size: usize,
-
-    /// How text is cut into words: gpt2 or gpt4
-    #[arg(long, default_value = "gpt4", value_name = "NAME")]
-    pub split: String,
-
-    /// One id per character instead of byte pairs
-    #[arg(long, conflicts_with = "split")]
-    pub char: bool,
-
-    /// Where to write `tokenizer.json`
-    #[arg(short, long, value_name = "FILE")]
-    pub out: PathBuf,
-}
-
-/// `flint tokenizer encode`
-#[derive(Debug, ClapArgs)]
-pub struct TokenizerEncode {
-    /// `tokenizer.json`, or a model or run folder
-    pub tokenizer: PathBuf,
-
-    /// Text file [default: stdin]
-    pub file: Option<PathBuf>,
-
-    /// One array of ids
-    #[arg(long)]
-    pub json: bool,
-
-    /// One JSON string a line in, one array of ids a line out
-    #[arg(long, conflicts_with = "json")]
-    pub jsonl: bool,
-
-    /// Add no beginning or end token (these tokenizers add none anyway)
-    #[arg(long)]
-    pub no_special: bool,
-
-    /// Special tokens that the text spells become their ids; without it they stay text
-    #[arg(long)]
-    pub parse_special: bool,
-}
-
-/// `flint tokenizer decode`
-#[derive(Debug, ClapArgs)]
-pub struct TokenizerDecode {
-    /// `tokenizer.json`, or a model or run folder
-    pub tokenizer: PathBuf,
-
-    /// One array of ids a line in, one JSON string a line out; without it, ids between spaces or commas
-    /// in, the text out
-    #[arg(long)]
-    pub jsonl: bool,
 }
 
 /// `flint bench`

@@ -32,12 +32,9 @@ pub fn model<B: FusedOps>(dir: &Path, device: &B::Device) -> Result<Transformer<
     weights::load(dir, device).context("cannot open the model")
 }
 
-/// Reads the tokenizer: a file, or `tokenizer.json` in a model or run folder.
+/// Reads the tokenizer: a file of any format, or what a model or run folder has.
 pub fn tokenizer(path: &Path) -> Result<Tokenizer> {
-    let file = match path.is_dir() {
-        true if path.join("tokenizer.json").is_file() => path.join("tokenizer.json"),
-        true => path.join("model").join("tokenizer.json"),
-        false => path.to_owned(),
-    };
-    Tokenizer::load(&file).context("cannot open the tokenizer")
+    let in_run = path.join("model");
+    let is_run = !path.join("tokenizer.json").is_file() && in_run.join("tokenizer.json").is_file();
+    Tokenizer::load(if is_run { &in_run } else { path }).context("cannot open the tokenizer")
 }

@@ -4,6 +4,7 @@
 //! the only place that prints. Everything that computes lives in the crates below.
 
 mod args;
+mod bar;
 mod commands;
 mod config;
 mod dashboard;

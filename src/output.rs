@@ -44,6 +44,17 @@ pub fn is_interactive() -> bool {
     io::stdout().is_terminal() && io::stderr().is_terminal()
 }
 
+/// Whether to color stdout if nobody says otherwise.
+pub fn wants_color() -> bool {
+    io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
+}
+
+/// Columns of the terminal; a customary number where there is none.
+pub fn width() -> usize {
+    let columns = ratatui::crossterm::terminal::size().map_or(0, |(columns, _)| usize::from(columns));
+    if io::stdout().is_terminal() && columns > 0 { columns } else { 100 }
+}
+
 /// Whether the reader of stdout went away, which is no error (`flint … | head`).
 pub fn is_broken_pipe(error: &anyhow::Error) -> bool {
     let kind =

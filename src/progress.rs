@@ -75,6 +75,11 @@ pub fn time(seconds: f64) -> String {
     }
 }
 
+/// The time that some work took, exact if it was short.
+pub fn seconds(seconds: f64) -> String {
+    if seconds < 10.0 { format!("{seconds:.2} s") } else { time(seconds) }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

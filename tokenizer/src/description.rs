@@ -70,6 +70,9 @@ mod tests {
             assert_eq!(tokenizer.truncation(), None);
         }
         let chars = Trainer::new(Kind::Char, 300).train(["a text"]).unwrap();
-        assert_eq!((chars.split(), chars.parts()), (None, vec![("decoder", "ByteFallback, Fuse".to_owned())]));
+        assert_eq!(
+            (chars.split(), chars.parts()),
+            (None, vec![("decoder", "ByteFallback, Fuse".to_owned())])
+        );
     }
 }

@@ -1,0 +1,370 @@
+//! Documents from files, folders, globs and stdin, one after the other: a corpus is never in memory as a whole.
+//!
+//! What is left out is remembered, and [`Seen::report`] says it. Text that is not UTF-8 is left out: in a folder it is
+//! an image or a program, from which a vocabulary learns nothing good.
+
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, Read};
+use std::path::Path;
+
+use anyhow::{Context, Result, bail};
+use serde_json::Value;
+use train::data::source::{self, Source};
+
+use crate::args::{CorpusArgs, DocumentKind};
+use crate::commands::Common;
+
+/// Bytes up to which a file is read at once.
+const AT_ONCE: u64 = 8 << 20;
+
+/// Where text comes from, and how it is cut into documents.
+pub struct Corpus {
+    inputs: Vec<Input>,
+    kind: Option<DocumentKind>,
+    field: String,
+}
+
+/// A stream of bytes.
+pub enum Input {
+    /// The standard input.
+    Stdin,
+    /// A file or an embedded text.
+    Source(Source),
+}
+
+/// A document, or with [`DocumentKind::Jsonl`] the line that has it: many threads parse faster than one.
+pub struct Document {
+    content: String,
+    /// File and number of the line, if it is JSON.
+    json: Option<(usize, u64)>,
+}
+
+/// What was met while reading.
+#[derive(Debug, Default)]
+pub struct Seen {
+    /// Bytes read.
+    pub n_bytes: u64,
+    /// Documents without any visible character, which were left out.
+    pub n_blank: u64,
+    /// Documents that are not UTF-8, which were left out.
+    pub n_not_utf8: u64,
+    /// Where the first of them is.
+    first_not_utf8: Option<String>,
+}
+
+impl Corpus {
+    /// Finds the files.
+    pub fn find(paths: &[String], args: &CorpusArgs) -> Result<Self> {
+        let mut inputs = Vec::new();
+        for path in paths {
+            match path.as_str() {
+                "-" => inputs.push(Input::Stdin),
+                _ => inputs
+                    .extend(source::list(std::slice::from_ref(path), &[])?.into_iter().map(Input::Source)),
+            }
+        }
+        Ok(Self { inputs, kind: args.documents, field: args.field.clone() })
+    }
+
+    /// The streams in order.
+    pub fn inputs(&self) -> &[Input] {
+        &self.inputs
+    }
+
+    /// Bytes in all, if that is known.
+    pub fn n_bytes(&self) -> Option<u64> {
+        self.inputs.iter().map(Input::n_bytes).sum()
+    }
+
+    /// What a document of this input is.
+    pub fn kind(&self, input: &Input) -> DocumentKind {
+        let guess = if input.name().ends_with(".jsonl") { DocumentKind::Jsonl } else { DocumentKind::File };
+        self.kind.unwrap_or(guess)
+    }
+
+    /// All documents, from the first on.
+    pub fn documents(&self) -> Documents<'_> {
+        let inputs = 0..self.inputs.len();
+        Documents { corpus: self, inputs, lines: None, long: None, cuts_long: false, seen: Seen::default() }
+    }
+
+    /// The text of a document.
+    pub fn text(&self, document: Document) -> Result<String> {
+        let Some((input_idx, line)) = document.json else { return Ok(document.content) };
+        let place = || format!("{}, line {line}", self.inputs[input_idx].name());
+        match serde_json::from_str(&document.content).with_context(place)? {
+            Value::String(text) => Ok(text),
+            Value::Object(mut object) => match object.remove(&self.field) {
+                Some(Value::String(text)) => Ok(text),
+                Some(_) => bail!("{}: `{}` is no string", place(), self.field),
+                None => {
+                    let names = object.keys().map(String::as_str).collect::<Vec<_>>().join("`, `");
+                    bail!("{}: no field `{}`; name one of `{names}` with --field", place(), self.field)
+                }
+            },
+            _ => bail!("{}: neither an object nor a string", place()),
+        }
+    }
+}
+
+impl Input {
+    /// For messages.
+    pub fn name(&self) -> String {
+        match self {
+            Self::Stdin => "stdin".to_owned(),
+            Self::Source(source) => source.name(),
+        }
+    }
+
+    /// Whether all of it is best not held in memory: large, or a pipe of unknown size.
+    pub fn is_large(&self) -> bool {
+        self.n_bytes().is_none_or(|n_bytes| n_bytes > AT_ONCE)
+    }
+
+    /// A file that can be read twice, which a pipe cannot.
+    fn regular_file(&self) -> Option<(&Path, u64)> {
+        match self {
+            Self::Source(Source::File(path, n_bytes)) if path.is_file() => Some((path, *n_bytes)),
+            _ => None,
+        }
+    }
+
+    fn n_bytes(&self) -> Option<u64> {
+        match self {
+            Self::Source(source @ Source::Embedded(..)) => Some(source.bytes()),
+            _ => self.regular_file().map(|(_, n_bytes)| n_bytes),
+        }
+    }
+
+    /// Opens the stream.
+    pub fn open(&self) -> Result<Box<dyn Read + Send>> {
+        Ok(match self {
+            Self::Stdin => Box::new(io::stdin()),
+            Self::Source(Source::Embedded(_, text)) => Box::new(text.as_bytes()),
+            Self::Source(Source::File(path, _)) => {
+                Box::new(File::open(path).with_context(|| format!("cannot read {}", path.display()))?)
+            }
+        })
+    }
+}
+
+/// Reads documents one by one.
+pub struct Documents<'a> {
+    corpus: &'a Corpus,
+    /// Inputs that are not begun.
+    inputs: std::ops::Range<usize>,
+    lines: Option<Lines>,
+    /// The input that comes in parts, and its index.
+    long: Option<(Long, usize)>,
+    /// Whether files too large to be read at once come in parts.
+    cuts_long: bool,
+    /// What was met so far.
+    pub seen: Seen,
+}
+
+/// An input that is read line by line.
+struct Lines {
+    reader: BufReader<Box<dyn Read + Send>>,
+    input_idx: usize,
+    is_json: bool,
+    n_lines: u64,
+}
+
+/// A file that is read part by part.
+struct Long {
+    reader: Box<dyn Read + Send>,
+    /// What was read and not given out: always behind the last place to cut.
+    rest: Vec<u8>,
+}
+
+impl Documents<'_> {
+    /// Gives large files in parts, each of which but the first begins with a space: for SentencePiece's models, whose
+    /// pieces begin there too, this changes nothing.
+    pub fn in_parts(self) -> Self {
+        Self { cuts_long: true, ..self }
+    }
+
+    /// Reads this input alone, and adds to what was seen.
+    pub fn only(self, input_idx: usize, seen: Seen) -> Self {
+        Self { inputs: input_idx..input_idx + 1, seen, ..self }
+    }
+
+    /// The next document or part.
+    pub fn next(&mut self) -> Result<Option<Document>> {
+        loop {
+            if let Some(document) = self.next_part()? {
+                return Ok(Some(document));
+            }
+            if let Some(document) = self.next_line()? {
+                return Ok(Some(document));
+            }
+            let Some(input_idx) = self.inputs.next() else { return Ok(None) };
+            if let Some(document) = self.begin(input_idx)? {
+                return Ok(Some(document));
+            }
+        }
+    }
+
+    /// Opens an input; the document, if all of it is one.
+    fn begin(&mut self, input_idx: usize) -> Result<Option<Document>> {
+        let input = &self.corpus.inputs[input_idx];
+        let kind = self.corpus.kind(input);
+        if kind != DocumentKind::File {
+            let reader = BufReader::with_capacity(1 << 20, input.open()?);
+            self.lines = Some(Lines { reader, input_idx, is_json: kind == DocumentKind::Jsonl, n_lines: 0 });
+            return Ok(None);
+        }
+        if let (true, Some((path, n_bytes))) = (self.cuts_long, input.regular_file())
+            && n_bytes > AT_ONCE
+        {
+            if self.seen.accepts(path, n_bytes)? {
+                self.long = Some((Long { reader: input.open()?, rest: Vec::new() }, input_idx));
+            }
+            return Ok(None);
+        }
+        let mut bytes = Vec::new();
+        input.open()?.read_to_end(&mut bytes).with_context(|| format!("cannot read {}", input.name()))?;
+        self.seen.n_bytes += bytes.len() as u64;
+        Ok(self.seen.text(bytes, || input.name()).map(|content| Document { content, json: None }))
+    }
+
+    fn next_line(&mut self) -> Result<Option<Document>> {
+        let Some(lines) = &mut self.lines else { return Ok(None) };
+        let input = &self.corpus.inputs[lines.input_idx];
+        loop {
+            let mut line = Vec::new();
+            let n_read = lines.reader.read_until(b'\n', &mut line);
+            let n_read = n_read.with_context(|| format!("cannot read {}", input.name()))?;
+            if n_read == 0 {
+                self.lines = None;
+                return Ok(None);
+            }
+            self.seen.n_bytes += n_read as u64;
+            lines.n_lines += 1;
+            let place = || format!("line {} of {}", lines.n_lines, input.name());
+            if let Some(content) = self.seen.text(trim_end_of_line(line), place) {
+                let json = lines.is_json.then_some((lines.input_idx, lines.n_lines));
+                return Ok(Some(Document { content, json }));
+            }
+        }
+    }
+
+    fn next_part(&mut self) -> Result<Option<Document>> {
+        let Some((long, input_idx)) = &mut self.long else { return Ok(None) };
+        let input = &self.corpus.inputs[*input_idx];
+        let part = long.next().with_context(|| format!("cannot read {}", input.name()))?;
+        match part {
+            Some(content) => {
+                self.seen.n_bytes += content.len() as u64;
+                Ok(Some(Document { content, json: None }))
+            }
+            None => {
+                self.long = None;
+                Ok(None)
+            }
+        }
+    }
+}
+
+impl Long {
+    /// The text up to the last space that is in memory. A text without spaces is one part.
+    fn next(&mut self) -> io::Result<Option<String>> {
+        loop {
+            let room = AT_ONCE.max(self.rest.len() as u64);
+            let n_read = self.reader.by_ref().take(room).read_to_end(&mut self.rest)? as u64;
+            // Before a space, so a character is never cut either.
+            let cut = self.rest.iter().rposition(|&byte| byte == b' ').filter(|&at| at > 0);
+            let part = match cut {
+                _ if n_read < room => std::mem::take(&mut self.rest),
+                Some(at) => {
+                    let rest = self.rest.split_off(at);
+                    std::mem::replace(&mut self.rest, rest)
+                }
+                None => continue,
+            };
+            let not_utf8 = |_| io::Error::new(io::ErrorKind::InvalidData, "it changed and is not UTF-8 now");
+            return match part.is_empty() {
+                true => Ok(None),
+                false => String::from_utf8(part).map(Some).map_err(not_utf8),
+            };
+        }
+    }
+}
+
+impl Seen {
+    /// The bytes as text, if they are a document.
+    fn text(&mut self, bytes: Vec<u8>, place: impl FnOnce() -> String) -> Option<String> {
+        match String::from_utf8(bytes) {
+            Ok(text) if text.trim().is_empty() => {
+                self.n_blank += 1;
+                None
+            }
+            Ok(text) => Some(text),
+            Err(error) => {
+                let at = error.utf8_error().valid_up_to();
+                self.leave_out(format!("{}, byte {at}", place()));
+                None
+            }
+        }
+    }
+
+    /// Whether all of an input is UTF-8, if it can be read twice.
+    pub fn accepts_input(&mut self, input: &Input) -> Result<bool> {
+        input.regular_file().map_or(Ok(true), |(path, n_bytes)| self.accepts(path, n_bytes))
+    }
+
+    /// Whether all of a large file is UTF-8. It is read for that alone: counts cannot be taken back, and reading is
+    /// cheap beside counting.
+    fn accepts(&mut self, path: &Path, n_bytes: u64) -> Result<bool> {
+        let found = File::open(path).and_then(first_not_utf8);
+        let Some(at) = found.with_context(|| format!("cannot read {}", path.display()))? else {
+            return Ok(true);
+        };
+        self.n_bytes += n_bytes;
+        self.leave_out(format!("{}, byte {at}", path.display()));
+        Ok(false)
+    }
+
+    fn leave_out(&mut self, place: String) {
+        self.n_not_utf8 += 1;
+        self.first_not_utf8.get_or_insert(place);
+    }
+
+    /// Says what was left out.
+    pub fn report(&self, common: Common) {
+        if let Some(first) = &self.first_not_utf8 {
+            let n = self.n_not_utf8;
+            common.note(&format!("{n} documents are not UTF-8 and were left out, the first is {first}"));
+        }
+        if self.n_blank > 0 {
+            common.note(&format!("{} documents are empty and were left out", self.n_blank));
+        }
+    }
+}
+
+/// The place of the first byte that is not UTF-8.
+fn first_not_utf8(mut reader: impl Read) -> io::Result<Option<u64>> {
+    let (mut buffer, mut start) = (Vec::new(), 0);
+    loop {
+        let n_read = reader.by_ref().take(1 << 20).read_to_end(&mut buffer)?;
+        let (n_valid, is_wrong) = match std::str::from_utf8(&buffer) {
+            Ok(_) => (buffer.len(), false),
+            // At the end of the buffer a character may go on.
+            Err(error) => (error.valid_up_to(), n_read == 0 || error.error_len().is_some()),
+        };
+        if is_wrong {
+            return Ok(Some(start + n_valid as u64));
+        }
+        if n_read == 0 {
+            return Ok(None);
+        }
+        start += n_valid as u64;
+        buffer.drain(..n_valid);
+    }
+}
+
+/// A line without its end.
+fn trim_end_of_line(mut line: Vec<u8>) -> Vec<u8> {
+    line.pop_if(|byte| *byte == b'\n').and_then(|_| line.pop_if(|byte| *byte == b'\r'));
+    line
+}
