@@ -1,5 +1,7 @@
 //! A progress bar with the time left, drawn on stderr if that is a terminal.
 
+use std::time::Duration;
+
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 /// What is counted.
@@ -29,6 +31,16 @@ impl Bar {
         let style = ProgressStyle::with_template(template).expect("a template of ours");
         let bar = ProgressBar::with_draw_target(total, target);
         Self(bar.with_style(style).with_message(what))
+    }
+
+    /// Something that moves, for work of unknown length.
+    pub fn busy(what: &'static str, is_quiet: bool) -> Self {
+        let bar = Self::new(what, Unit::Items, None, is_quiet);
+        bar.0.set_style(
+            ProgressStyle::with_template("{msg} {spinner} {elapsed}").expect("a template of ours"),
+        );
+        bar.0.enable_steady_tick(Duration::from_millis(100));
+        bar
     }
 
     /// Shows that `done` units are done.

@@ -42,12 +42,40 @@ impl Stop {
         self.armed.swap(true, Ordering::Relaxed)
     }
 
+    /// Ends the program if a signal came and the work did not end within `grace`, after `say`. Only for work that leaves
+    /// nothing behind, whenever it ends; until what is returned is dropped.
+    pub fn insist(&self, grace: Duration, say: impl FnOnce() + Send + 'static) -> Insistence {
+        let (stop, is_over) = (self.clone(), Arc::new(AtomicBool::new(false)));
+        let insistence = Insistence(is_over.clone());
+        std::thread::spawn(move || {
+            while !is_over.load(Ordering::Relaxed) {
+                std::thread::sleep(Duration::from_millis(20));
+                let Some(code) = stop.exit_code() else { continue };
+                std::thread::sleep(grace);
+                if !is_over.load(Ordering::Relaxed) {
+                    say();
+                    std::process::exit(code.into());
+                }
+            }
+        });
+        insistence
+    }
+
     /// The exit code that says by which signal the program ended, if one came.
     pub fn exit_code(&self) -> Option<u8> {
         match self.signal.load(Ordering::Relaxed) {
             0 => None,
             signal => Some(exit_code(signal as i32) as u8),
         }
+    }
+}
+
+/// The time in which [`Stop::insist`] may end the program; ends when dropped.
+pub struct Insistence(Arc<AtomicBool>);
+
+impl Drop for Insistence {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
     }
 }
 

@@ -1,5 +1,8 @@
 //! The program as people use it: small models trained, stopped, killed, damaged and resumed.
 
+#[path = "run/tokenizer.rs"]
+mod tokenizer;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::Write;

@@ -3,12 +3,13 @@
 //! Tokens stand in a row, their ids below them. Spaces and line ends are made visible, and so are characters that would
 //! steer the terminal: text may come from anyone.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use anyhow::Result;
 use ratatui::text::Line;
 use serde_json::{Value, json};
-use tokenizer::{EncodeOptions, Tokenizer};
+use tokenizer::{EncodeOptions, Split, Tokenizer};
 
 use super::Common;
 use crate::args::{Color, TokenizerInspect};
@@ -165,71 +166,85 @@ fn visible(bytes: &[u8]) -> String {
 /// Characters that take no room or turn the direction of writing.
 fn is_invisible(c: char) -> bool {
     matches!(c, '\u{ad}' | '\u{61c}' | '\u{180e}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}')
-        || matches!(c, '\u{2060}'..='\u{206f}' | '\u{feff}' | '\u{fff9}'..='\u{fffb}' | '\u{e0000}'..='\u{e007f}')
+        || matches!(c, '\u{2060}'..='\u{206f}' | '\u{fe00}'..='\u{fe0f}' | '\u{feff}' | '\u{fff9}'..='\u{fffb}' | '\u{e0000}'..='\u{e007f}')
         || c.is_whitespace()
 }
 
 fn describe(tokenizer: &Tokenizer, args: &TokenizerInspect) -> Result<()> {
-    let token = |id: u32| tokenizer.id_to_token(id).unwrap_or_default();
-    let special: Vec<(&str, u32)> = tokenizer.special_tokens().collect();
-    let (before, after) = tokenizer.around();
-    let kind = format!("{:?}", tokenizer.kind()).to_lowercase();
-    let n_tokens =
-        (0..tokenizer.vocab_size() as u32).filter(|&id| tokenizer.id_to_token(id).is_some()).count();
     if args.json {
-        let named = |id: u32| json!({"id": id, "token": token(id)});
-        let around = |ids: &[u32]| ids.iter().map(|&id| named(id)).collect::<Vec<_>>();
-        return Ok(output::json(&json!({
-            "kind": kind,
-            "vocab_size": tokenizer.vocab_size(),
-            "tokens": n_tokens,
-            "special_tokens": special.iter().map(|&(_, id)| named(id)).collect::<Vec<_>>(),
-            "split": tokenizer.split().map(tokenizer::Split::name),
-            "parts": tokenizer.parts().into_iter().collect::<std::collections::BTreeMap<_, _>>(),
-            "before": around(before),
-            "after": around(after),
-            "bos": tokenizer.bos_id().map(named),
-            "eos": tokenizer.eos_id().map(named),
-            "truncation": tokenizer.truncation(),
-            "has_chat_template": tokenizer.chat_template().is_some(),
-            "hash": format!("{:016x}", tokenizer.hash()),
-        }))?);
+        return Ok(output::json(&description_in_json(tokenizer))?);
     }
-    let named = |ids: &[u32]| match ids {
-        [] => "nothing".to_owned(),
-        ids => ids.iter().map(|&id| visible_name(token(id), id)).collect::<Vec<_>>().join(", "),
-    };
-    let ids: Vec<u32> = special.iter().map(|&(_, id)| id).collect();
-    let more = match ids.len().saturating_sub(MOST_LISTED) {
-        0 => String::new(),
-        n => format!(" and {n} more"),
-    };
-    let mut lines = vec![
-        ("kind", kind),
-        ("ids", tokenizer.vocab_size().to_string()),
-        ("tokens", n_tokens.to_string()),
-        ("special", format!("{}: {}{more}", ids.len(), named(&ids[..ids.len().min(MOST_LISTED)]))),
-        ("split", tokenizer.split().map_or("none of the published ones", tokenizer::Split::name).to_owned()),
-    ];
-    lines.extend(tokenizer.parts());
-    lines.extend([
-        ("before a text", named(before)),
-        ("after a text", named(after)),
-        ("end of text", named(tokenizer.eos_id().as_slice())),
-        ("chat template", if tokenizer.chat_template().is_some() { "yes" } else { "no" }.to_owned()),
-        (
-            "truncation",
-            tokenizer.truncation().map_or("none".to_owned(), |n| format!("{n} tokens, not applied")),
-        ),
-        ("hash", format!("{:016x}", tokenizer.hash())),
-    ]);
-    for (name, value) in lines {
+    for (name, value) in description(tokenizer) {
         output::line(&format!("{name:<15}{value}"))?;
     }
     Ok(())
 }
 
-fn visible_name(token: &str, id: u32) -> String {
+/// The kind of the model as the command line spells it.
+fn kind(tokenizer: &Tokenizer) -> String {
+    format!("{:?}", tokenizer.kind()).to_lowercase()
+}
+
+/// How many ids have a token.
+fn n_tokens(tokenizer: &Tokenizer) -> usize {
+    (0..tokenizer.vocab_size() as u32).filter(|&id| tokenizer.id_to_token(id).is_some()).count()
+}
+
+fn description_in_json(tokenizer: &Tokenizer) -> Value {
+    let named = |id: u32| json!({"id": id, "token": tokenizer.id_to_token(id)});
+    let all = |ids: &[u32]| ids.iter().map(|&id| named(id)).collect::<Vec<_>>();
+    let (before, after) = tokenizer.around();
+    json!({
+        "kind": kind(tokenizer),
+        "vocab_size": tokenizer.vocab_size(),
+        "tokens": n_tokens(tokenizer),
+        "special_tokens": tokenizer.special_tokens().map(|(_, id)| named(id)).collect::<Vec<_>>(),
+        "split": tokenizer.split().map(Split::name),
+        "parts": tokenizer.parts().into_iter().collect::<BTreeMap<_, _>>(),
+        "before": all(before),
+        "after": all(after),
+        "bos": tokenizer.bos_id().map(named),
+        "eos": tokenizer.eos_id().map(named),
+        "truncation": tokenizer.truncation(),
+        "has_chat_template": tokenizer.chat_template().is_some(),
+        "hash": format!("{:016x}", tokenizer.hash()),
+    })
+}
+
+fn description(tokenizer: &Tokenizer) -> Vec<(&'static str, String)> {
+    let named = |ids: &[u32]| match ids {
+        [] => "nothing".to_owned(),
+        ids => ids.iter().map(|&id| name(tokenizer, id)).collect::<Vec<_>>().join(", "),
+    };
+    let special: Vec<u32> = tokenizer.special_tokens().map(|(_, id)| id).collect();
+    let more = match special.len().saturating_sub(MOST_LISTED) {
+        0 => String::new(),
+        n => format!(" and {n} more"),
+    };
+    let listed = named(&special[..special.len().min(MOST_LISTED)]);
+    let (before, after) = tokenizer.around();
+    let mut lines = vec![
+        ("kind", kind(tokenizer)),
+        ("ids", tokenizer.vocab_size().to_string()),
+        ("tokens", n_tokens(tokenizer).to_string()),
+        ("special", format!("{}: {listed}{more}", special.len())),
+        ("split", tokenizer.split().map_or("none of the published ones", Split::name).to_owned()),
+    ];
+    lines.extend(tokenizer.parts());
+    let cut = tokenizer.truncation().map_or("none".to_owned(), |n| format!("{n} tokens, not applied"));
+    lines.extend([
+        ("before a text", named(before)),
+        ("after a text", named(after)),
+        ("end of text", named(tokenizer.eos_id().as_slice())),
+        ("chat template", if tokenizer.chat_template().is_some() { "yes" } else { "no" }.to_owned()),
+        ("truncation", cut),
+        ("hash", format!("{:016x}", tokenizer.hash())),
+    ]);
+    lines
+}
+
+fn name(tokenizer: &Tokenizer, id: u32) -> String {
+    let token = tokenizer.id_to_token(id).unwrap_or_default();
     format!("{} ({id})", visible(token.as_bytes()))
 }
 

@@ -11,13 +11,13 @@ use std::time::Instant;
 use anyhow::{Context, Result, bail};
 use burn::train::Interrupter;
 use rayon::prelude::*;
-use serde_json::json;
+use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokenizer::{EncodeOptions, Tokenizer};
 use train::data::shards::Writer;
 
 use super::Common;
-use super::corpus::{Corpus, Document, Documents};
+use super::corpus::{Corpus, Document, Documents, Seen};
 use crate::args::TokenizerEncode;
 use crate::bar::{Bar, Unit};
 use crate::stop::Stop;
@@ -54,22 +54,28 @@ pub fn run(args: &TokenizerEncode, common: Common) -> Result<ExitCode> {
     if counts.n_documents == 0 {
         bail!("{}: no text to encode", args.files.join(", "));
     }
-    let described = json!({
-        "documents": counts.n_documents,
-        "tokens": counts.n_tokens,
-        "bytes": counts.n_bytes,
-        "left_out": { "not_utf8": documents.seen.n_not_utf8, "empty": documents.seen.n_blank },
-        "vocab_size": tokenizer.vocab_size(),
-        "tokenizer_hash": format!("{:016x}", tokenizer.hash()),
-        "end_id": job.end,
-        "shards": shards.iter().map(|path| path.file_name().unwrap_or_default().to_string_lossy()).collect::<Vec<_>>(),
-    });
+    let described = description(&job, &counts, &documents.seen, &shards);
     publish(folder, out, &described)?;
     report(&counts, out, begin.elapsed().as_secs_f64(), common);
     if args.json {
         output::json(&described)?;
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// What `tokens.json` says beside the shards.
+fn description(job: &Job<'_>, counts: &Counts, seen: &Seen, shards: &[PathBuf]) -> Value {
+    let names = shards.iter().map(|path| path.file_name().unwrap_or_default().to_string_lossy());
+    json!({
+        "documents": counts.n_documents,
+        "tokens": counts.n_tokens,
+        "bytes": counts.n_bytes,
+        "left_out": { "not_utf8": seen.n_not_utf8, "empty": seen.n_blank },
+        "vocab_size": job.tokenizer.vocab_size(),
+        "tokenizer_hash": format!("{:016x}", job.tokenizer.hash()),
+        "end_id": job.end,
+        "shards": names.collect::<Vec<_>>(),
+    })
 }
 
 /// The id after each document.
@@ -112,7 +118,7 @@ fn new_folder(out: &Path) -> Result<TempDir> {
 }
 
 /// Describes the shards and gives the folder its name.
-fn publish(folder: TempDir, out: &Path, described: &serde_json::Value) -> Result<()> {
+fn publish(folder: TempDir, out: &Path, described: &Value) -> Result<()> {
     let write = || {
         model::files::write_atomic(&folder.path().join("tokens.json"), |f| {
             Ok(serde_json::to_writer_pretty(f, described)?)

@@ -4,7 +4,7 @@ use std::cell::RefCell;
 use std::ops::ControlFlow;
 use std::path::Path;
 use std::process::ExitCode;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use burn::train::Interrupter;
@@ -18,18 +18,23 @@ use crate::bar::{Bar, Unit};
 use crate::progress;
 use crate::stop::Stop;
 
+/// How long training may take to notice a signal.
+const GRACE: Duration = Duration::from_secs(1);
+
 pub fn run(args: &TokenizerTrain, common: Common) -> Result<ExitCode> {
     let recipe = Recipe::new(args)?;
     check_out(&args.out, &recipe)?;
     let corpus = Corpus::find(&args.files, &args.corpus)?;
     let stop = Stop::listen(Interrupter::new())?;
+    // Some stages are long and cannot be asked to end; nothing is written before the last.
+    let insistence = stop.insist(GRACE, move || common.note("\nstopped: nothing was written"));
     let begin = Instant::now();
     let mut watch = Watch { n_bytes: corpus.n_bytes(), stop: &stop, common, drawn: None };
     let trained = match &recipe {
         Recipe::Bytes(trainer) => count_bytes(trainer, &corpus, &mut watch),
         Recipe::Chars(trainer) => count_chars(trainer, &corpus, &mut watch),
     };
-    drop(watch);
+    drop((watch, insistence));
     let (tokenizer, seen) = match (trained, stop.exit_code()) {
         (Err(error), Some(code)) if is_cancelled(&error) => {
             common.note("stopped: nothing was written");
@@ -168,24 +173,28 @@ struct Watch<'a> {
     n_bytes: Option<u64>,
     stop: &'a Stop,
     common: Common,
-    drawn: Option<(Stage, Bar)>,
+    /// The stage that is shown, and whether it is over while the next has not begun.
+    drawn: Option<((Stage, bool), Bar)>,
 }
 
 impl Observer for Watch<'_> {
     fn observe(&mut self, progress: Progress) -> ControlFlow<()> {
         let Progress { stage, done, total } = progress;
-        if self.drawn.as_ref().is_none_or(|(drawn, _)| *drawn != stage) {
+        let shown = (stage, stage == Stage::Count && self.n_bytes.is_some_and(|n_bytes| done >= n_bytes));
+        if self.drawn.as_ref().is_none_or(|(drawn, _)| *drawn != shown) {
             // The old bar goes before the new one comes.
             self.drawn = None;
-            let (what, unit, total) = match stage {
-                Stage::Count => ("counting", Unit::Bytes, self.n_bytes),
-                Stage::Arrange => ("arranging", Unit::Items, total),
-                Stage::Merge => ("merging", Unit::Items, total),
-                Stage::Prune => ("pruning", Unit::Items, total),
+            let quiet = self.common.quiet;
+            let bar = match shown {
+                (_, true) => Bar::busy("preparing", quiet),
+                (Stage::Count, _) => Bar::new("counting", Unit::Bytes, self.n_bytes, quiet),
+                (Stage::Arrange, _) => Bar::new("arranging", Unit::Items, total, quiet),
+                (Stage::Merge, _) => Bar::new("merging", Unit::Items, total, quiet),
+                (Stage::Prune, _) => Bar::new("pruning", Unit::Items, total, quiet),
             };
-            self.drawn = Some((stage, Bar::new(what, unit, total, self.common.quiet)));
+            self.drawn = Some((shown, bar));
         }
-        if let Some((_, bar)) = &self.drawn {
+        if let Some((_, bar)) = self.drawn.as_ref().filter(|(shown, _)| !shown.1) {
             bar.set(done);
         }
         match self.stop.exit_code() {
