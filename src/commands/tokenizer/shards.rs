@@ -182,16 +182,31 @@ impl Job<'_> {
     }
 
     fn batch(&self, corpus: &Corpus, batch: Vec<Document>) -> Result<Encoded> {
-        let encode = |document| {
+        // Ids grow in a buffer and are copied: a batch of short documents would hold far more room than ids.
+        let encode = |buffer: &mut Vec<u32>, document| {
             let text = corpus.text(document)?;
-            let mut ids = self.tokenizer.encode_with(&text, self.options);
-            // The tokenizer's file may have put it there already.
-            if ids.last() != self.end.as_ref() {
-                ids.extend(self.end);
-            }
-            Ok((ids, text.len()))
+            buffer.clear();
+            self.document(&text, buffer);
+            Ok((buffer.to_vec(), text.len()))
         };
-        batch.into_par_iter().map(encode).collect()
+        batch.into_par_iter().map_init(Vec::new, encode).collect()
+    }
+
+    /// The ids of a document and what goes around it.
+    fn document(&self, text: &str, ids: &mut Vec<u32>) {
+        if self.options.parse_special {
+            ids.extend(self.tokenizer.encode_with(text, self.options));
+        } else {
+            let none: (&[u32], &[u32]) = Default::default();
+            let (before, after) = if self.options.add_special { self.tokenizer.around() } else { none };
+            ids.extend_from_slice(before);
+            self.tokenizer.encode_into(text, ids);
+            ids.extend_from_slice(after);
+        }
+        // The tokenizer's file may have put it there already.
+        if ids.last() != self.end.as_ref() {
+            ids.extend(self.end);
+        }
     }
 }
 
