@@ -194,17 +194,17 @@ impl Job<'_> {
 
     /// The ids of a document and what goes around it.
     fn document(&self, text: &str, ids: &mut Vec<u32>) {
+        let none: (&[u32], &[u32]) = Default::default();
+        let (before, after) = if self.options.add_special { self.tokenizer.around() } else { none };
         if self.options.parse_special {
             ids.extend(self.tokenizer.encode_with(text, self.options));
         } else {
-            let none: (&[u32], &[u32]) = Default::default();
-            let (before, after) = if self.options.add_special { self.tokenizer.around() } else { none };
             ids.extend_from_slice(before);
             self.tokenizer.encode_into(text, ids);
             ids.extend_from_slice(after);
         }
         // The tokenizer's file may have put it there already.
-        if ids.last() != self.end.as_ref() {
+        if after.last() != self.end.as_ref() {
             ids.extend(self.end);
         }
     }
