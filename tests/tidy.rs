@@ -43,7 +43,11 @@ const BACKEND_MODULES: [&str; 9] =
     ["flex", "ndarray", "wgpu", "cuda", "rocm", "cubecl", "libtorch", "tch", "candle"];
 
 /// Files made by programs, which may be of any length.
-const GENERATED: [&str; 1] = ["tokenizer/src/pretoken/classes.rs"];
+const GENERATED: [&str; 3] = [
+    "tokenizer/src/normalizer/classes.rs",
+    "tokenizer/src/pretoken/classes.rs",
+    "tokenizer/src/pretokenizer/scripts.rs",
+];
 
 const MAX_LINES: usize = 800;
 

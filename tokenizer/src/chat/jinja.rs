@@ -14,6 +14,7 @@ mod eval;
 mod filter;
 mod lex;
 mod parse;
+mod print;
 mod text;
 mod time;
 mod value;
