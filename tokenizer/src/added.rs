@@ -9,6 +9,7 @@
 //! bytes that tokens start with, and where one stands, a bit for its first two bytes says whether to look closer. The
 //! rest is a walk through a trie, so that hundreds of similar tokens cost no more than one.
 
+use std::borrow::Cow;
 use std::ops::Range;
 
 use serde::{Deserialize, Serialize};
@@ -57,6 +58,28 @@ pub(crate) enum Part {
     },
 }
 
+/// Longest content in bytes that is normalized, and how many times as long (and a few bytes) it may become: the result
+/// is kept, and a file with a normalizer that only grows text could ask for any amount of memory.
+const MAX_CONTENT: usize = 4096;
+const MAX_GROWTH: usize = 16;
+
+/// What is left of a token's content once it is normalized, which must be something of about the same length.
+fn normalized_content<'t>(token: &'t AddedToken, normalizer: &Normalizer) -> Result<Cow<'t, str>, Error> {
+    let bad =
+        |reason| Error::BadToken { token: token.content.chars().take(100).collect(), id: token.id, reason };
+    if token.content.len() > MAX_CONTENT {
+        return Err(bad("is longer than the 4096 bytes that a normalized token may have"));
+    }
+    let content = normalizer.normalized(&token.content);
+    if content.is_empty() {
+        return Err(bad("is nothing once normalized"));
+    }
+    if content.len() > MAX_GROWTH * token.content.len() + 64 {
+        return Err(bad("is many times as long once normalized"));
+    }
+    Ok(content)
+}
+
 /// The added tokens of one vocabulary.
 #[derive(Clone, Debug)]
 pub(crate) struct AddedTokens {
@@ -99,18 +122,7 @@ impl AddedTokens {
                     _ if token.content.is_empty() => {}
                     None if token.normalized => normalized.add(&token.content, idx),
                     None => raw.add(&token.content, idx),
-                    Some(normalizer) => {
-                        let content = normalizer.normalized(&token.content);
-                        if content.is_empty() {
-                            let reason = "is nothing once normalized";
-                            return Err(Error::BadToken {
-                                token: token.content.clone(),
-                                id: token.id,
-                                reason,
-                            });
-                        }
-                        normalized.add(&content, idx);
-                    }
+                    Some(normalizer) => normalized.add(&normalized_content(token, normalizer)?, idx),
                 }
             }
         }

@@ -239,7 +239,7 @@ fn every_class_of_patterns_is_onigurumas() {
     let all: String = assigned().collect();
     for entry in hashes["classes"].as_array().expect("a list") {
         let spec = PatternSpec::Regex(string(&entry[0]).to_owned());
-        let pattern = Pattern::compile(&spec, "test").expect("supported");
+        let pattern = Pattern::compile(&spec, "test", 1).expect("supported");
         let mut hash = FNV_START;
         pattern.for_each(&all, |range, is_match| {
             if is_match {

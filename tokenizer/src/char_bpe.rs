@@ -157,6 +157,11 @@ impl CharBpe {
                 });
             }
         };
+        let byte_ids = if def.byte_fallback { byte_ids(tokens) } else { Vec::new() };
+        // Ranked merges have the unknown token where bytes have none; here every character must come out.
+        if let Some(byte) = byte_ids.iter().position(|&id| scored && id == UNKNOWN) {
+            return Err(Error::MissingByte { byte: byte as u8 });
+        }
         let unk_id = match (&def.unk_token, scored) {
             (Some(token), _) => {
                 Some(tokens.iter().position(|t| t == token).map(|id| id as u32).ok_or_else(|| {
@@ -189,7 +194,7 @@ impl CharBpe {
             table,
             user_defined: if user_defined.is_empty() { None } else { Some(Trie::new(user_defined)?) },
             unused,
-            byte_ids: if def.byte_fallback { byte_ids(tokens) } else { Vec::new() },
+            byte_ids,
             unk_id,
             unknowns: if scored { Unknowns::Last } else { Unknowns::First { fuse: def.fuse_unk } },
             prefix: def.continuing_subword_prefix.clone().filter(|prefix| !prefix.is_empty()),

@@ -20,6 +20,10 @@ use crate::{Error, alphabet};
 /// The field of the file, for messages.
 const PART: &str = "decoder";
 
+/// How many times as long replacements may make a token, all steps together: every token of a vocabulary is kept
+/// decoded. Files in use shorten them, from U+2581 to a space.
+const MAX_GROWTH: usize = 16;
+
 /// A decoder as `tokenizer.json` spells it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "type", deny_unknown_fields)]
@@ -114,17 +118,34 @@ impl DecoderSpec {
     /// Checks the part and makes it ready.
     ///
     /// # Errors
-    /// [`Error::Unsupported`] for a pattern that cannot be searched for and for `CTC`.
+    /// [`Error::Unsupported`] for a pattern that cannot be searched for, for replacements that only grow and for `CTC`.
     pub(crate) fn compile(&self) -> Result<Decoder, Error> {
         let mut steps = Vec::new();
-        self.compile_into(&mut steps)?;
+        self.compile_into(&mut steps, self.n_patterns())?;
+        let growth = steps.iter().map(Step::growth).fold(1, usize::saturating_mul);
+        if growth > MAX_GROWTH {
+            return Err(Error::Unsupported {
+                part: PART,
+                found: format!("replacements that may make tokens {growth} times as long"),
+                supported: "replacements of text by text of about the same length",
+            });
+        }
         Ok(Decoder { steps })
     }
 
-    fn compile_into(&self, steps: &mut Vec<Step>) -> Result<(), Error> {
+    /// How many patterns there are to compile.
+    fn n_patterns(&self) -> usize {
+        match self {
+            Self::Sequence { decoders } => decoders.iter().map(Self::n_patterns).sum(),
+            Self::Replace { pattern, .. } => pattern.n_patterns(),
+            _ => 0,
+        }
+    }
+
+    fn compile_into(&self, steps: &mut Vec<Step>, n_patterns: usize) -> Result<(), Error> {
         steps.push(match self {
             Self::Sequence { decoders } => {
-                return decoders.iter().try_for_each(|decoder| decoder.compile_into(steps));
+                return decoders.iter().try_for_each(|decoder| decoder.compile_into(steps, n_patterns));
             }
             Self::ByteLevel(_) => Step::ByteLevel,
             Self::ByteFallback {} => Step::ByteFallback,
@@ -132,9 +153,10 @@ impl DecoderSpec {
             Self::Strip { content, start, stop } => {
                 Step::Strip { content: *content, start: *start, stop: *stop }
             }
-            Self::Replace { pattern, content } => {
-                Step::Replace { pattern: Pattern::compile(pattern, PART)?, content: content.clone() }
-            }
+            Self::Replace { pattern, content } => Step::Replace {
+                pattern: Pattern::compile(pattern, PART, n_patterns)?,
+                content: content.clone(),
+            },
             Self::Metaspace(spec) => {
                 spec.check(PART)?;
                 let drops_first = spec.prepend_scheme != PrependScheme::Never;
@@ -250,6 +272,17 @@ impl PerToken<'_> {
 }
 
 impl Step {
+    /// How many times as long, at most, a token becomes by what the file says.
+    fn growth(&self) -> usize {
+        match self {
+            Self::Replace { pattern: Pattern::Literal(literal), content } => {
+                content.len().div_ceil(literal.len()).max(1)
+            }
+            Self::Replace { content, .. } => content.len() + 1,
+            _ => 1,
+        }
+    }
+
     fn apply<'a>(&self, tokens: Vec<Cow<'a, str>>) -> Vec<Cow<'a, str>> {
         match self {
             Self::ByteLevel => {

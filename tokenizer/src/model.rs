@@ -1,5 +1,6 @@
 //! The models behind one type: what turns a piece of text into ids.
 
+use crate::alphabet;
 use crate::bpe::{self, Bpe};
 use crate::char_bpe::{self, CharBpe};
 use crate::char_level::CharLevel;
@@ -69,6 +70,26 @@ impl Model {
             Self::Unigram(model) => model.encode(piece, &mut scratch.unigram, sink),
             Self::WordPiece(model) => model.encode(piece, &mut scratch.tokens, sink),
             Self::WordLevel(model) => model.encode(piece, sink),
+        }
+    }
+
+    /// As [`Model::encode`], for a piece spelled in the alphabet of bytes.
+    pub(crate) fn encode_spelled<S: Sink>(
+        &self,
+        piece: &str,
+        bytes: &TokenBytes,
+        scratch: &mut Scratch,
+        sink: &mut S,
+    ) {
+        let (Self::Bytes(bpe), Some(unspelled)) = (self, alphabet::unspell(piece)) else {
+            return self.encode(piece, bytes, scratch, sink);
+        };
+        scratch.ids.clear();
+        bpe.encode_piece(&unspelled, &mut scratch.bytes, &mut scratch.ids);
+        for &id in &scratch.ids {
+            let token = bytes.get(id).unwrap_or_default();
+            let n_bytes = token.iter().map(|&byte| alphabet::byte_to_char(byte).len_utf8()).sum();
+            sink.token(id, n_bytes);
         }
     }
 

@@ -32,7 +32,7 @@ use crate::pretokenizer::pattern::{Pattern, PatternSpec};
 const PART: &str = "normalizer";
 
 /// How many times as long replacements may make a text, all steps together. A small file could ask for any number.
-const MAX_GROWTH: usize = 1 << 12;
+const MAX_GROWTH: usize = 1 << 8;
 
 /// A normalizer as `tokenizer.json` spells it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -127,7 +127,7 @@ impl NormalizerSpec {
     /// map that is none.
     pub(crate) fn compile(&self) -> Result<Normalizer, Error> {
         let mut steps = Vec::new();
-        self.compile_into(&mut steps)?;
+        self.compile_into(&mut steps, self.n_patterns())?;
         let growth = steps.iter().map(Step::growth).fold(1, usize::saturating_mul);
         if growth > MAX_GROWTH {
             return Err(Error::Unsupported {
@@ -139,10 +139,21 @@ impl NormalizerSpec {
         Ok(Normalizer { steps })
     }
 
-    fn compile_into(&self, steps: &mut Vec<Step>) -> Result<(), Error> {
+    /// How many patterns there are to compile.
+    fn n_patterns(&self) -> usize {
+        match self {
+            Self::Sequence { normalizers } => normalizers.iter().map(Self::n_patterns).sum(),
+            Self::Replace { pattern, .. } => pattern.n_patterns(),
+            _ => 0,
+        }
+    }
+
+    fn compile_into(&self, steps: &mut Vec<Step>, n_patterns: usize) -> Result<(), Error> {
         steps.push(match self {
             Self::Sequence { normalizers } => {
-                return normalizers.iter().try_for_each(|normalizer| normalizer.compile_into(steps));
+                return normalizers
+                    .iter()
+                    .try_for_each(|normalizer| normalizer.compile_into(steps, n_patterns));
             }
             Self::Nfc {} => Step::Form(Form::Nfc),
             Self::Nfd {} => Step::Form(Form::Nfd),
@@ -152,9 +163,10 @@ impl NormalizerSpec {
             Self::StripAccents {} => Step::StripAccents,
             Self::Strip { strip_left, strip_right } => Step::Strip { left: *strip_left, right: *strip_right },
             Self::Prepend { prepend } => Step::Prepend(prepend.clone()),
-            Self::Replace { pattern, content } => {
-                Step::Replace { pattern: Pattern::compile(pattern, PART)?, content: content.clone() }
-            }
+            Self::Replace { pattern, content } => Step::Replace {
+                pattern: Pattern::compile(pattern, PART, n_patterns)?,
+                content: content.clone(),
+            },
             Self::BertNormalizer { clean_text, handle_chinese_chars, strip_accents, lowercase } => {
                 Step::Bert(BertNormalizer {
                     clean_text: *clean_text,

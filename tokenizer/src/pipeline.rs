@@ -12,7 +12,7 @@ use crate::model::{Model, Scratch};
 use crate::normalizer::{Normalized, Normalizer};
 use crate::pretokenizer::PreTokenizer;
 use crate::sentencepiece_normalizer::SentencePieceNormalizer;
-use crate::sink::Spans;
+use crate::sink::{Sink, Spans};
 use crate::vocab::TokenBytes;
 
 /// What happens to text.
@@ -70,7 +70,7 @@ impl Pipeline {
                             parse_special,
                             &mut |part| match part {
                                 Step::Token(id, _) => ids.push(id),
-                                Step::Piece(piece, _) => self.model.encode(piece, bytes, scratch, ids),
+                                Step::Piece(piece, _) => self.encode_piece(piece, bytes, scratch, ids),
                             },
                         );
                     }
@@ -100,7 +100,8 @@ impl Pipeline {
                     out.extend(ids.into_iter().map(|id| {
                         let start = at;
                         at += bytes.n_bytes(id);
-                        (id, start..at)
+                        // A token may be a part of a character, which it then comes from.
+                        (id, text.floor_char_boundary(start)..text.ceil_char_boundary(at))
                     }));
                     return;
                 }
@@ -114,7 +115,7 @@ impl Pipeline {
                     Step::Token(id, (text, range)) => out.push((id, place(text, range))),
                     Step::Piece(piece, (text, range)) => {
                         let mut spans = Spans::default();
-                        self.model.encode(piece, bytes, scratch, &mut spans);
+                        self.encode_piece(piece, bytes, scratch, &mut spans);
                         let mut start = range.start;
                         for (id, end) in spans.ids.into_iter().zip(spans.ends) {
                             let end = range.start + end;
@@ -125,6 +126,14 @@ impl Pipeline {
                 });
             }
         });
+    }
+
+    fn encode_piece<S: Sink>(&self, piece: &str, bytes: &TokenBytes, scratch: &mut Scratch, sink: &mut S) {
+        if self.pre_tokenizer.as_ref().is_some_and(PreTokenizer::is_spelled) {
+            self.model.encode_spelled(piece, bytes, scratch, sink);
+        } else {
+            self.model.encode(piece, bytes, scratch, sink);
+        }
     }
 
     /// Byte-level BPE and the published split that is all that happens between normalizer and model.

@@ -2,8 +2,9 @@
 //!
 //! [`PreTokenizerSpec`] is the part of a `tokenizer.json` word for word; [`PreTokenizer`] is the same checked and ready
 //! to use. Pieces are ranges of the text, in order; what no piece covers is dropped. `Metaspace`, and `ByteLevel` with
-//! `add_prefix_space`, change the text on the way. The alphabet of bytes is not applied: models of bytes take bytes as
-//! they are, and [`PreTokenizer::is_byte_level`] says that the model is one.
+//! `add_prefix_space`, change the text on the way. The alphabet of bytes is applied only where a later step cuts what is
+//! spelled in it ([`PreTokenizer::is_spelled`]), as in Falcon's files: models of bytes take bytes as they are, and
+//! [`PreTokenizer::is_byte_level`] says that the model is one.
 
 mod cut;
 pub(crate) mod pattern;
@@ -19,7 +20,7 @@ use pattern::{Pattern, PatternSpec};
 
 use crate::normalizer::Normalized;
 use crate::normalizer::properties::Props;
-use crate::{Error, Split};
+use crate::{Error, Split, alphabet};
 
 /// The field of the file, for messages.
 const PART: &str = "pre_tokenizer";
@@ -154,13 +155,20 @@ impl MetaspaceSpec {
 pub(crate) struct PreTokenizer {
     steps: Vec<Step>,
     is_byte_level: bool,
+    is_spelled: bool,
 }
 
 #[derive(Clone, Debug)]
 enum Step {
+    /// Spells the bytes of the text as characters, for the steps behind `ByteLevel`.
+    Alphabet,
     Cut(Cuts),
     PrefixSpace,
-    Metaspace { replacement: char, scheme: PrependScheme, split: bool },
+    Metaspace {
+        replacement: char,
+        scheme: PrependScheme,
+        split: bool,
+    },
 }
 
 impl PreTokenizerSpec {
@@ -168,19 +176,35 @@ impl PreTokenizerSpec {
     ///
     /// # Errors
     /// [`Error::Unsupported`] for a pattern that cannot be searched for, for pieces of no characters, and for steps
-    /// after `ByteLevel`, which would see the alphabet of bytes.
+    /// after `ByteLevel` that would write into the alphabet of bytes.
     pub(crate) fn compile(&self) -> Result<PreTokenizer, Error> {
-        let mut compiled = PreTokenizer { steps: Vec::new(), is_byte_level: false };
-        self.compile_into(&mut compiled)?;
+        let mut compiled = PreTokenizer { steps: Vec::new(), is_byte_level: false, is_spelled: false };
+        self.compile_into(&mut compiled, self.n_patterns())?;
         Ok(compiled)
     }
 
-    fn compile_into(&self, compiled: &mut PreTokenizer) -> Result<(), Error> {
+    /// How many patterns there are to compile.
+    fn n_patterns(&self) -> usize {
+        match self {
+            Self::Sequence { pretokenizers } => pretokenizers.iter().map(Self::n_patterns).sum(),
+            Self::Split { pattern, .. } => pattern.n_patterns(),
+            _ => 0,
+        }
+    }
+
+    fn compile_into(&self, compiled: &mut PreTokenizer, n_patterns: usize) -> Result<(), Error> {
         if let Self::Sequence { pretokenizers } = self {
-            return pretokenizers.iter().try_for_each(|step| step.compile_into(compiled));
+            return pretokenizers.iter().try_for_each(|step| step.compile_into(compiled, n_patterns));
         }
         if compiled.is_byte_level {
-            return Err(unsupported("a step after `ByteLevel`", "`ByteLevel` as the last step"));
+            if matches!(self, Self::ByteLevel(_) | Self::Metaspace(_)) {
+                let found = "a step after `ByteLevel` that changes the text";
+                return Err(unsupported(found, "steps after `ByteLevel` that only cut"));
+            }
+            if !compiled.is_spelled {
+                compiled.steps.push(Step::Alphabet);
+                compiled.is_spelled = true;
+            }
         }
         let cuts = match self {
             Self::Sequence { .. } => return Ok(()),
@@ -205,12 +229,12 @@ impl PreTokenizerSpec {
                 return Ok(());
             }
             Self::Split { pattern, behavior: Behavior::Isolated, .. } => Cuts::Pattern {
-                pattern: Pattern::compile_cuts(pattern, PART)?,
+                pattern: Pattern::compile_cuts(pattern, PART, n_patterns)?,
                 behavior: Behavior::Isolated,
                 invert: false,
             },
             Self::Split { pattern, behavior, invert } => Cuts::Pattern {
-                pattern: Pattern::compile(pattern, PART)?,
+                pattern: Pattern::compile(pattern, PART, n_patterns)?,
                 behavior: *behavior,
                 invert: *invert,
             },
@@ -244,6 +268,11 @@ impl PreTokenizer {
         self.is_byte_level
     }
 
+    /// Whether pieces come spelled in the alphabet of bytes.
+    pub(crate) fn is_spelled(&self) -> bool {
+        self.is_spelled
+    }
+
     /// The published pattern that is all this does, if it is.
     pub(crate) fn known_split(&self) -> Option<Split> {
         match self.steps[..] {
@@ -268,6 +297,7 @@ impl PreTokenizer {
         for step in &self.steps {
             match step {
                 Step::Cut(cuts) => cuts.cut(text.text(), pieces),
+                Step::Alphabet => respell(text, pieces, |piece, _, out| spell(piece, out)),
                 Step::PrefixSpace => {
                     respell(text, pieces, |piece, _, out| {
                         if !piece.starts_with(' ') {
@@ -331,6 +361,18 @@ fn respell(
         respelled = out.pieces;
     });
     *pieces = respelled;
+}
+
+/// Writes the bytes of a piece as characters.
+fn spell(piece: &str, out: &mut Respelled<'_, '_>) {
+    for c in piece.chars() {
+        let mut utf8 = [0; 4];
+        for (idx, &byte) in c.encode_utf8(&mut utf8).as_bytes().iter().enumerate() {
+            let spelled = alphabet::byte_to_char(byte);
+            if idx == 0 { out.rewrite.replace(spelled, c.len_utf8()) } else { out.rewrite.insert(spelled) }
+        }
+    }
+    out.end_piece();
 }
 
 /// Writes one piece with visible spaces, cut before each of them.
@@ -410,8 +452,15 @@ mod tests {
         let sequence = spec(&sequence).compile().unwrap();
         assert_eq!((sequence.is_byte_level(), sequence.known_split()), (true, None));
         let after =
-            format!(r#"{{"type":"Sequence","pretokenizers":[{BYTES},{{"type":"WhitespaceSplit"}}]}}"#);
-        assert!(spec(&after).compile().unwrap_err().to_string().contains("after `ByteLevel`"));
+            |step: &str| format!(r#"{{"type":"Sequence","pretokenizers":[{BYTES},{{"type":{step}}}]}}"#);
+        for step in [r#""Metaspace","replacement":"_""#, r#""ByteLevel""#] {
+            let error = spec(&after(step)).compile().unwrap_err().to_string();
+            assert!(error.contains("after `ByteLevel`"), "{error}");
+        }
+        let digits = after(r#""Digits","individual_digits":false"#);
+        assert!(spec(&digits).compile().unwrap().is_spelled());
+        // U+00B3 stands for the byte B3 and is a number, so characters are cut in the middle.
+        assert_eq!(pieces(&digits, "a1 \u{433}b", true), ["a", "1", "ĠÐ", "³", "b"]);
     }
 
     #[test]

@@ -107,8 +107,8 @@ impl Tokenizer {
         ids
     }
 
-    /// The ids of `text`, each with the bytes of `text` that it came from. What a normalizer put in comes from its
-    /// neighbours, so ranges may overlap or be empty.
+    /// The ids of `text`, each with the bytes of `text` that it came from, in whole characters. Tokens may be parts of a
+    /// character, and what a normalizer put in comes from its neighbours, so ranges may overlap or be empty.
     pub fn encode_offsets(&self, text: &str, options: EncodeOptions) -> Vec<(u32, Range<usize>)> {
         let Inner { pipeline, decoding, around, .. } = &*self.inner;
         let none = |at: usize| move |&id: &u32| (id, at..at);

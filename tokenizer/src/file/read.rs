@@ -23,6 +23,9 @@ use crate::pieces::PieceMap;
 use crate::postprocessor::PostProcessorSpec;
 use crate::pretokenizer::PreTokenizerSpec;
 
+/// Most steps in a sequence of normalizers and the like; files in use have up to a dozen.
+const MAX_STEPS: usize = 1000;
+
 /// Parses a file and checks that it asks for nothing that we do not do.
 pub(super) fn parse(json: &[u8]) -> Result<Definition, Error> {
     let text = std::str::from_utf8(json).map_err(|error| not_utf8(json, error.valid_up_to()))?;
@@ -244,6 +247,15 @@ impl<'a> Source<'a> {
         raw: Option<&'a RawValue>,
     ) -> Result<Option<Value>, Error> {
         let Some(raw) = raw else { return Ok(None) };
+        // A step of a few bytes takes some hundred once it is parsed.
+        let n_steps = raw.get().matches("\"type\"").count();
+        if n_steps > MAX_STEPS {
+            return Err(unsupported(
+                "a part",
+                format!("a sequence of {n_steps} steps"),
+                "at most 1,000 steps",
+            ));
+        }
         let spec: T = self.parse(raw.get())?;
         Ok(Some(serde_json::to_value(spec).expect("strings, numbers and flags always serialize")))
     }

@@ -12,8 +12,11 @@ use serde::{Deserialize, Serialize};
 use super::translate::{GIVE_BACK, translate};
 use crate::{Error, Split};
 
-/// Largest compiled pattern in bytes. The longest published patterns need a tenth of it.
+/// Largest size in bytes of all compiled patterns of a part. The longest published patterns need a tenth of it.
 const MAX_COMPILED: usize = 10 << 20;
+
+/// What the engine keeps of the states it has seen, in bytes, at most; the engine's own default.
+const MAX_STATES: usize = 2 << 20;
 
 /// A pattern as files spell it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -39,9 +42,16 @@ pub(crate) enum Pattern {
     GivesBack(Regex),
 }
 
+impl PatternSpec {
+    /// 1 if it must be compiled.
+    pub(crate) fn n_patterns(&self) -> usize {
+        usize::from(matches!(self, Self::Regex(_)))
+    }
+}
+
 impl Pattern {
-    /// Compiles a pattern of which every match counts.
-    pub(crate) fn compile(spec: &PatternSpec, part: &'static str) -> Result<Self, Error> {
+    /// Compiles a pattern of which every match counts. The `n_patterns` of its part share the memory that there is.
+    pub(crate) fn compile(spec: &PatternSpec, part: &'static str, n_patterns: usize) -> Result<Self, Error> {
         let pattern = match spec {
             PatternSpec::String(text) if text.is_empty() => return Ok(Self::Empty),
             PatternSpec::String(text) => return Ok(Self::Literal(text.clone())),
@@ -53,18 +63,26 @@ impl Pattern {
             supported: r"no look-around but `\s+(?!\S)`, no back-references, options or atomic groups",
         };
         let translation = translate(pattern).map_err(refuse)?;
-        let regex = RegexBuilder::new(&translation.regex).size_limit(MAX_COMPILED).build();
+        let limit = MAX_COMPILED / n_patterns.max(1);
+        let regex = RegexBuilder::new(&translation.regex)
+            .size_limit(limit)
+            .dfa_size_limit(limit.min(MAX_STATES))
+            .build();
         let regex = regex.map_err(|error| refuse(without_pattern(&error)))?;
         Ok(if translation.gives_back { Self::GivesBack(regex) } else { Self::Regex(regex) })
     }
 
     /// Compiles a pattern that only cuts text where matches begin and end.
-    pub(crate) fn compile_cuts(spec: &PatternSpec, part: &'static str) -> Result<Self, Error> {
+    pub(crate) fn compile_cuts(
+        spec: &PatternSpec,
+        part: &'static str,
+        n_patterns: usize,
+    ) -> Result<Self, Error> {
         match spec {
             PatternSpec::Regex(regex) => Split::from_regex(regex).map(Self::Known),
             PatternSpec::String(_) => None,
         }
-        .map_or_else(|| Self::compile(spec, part), Ok)
+        .map_or_else(|| Self::compile(spec, part, n_patterns), Ok)
     }
 
     /// Calls `each` with the matches in `text` and what lies between, in order, and whether it is a match. Matches may
@@ -157,7 +175,7 @@ mod tests {
     use super::*;
 
     fn pieces(spec: PatternSpec, text: &str) -> Vec<(&str, bool)> {
-        let pattern = Pattern::compile(&spec, "test").unwrap();
+        let pattern = Pattern::compile(&spec, "test", 1).unwrap();
         let mut pieces = Vec::new();
         pattern.for_each(text, |range, is_match| pieces.push((&text[range], is_match)));
         pieces
@@ -189,7 +207,7 @@ mod tests {
     fn a_pattern_too_large_is_refused_at_once() {
         for pattern in ["(a{1000}){1000}", r"(?:\p{L}{999}x){999}"] {
             let error =
-                Pattern::compile(&PatternSpec::Regex(pattern.to_owned()), "pre_tokenizer").unwrap_err();
+                Pattern::compile(&PatternSpec::Regex(pattern.to_owned()), "pre_tokenizer", 1).unwrap_err();
             assert!(error.to_string().contains("larger than 10485760 bytes"), "{error}");
             assert!(error.to_string().contains(pattern), "{error}");
         }

@@ -1,8 +1,12 @@
 //! Files are hostile: each of these is an error that names the place or the part, and none is a panic.
 
-use serde_json::{Value, json};
-use tokenizer::{Error, Tokenizer};
+use std::time::{Duration, Instant};
 
+use rayon::prelude::*;
+use serde_json::{Value, json};
+use tokenizer::{EncodeOptions, Error, Tokenizer};
+
+use crate::small::{self, Format};
 use crate::{fixture, trained};
 
 fn file(name: &str) -> Value {
@@ -224,4 +228,237 @@ fn files_as_hugging_face_spells_them_are_read() {
     assert_eq!(whole.encode(" thez").len(), 5);
     let again = Tokenizer::from_json(whole.to_json().unwrap().as_bytes()).unwrap();
     assert_eq!(again.hash(), whole.hash());
+}
+
+/// A release build breaks small files in every place, a debug build in every thirteenth.
+const STEP: usize = if cfg!(debug_assertions) { 13 } else { 1 };
+
+/// Uses a tokenizer as anybody would: it may say anything but must not panic.
+fn use_it(tokenizer: &Tokenizer) {
+    for text in ["", "a b<s>", "the  é日\u{1f600}\u{301} <|endoftext|>12\n", "\u{2581}##a\u{0}\u{fffd}zz"] {
+        for (parse_special, add_special) in [(false, false), (true, true)] {
+            let options = EncodeOptions { parse_special, add_special };
+            let ids = tokenizer.encode_with(text, options);
+            tokenizer.decode(&ids).expect("its own ids");
+            let placed = tokenizer.encode_offsets(text, options);
+            assert!(placed.iter().map(|&(id, _)| id).eq(ids.iter().copied()), "{text:?}");
+            assert!(placed.iter().all(|(_, range)| range.start <= range.end && range.end <= text.len()));
+            let mut stream = tokenizer.decode_stream();
+            ids.iter().for_each(|&id| drop(stream.push(id).expect("its own ids")));
+            stream.finish();
+        }
+    }
+    tokenizer.encode_bytes(b"a\xff\xe2\x82");
+    tokenizer.hash();
+    let _ = tokenizer.to_json();
+}
+
+/// Reads and uses a file that may be broken, in less than a second.
+fn try_it(format: Format, bytes: &[u8], what: impl std::fmt::Display) {
+    let start = Instant::now();
+    if let Ok(tokenizer) = format.read(bytes) {
+        use_it(&tokenizer);
+    }
+    let spent = start.elapsed();
+    assert!(spent < Duration::from_secs(1), "{format:?}, {what}: {spent:?}");
+}
+
+#[test]
+fn every_prefix_of_every_format_is_an_error_or_usable() {
+    for (format, file) in small::files() {
+        assert!(file.len() <= 4096, "{format:?}: {} bytes", file.len());
+        use_it(&format.read(&file).unwrap_or_else(|error| panic!("{format:?}: {error}")));
+        (0..file.len()).into_par_iter().step_by(STEP).for_each(|len| try_it(format, &file[..len], len));
+    }
+}
+
+#[test]
+fn every_flipped_byte_of_every_format_is_an_error_or_usable() {
+    // A debug build tries fewer values.
+    let flips: &[u8] =
+        if cfg!(debug_assertions) { &[0x01, 0xff] } else { &[0x01, 0x02, 0x10, 0x20, 0x40, 0x80, 0xff] };
+    for (format, file) in small::files() {
+        (0..file.len()).into_par_iter().step_by(STEP).for_each(|at| {
+            for flip in flips {
+                let mut broken = file.clone();
+                broken[at] ^= flip;
+                try_it(format, &broken, format_args!("byte {at} ^ {flip:#x}"));
+            }
+            // Numbers grow and shrink by whole digits.
+            for digit in [b'9', b'0', b'-'] {
+                let mut broken = file.clone();
+                broken[at] = digit;
+                try_it(format, &broken, format_args!("byte {at} = {digit}"));
+            }
+        });
+    }
+}
+
+/// A GGUF of a header that announces `n_values`, and then these bytes.
+fn gguf(n_values: u64, rest: &[&[u8]]) -> Vec<u8> {
+    let mut file = b"GGUF\x03\0\0\0".to_vec();
+    file.extend(0u64.to_le_bytes());
+    file.extend(n_values.to_le_bytes());
+    rest.iter().for_each(|part| file.extend_from_slice(part));
+    file
+}
+
+#[test]
+fn announced_numbers_are_checked_against_the_bytes_that_are_left() {
+    let key = |name: &str| [&(name.len() as u64).to_le_bytes()[..], name.as_bytes()].concat();
+    let array = |kind: u32, n: u64| [&9u32.to_le_bytes()[..], &kind.to_le_bytes(), &n.to_le_bytes()].concat();
+    for n in [1_000_000_000, 1 << 32, 1 << 63, u64::MAX] {
+        for kind in [0u32, 4, 6, 8, 10, 12] {
+            for name in ["tokenizer.ggml.merges", "tokenizer.ggml.scores", "general.name"] {
+                let file = gguf(1, &[&key(name), &array(kind, n), b"abc"]);
+                let message = Tokenizer::from_gguf(&file).unwrap_err().to_string();
+                assert!(message.contains(&n.to_string()) && message.contains("left"), "{message}");
+            }
+        }
+        let message = Tokenizer::from_gguf(&gguf(n, &[])).unwrap_err().to_string();
+        assert!(message.contains("byte 24 of GGUF"), "{message}");
+        let message = Tokenizer::from_gguf(&gguf(1, &[&n.to_le_bytes(), b"abc"])).unwrap_err().to_string();
+        assert!(message.contains("3 bytes are left"), "{message}");
+    }
+    // An array of arrays of arrays, 100,000 deep.
+    let deep = [key("a"), array(9, 1).repeat(100_000)].concat();
+    assert!(Tokenizer::from_gguf(&gguf(1, &[&deep])).unwrap_err().to_string().contains("array of arrays"));
+}
+
+/// Hole 4 of the list in RELIABILITY: llama.cpp read these arrays without a look at the type of their elements.
+#[test]
+fn arrays_of_another_type_than_they_should_be_are_refused_by_name() {
+    for (name, element) in [("scores", 0u32), ("scores", 12), ("token_type", 6), ("tokens", 0), ("merges", 5)]
+    {
+        let name = format!("tokenizer.ggml.{name}");
+        let file = small::gguf_with(&name, element);
+        let message = Tokenizer::from_gguf(&file).unwrap_err().to_string();
+        assert!(message.contains(&format!("`{name}` is an array of")), "{message}");
+    }
+}
+
+/// llama.cpp finds out when the byte is needed.
+#[test]
+fn a_gguf_with_some_bytes_only_is_refused_by_the_missing_one() {
+    let message = Tokenizer::from_gguf(&small::gguf_with_one_byte()).unwrap_err().to_string();
+    assert_eq!(message, "no token stands for byte 0x00");
+}
+
+#[test]
+fn merges_that_lead_nowhere_or_in_circles_are_refused_or_end() {
+    let gpt2 = file("flint-gpt2.json");
+    let with = |merges: Value, extra: &[&str]| {
+        let mut file = gpt2.clone();
+        for (idx, token) in extra.iter().enumerate() {
+            file["model"]["vocab"][*token] = json!(600 + idx);
+        }
+        file["model"]["merges"] = merges;
+        Tokenizer::from_json(file.to_string().as_bytes())
+    };
+    // A token of two is made before its parts are; such a merge just never happens, or happens late.
+    let circular = with(json!([["xy", "x"], ["xyx", "y"], ["x", "y"]]), &["xy", "xyx", "xyxy"]).unwrap();
+    assert_eq!(circular.decode(&circular.encode("xyxyxyx")).unwrap(), "xyxyxyx");
+    let missing = with(json!([["x", "y"], ["xy", "z"]]), &["xy"]).unwrap_err().to_string();
+    assert!(missing.contains("merge 1, `xy` + `z`: what they spell together"), "{missing}");
+    let missing = with(json!([["x", "yy"]]), &[]).unwrap_err().to_string();
+    assert!(missing.contains("merge 0, `x` + `yy`: one of them is not in the vocabulary"), "{missing}");
+    let empty = with(json!([["", "x"]]), &[""]).unwrap();
+    assert_eq!(empty.decode(&empty.encode("xx")).unwrap(), "xx", "nothing is no neighbour");
+}
+
+#[test]
+fn wild_ids_are_refused_in_every_format() {
+    let huge = u32::MAX.to_string();
+    let rank = |id: &str| {
+        let mut file = small::tiktoken();
+        file.extend_from_slice(format!("YWJjZA== {id}\n").as_bytes());
+        Format::Tiktoken.read(&file).unwrap_err().to_string()
+    };
+    assert!(rank(&huge).contains("the rank is not a number"), "{}", rank(&huge));
+    assert!(rank("4294967294").contains("has id 4294967294, but 257 tokens"), "{}", rank("4294967294"));
+    assert!(rank("18446744073709551616").contains("the rank is not a number"));
+    assert!(rank("7").contains("both have id 7"), "{}", rank("7"));
+    let (vocab, merges) = small::gpt2();
+    let wild = String::from_utf8(vocab).unwrap().replacen("\"!\":0", "\"!\":4294967295", 1);
+    let refused = small::read_gpt2(wild.as_bytes(), &merges).unwrap_err().to_string();
+    assert!(refused.contains("token `!` has id 4294967295, but 262 tokens"), "{refused}");
+    for id in [u32::MAX, 1 << 20] {
+        let mut added = file("flint-gpt2.json");
+        added["added_tokens"][0] = json!({"id": id, "content": "<new>", "special": true});
+        let message = message(added.to_string().as_bytes());
+        assert!(message.contains(&format!("token `<new>` has id {id}")), "{message}");
+    }
+}
+
+/// Hole 10: patterns that other engines need ages for are linear here or refused.
+#[test]
+fn patterns_that_explode_elsewhere_end_in_time() {
+    let text = "a".repeat(50_000) + "!";
+    for pattern in [
+        "(a+)+$",
+        "(a|a)*b",
+        "(a|aa)+$",
+        "(.*a){20}",
+        "(x+x+)+y",
+        r"(?:a?){200}a{200}",
+        r"^(([a-z])+.)+[A-Z]([a-z])+$",
+        r"(?=(a+))a*b\1",
+        "(?<!a)(a+)+$",
+        r"\s+(?!\S)(a*)*b",
+        "((((((a*)*)*)*)*)*)*$",
+    ] {
+        let start = Instant::now();
+        for part in ["pre_tokenizer", "normalizer", "decoder"] {
+            let mut file = file("hf-gpt2.json");
+            file[part] = match part {
+                "pre_tokenizer" => json!({"type": "Sequence", "pretokenizers": [
+                    {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": false},
+                    {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": false}]}),
+                _ => json!({"type": "Replace", "pattern": {"Regex": pattern}, "content": "b"}),
+            };
+            match Tokenizer::from_json(file.to_string().as_bytes()) {
+                Ok(tokenizer) => drop(tokenizer.decode(&tokenizer.encode(&text))),
+                Err(error) => assert!(!error.to_string().is_empty()),
+            }
+        }
+        let spent = start.elapsed();
+        assert!(
+            spent < Duration::from_secs(if cfg!(debug_assertions) { 20 } else { 3 }),
+            "{pattern}: {spent:?}"
+        );
+    }
+    for open in ["(", "(?:", "[a", "(a|"] {
+        let pattern = open.repeat(100_000);
+        let message =
+            refused("flint-gpt4.json", "/pre_tokenizer/pretokenizers/0/pattern/Regex", json!(pattern));
+        assert!(message.len() < 2000, "{} bytes of message", message.len());
+        let closed = format!("{pattern}b{}", if open == "[a" { "]" } else { ")" }.repeat(100_000));
+        let mut file = file("flint-gpt4.json");
+        file["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"] = json!(closed);
+        let _ = Tokenizer::from_json(file.to_string().as_bytes());
+    }
+}
+
+/// Hole 9: llama.cpp counted in 32 bits with a sign. Seven megabytes in one piece, in time that grows with the length.
+#[test]
+fn seven_megabytes_in_one_piece_are_encoded_in_linear_time() {
+    // A debug build takes a tenth.
+    let n_bytes = if cfg!(debug_assertions) { 700_000 } else { 7_000_000 };
+    for name in small::SHAPES {
+        let tokenizer = Tokenizer::load(fixture(&format!("exactness/{name}.json"))).unwrap();
+        for unit in ["a", "ab", "\u{1f600}", "\u{301}"] {
+            let text = unit.repeat(n_bytes / unit.len());
+            let time = |text: &str| {
+                let start = Instant::now();
+                let ids = tokenizer.encode(text);
+                (start.elapsed(), ids.len())
+            };
+            let (short, n_short) = time(&text[..unit.len() * (text.len() / unit.len() / 8)]);
+            let (long, n_ids) = time(&text);
+            assert!(n_ids >= n_short && n_ids <= text.len() + 1, "{name}, {unit:?}: {n_ids} ids");
+            // Eight times the text; twice that for a busy machine, and a floor for what is too short to measure.
+            let limit = short * 24 + Duration::from_millis(300);
+            assert!(long < limit, "{name}, {unit:?}: {long:?}, an eighth of it {short:?}");
+        }
+    }
 }

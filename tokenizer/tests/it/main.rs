@@ -1,9 +1,11 @@
 //! Integration tests of the tokenizer crate: one binary, a module for each contract.
 
 mod chat;
+mod exactness;
 mod fixtures;
 mod hostile;
 mod round_trip;
+mod small;
 mod training;
 
 use std::path::{Path, PathBuf};
