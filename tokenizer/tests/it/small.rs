@@ -20,6 +20,17 @@ pub enum Format {
 }
 
 impl Format {
+    /// The fuzz target that reads it.
+    pub fn target(self) -> &'static str {
+        match self {
+            Self::Json => "tokenizer_json",
+            Self::Gpt2 => "gpt2",
+            Self::Tiktoken => "tiktoken",
+            Self::SentencePiece => "sentencepiece",
+            Self::Gguf => "gguf",
+        }
+    }
+
     pub fn read(self, bytes: &[u8]) -> Result<Tokenizer, Error> {
         match self {
             Self::Json => Tokenizer::from_json(bytes),

@@ -1,0 +1,13 @@
+//! Hostile GGUF headers.
+#![no_main]
+
+mod use_it;
+
+use libfuzzer_sys::fuzz_target;
+use tokenizer::Tokenizer;
+
+fuzz_target!(|bytes: &[u8]| {
+    if let Ok(tokenizer) = Tokenizer::from_gguf(bytes) {
+        use_it::use_it(&tokenizer);
+    }
+});

@@ -1,0 +1,13 @@
+//! Hostile sentencepiece models.
+#![no_main]
+
+mod use_it;
+
+use libfuzzer_sys::fuzz_target;
+use tokenizer::Tokenizer;
+
+fuzz_target!(|bytes: &[u8]| {
+    if let Ok(tokenizer) = Tokenizer::from_sentencepiece(bytes) {
+        use_it::use_it(&tokenizer);
+    }
+});

@@ -1,0 +1,13 @@
+//! Hostile tokenizer.json files, and what is done with those that can be read.
+#![no_main]
+
+mod use_it;
+
+use libfuzzer_sys::fuzz_target;
+use tokenizer::Tokenizer;
+
+fuzz_target!(|bytes: &[u8]| {
+    if let Ok(tokenizer) = Tokenizer::from_json(bytes) {
+        use_it::use_it(&tokenizer);
+    }
+});
