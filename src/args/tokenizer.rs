@@ -107,8 +107,8 @@ pub struct TokenizerTrain {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     pub min_frequency: Option<u64>,
 
-    /// A special token; may be repeated [default: the end of text and the chat tokens; for sentencepiece and unigram,
-    /// where they follow `<unk>`, `<s>` and `</s>`, none]
+    /// A special token; may be repeated (default: the end of text and the chat tokens; for sentencepiece and unigram,
+    /// where they follow `<unk>`, `<s>` and `</s>`, none)
     #[arg(long, value_name = "TOKEN", allow_hyphen_values = true)]
     pub special: Vec<String>,
 
