@@ -43,8 +43,8 @@ pub(crate) struct Bpe {
     rules: Rules,
     /// Whether every part ranks before what it merges into, as in every trained vocabulary.
     is_ordered: bool,
-    /// Made when long pieces come.
-    linear: OnceLock<Linear>,
+    /// Made when long pieces come; nothing if there are more tokens than it can hold.
+    linear: OnceLock<Option<Linear>>,
     /// Bytes of long pieces so far.
     n_queued: AtomicUsize,
 }
@@ -157,10 +157,11 @@ impl Bpe {
         } else if !self.is_ordered {
             self.rules.merge_by_queue(piece, ids);
         } else if !self.rules.merge_in_rounds(piece, &mut cache.symbols, ids) {
-            if self.n_queued.fetch_add(piece.len(), Relaxed) + piece.len() < QUEUED {
-                self.rules.merge_by_queue(piece, ids);
-            } else {
-                self.linear.get_or_init(|| Linear::new(&self.rules)).encode(piece, ids);
+            let is_early = self.n_queued.fetch_add(piece.len(), Relaxed) + piece.len() < QUEUED;
+            let linear = || self.linear.get_or_init(|| Linear::new(&self.rules).ok()).as_ref();
+            match if is_early { None } else { linear() } {
+                Some(linear) => linear.encode(piece, ids),
+                None => self.rules.merge_by_queue(piece, ids),
             }
         }
     }

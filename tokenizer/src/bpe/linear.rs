@@ -12,11 +12,10 @@
 
 use std::collections::HashMap;
 
-use super::merge::{Merge, NO_MERGE, Pair, Rules};
+use super::merge::{Merge, Pair, Rules};
+use crate::Error;
 use crate::hash::Seeded;
-
-/// No token.
-const NONE: u32 = u32::MAX;
+use crate::trie::Trie;
 
 /// Tables over the tokens that merging can give. Their numbers here: the bytes, then the merges in order of rank, so
 /// that comparing numbers compares ranks.
@@ -27,23 +26,24 @@ pub(super) struct Linear {
     /// What each token was last merged from; a byte from itself twice.
     parts: Vec<Pair>,
     lens: Vec<u32>,
-    /// The longest token that a token begins with and is not, or [`NONE`].
-    shorter: Vec<u32>,
+    /// The longest token that a token begins with and is not; bytes have none.
+    shorter: Vec<Option<u32>>,
     /// The number of the token that a pair of numbers merges into.
     pairs: HashMap<Pair, u32, Seeded>,
+    /// The tokens by their bytes.
     trie: Trie,
 }
 
 impl Linear {
-    /// Takes rules in which every part ranks before what it merges into.
-    pub(super) fn new(rules: &Rules) -> Self {
+    /// Takes rules in which every part ranks before what it merges into. Fails for more tokens than a trie can hold.
+    pub(super) fn new(rules: &Rules) -> Result<Self, Error> {
         let mut tables = Self {
             ids: (0..=255).map(|byte| rules.byte_id(byte)).collect(),
             parts: (0..256).map(|number| (number, number)).collect(),
             lens: vec![1; 256],
             shorter: Vec::new(),
             pairs: HashMap::default(),
-            trie: Trie::new(),
+            trie: Trie::new::<[u8; 1]>([])?,
         };
         let mut numbers: HashMap<u32, u32, Seeded> =
             (0..256).map(|number| (tables.ids[number as usize], number)).collect();
@@ -64,11 +64,9 @@ impl Linear {
             tables.pairs.insert((left, right), number);
             bytes.push([&bytes[left as usize][..], &bytes[right as usize]].concat());
         }
-        for (number, bytes) in (0..).zip(&bytes) {
-            tables.trie.insert(bytes, number);
-        }
-        tables.shorter = bytes.iter().map(|bytes| tables.trie.longest(&bytes[..bytes.len() - 1])).collect();
-        tables
+        tables.trie = Trie::new(bytes.iter().zip(0..))?;
+        tables.shorter = bytes.iter().map(|bytes| tables.longest(&bytes[..bytes.len() - 1])).collect();
+        Ok(tables)
     }
 
     /// Appends the ids of `piece`.
@@ -77,26 +75,30 @@ impl Linear {
         let mut open = vec![true; piece.len() + 1];
         let mut tokens: Vec<u32> = Vec::with_capacity(piece.len() / 3);
         let mut at = 0;
-        let mut candidate = self.trie.longest(piece);
-        while candidate != NONE {
-            let end = at + self.lens[candidate as usize] as usize;
-            let fits = open[end] && tokens.last().is_none_or(|&last| self.get_on(last, candidate));
-            if fits {
-                tokens.push(candidate);
+        let mut candidate = self.longest(piece);
+        while let Some(token) = candidate {
+            let end = at + self.lens[token as usize] as usize;
+            if open[end] && tokens.last().is_none_or(|&last| self.get_on(last, token)) {
+                tokens.push(token);
                 at = end;
-                candidate = self.trie.longest(&piece[at..]);
+                candidate = self.longest(&piece[at..]);
                 continue;
             }
-            candidate = self.shorter[candidate as usize];
-            if candidate == NONE {
+            candidate = self.shorter[token as usize];
+            if candidate.is_none() {
                 open[at] = false;
                 // The bytes of a piece always have a list, so the first place is never closed.
                 let Some(last) = tokens.pop() else { break };
                 at -= self.lens[last as usize] as usize;
-                candidate = last;
+                candidate = Some(last);
             }
         }
         ids.extend(tokens.iter().map(|&number| self.ids[number as usize]));
+    }
+
+    /// The longest token that `bytes` begin with.
+    fn longest(&self, bytes: &[u8]) -> Option<u32> {
+        self.trie.longest(bytes).map(|(_, number)| number)
     }
 
     /// Whether two neighbours stay as they are when their bytes are merged together.
@@ -121,45 +123,3 @@ impl Linear {
         }
     }
 }
-
-/// The tokens by their bytes.
-#[derive(Debug)]
-struct Trie {
-    /// The node after a node (high bits) and a byte.
-    next: HashMap<u64, u32, Seeded>,
-    /// The token that ends at each node, or [`NONE`].
-    tokens: Vec<u32>,
-}
-
-impl Trie {
-    fn new() -> Self {
-        Self { next: HashMap::default(), tokens: vec![NONE] }
-    }
-
-    fn insert(&mut self, bytes: &[u8], number: u32) {
-        let mut node = 0;
-        for &byte in bytes {
-            let n_nodes = self.tokens.len() as u32;
-            node = *self.next.entry(u64::from(node) << 8 | u64::from(byte)).or_insert(n_nodes);
-            if node == n_nodes {
-                self.tokens.push(NONE);
-            }
-        }
-        self.tokens[node as usize] = number;
-    }
-
-    /// The longest token that `bytes` begin with, or [`NONE`].
-    fn longest(&self, bytes: &[u8]) -> u32 {
-        let (mut node, mut longest) = (0, NONE);
-        for &byte in bytes {
-            let Some(&next) = self.next.get(&(u64::from(node) << 8 | u64::from(byte))) else { break };
-            node = next;
-            if self.tokens[node as usize] != NONE {
-                longest = self.tokens[node as usize];
-            }
-        }
-        longest
-    }
-}
-
-const _: () = assert!(NO_MERGE == NONE, "both mark the absence of a token");

@@ -420,7 +420,7 @@ pub(super) mod tests {
             prop_assert_eq!(&array, &expected);
             prop_assert_eq!(&queue, &expected);
             prop_assert!(is_ordered(&merges));
-            Linear::new(&rules).encode(piece.as_bytes(), &mut linear);
+            Linear::new(&rules).unwrap().encode(piece.as_bytes(), &mut linear);
             prop_assert_eq!(&linear, &expected);
             let mut rounds = Vec::new();
             // At most 64 bytes, so that it never gives up.
