@@ -124,7 +124,7 @@ impl Split {
 }
 
 /// Most ends that [`Ends::next_batch`] gives.
-pub(crate) const BATCH: usize = 128;
+pub(crate) const BATCH: usize = 256;
 
 /// The ends of the pieces of a text, many at a time: the caller's loop over them is then one that a compiler can do
 /// something with.

@@ -195,18 +195,24 @@ impl<'a> Scan<'a> {
     }
 
     /// The class of the character at `at` and the position after it; nothing at the end of the text.
-    #[inline]
+    #[inline(always)]
     fn peek(&self, at: usize) -> Option<(Set, usize)> {
-        let byte = *self.bytes.get(at)?;
-        if byte < 128 {
-            return Some((self.classes.ascii[usize::from(byte)], at + 1));
-        }
-        let c = self.text[at..].chars().next()?;
-        Some((self.classes.of(c), at + c.len_utf8()))
+        let rest = self.bytes.get(at..)?;
+        // Decoded here, because the standard library's iterator checks what is known of this place.
+        let low = |byte: u8| u16::from(byte & 0x3f);
+        let (code, len) = match *rest {
+            [byte @ ..0x80, ..] => (u16::from(byte), 1),
+            [lead @ ..0xe0, next, ..] => (u16::from(lead & 0x1f) << 6 | low(next), 2),
+            [lead @ ..0xf0, next, last, ..] => (u16::from(lead) << 12 | low(next) << 6 | low(last), 3),
+            _ => {
+                let c = self.text[at..].chars().next()?;
+                return Some((self.classes.of(c), at + c.len_utf8()));
+            }
+        };
+        Some((self.classes.plane[usize::from(code)], at + len))
     }
 
     /// The end of the run of characters in `set` that goes on at `at`.
-    #[inline]
     fn run(&self, set: Set, mut at: usize) -> usize {
         while let Some((class, end)) = self.peek(at) {
             if class & set == 0 {
@@ -328,14 +334,17 @@ const fn is_newline(byte: u8) -> bool {
     matches!(byte, b'\r' | b'\n')
 }
 
-/// The class of every code point: ASCII directly, the rest through a table of shared blocks.
+/// The class of every code point: those of the first plane directly, the rest through a table of shared blocks.
 #[derive(Debug)]
 pub(super) struct Classes {
-    ascii: [Set; 128],
-    /// Block of a code point, by its upper bits.
+    plane: Box<[Set; PLANE]>,
+    /// Block of a code point of another plane, by its upper bits.
     block_of: Vec<u8>,
     blocks: Vec<[Set; BLOCK]>,
 }
+
+/// Code points in a plane: those that two bytes can number.
+const PLANE: usize = 1 << 16;
 
 /// Code points in a block. With 256 the distinct blocks are few enough to be numbered by a byte.
 const BLOCK: usize = 256;
@@ -366,11 +375,11 @@ impl Classes {
                 *class = SPACE;
             }
         }
-        let mut ascii = [OTHER; 128];
-        ascii.copy_from_slice(&flat[..128]);
+        let others = flat.split_off(PLANE);
+        let plane = flat.into_boxed_slice().try_into().expect("the rest is one plane long");
         let mut blocks: Vec<[Set; BLOCK]> = Vec::new();
-        let mut block_of = Vec::with_capacity(flat.len() / BLOCK);
-        for block in flat.chunks_exact(BLOCK) {
+        let mut block_of = Vec::with_capacity(others.len() / BLOCK);
+        for block in others.chunks_exact(BLOCK) {
             let block: [Set; BLOCK] = block.try_into().expect("chunks are one block long");
             let idx = blocks.iter().position(|seen| *seen == block).unwrap_or_else(|| {
                 blocks.push(block);
@@ -378,15 +387,15 @@ impl Classes {
             });
             block_of.push(u8::try_from(idx).expect("at most 256 distinct blocks"));
         }
-        Self { ascii, block_of, blocks }
+        Self { plane, block_of, blocks }
     }
 
     #[inline]
     pub(super) fn of(&self, c: char) -> Set {
         let code = c as usize;
-        match self.ascii.get(code) {
+        match self.plane.get(code) {
             Some(&class) => class,
-            None => self.blocks[usize::from(self.block_of[code / BLOCK])][code % BLOCK],
+            None => self.blocks[usize::from(self.block_of[code / BLOCK - PLANE / BLOCK])][code % BLOCK],
         }
     }
 }

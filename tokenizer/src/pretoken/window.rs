@@ -21,8 +21,8 @@ pub(super) fn ends<P: Pattern>(scan: &Scan<'_>, mut at: usize, ends: &mut [usize
     // A window has fewer pieces than bytes.
     while at < scan.bytes.len() && n_ends <= BATCH - WINDOW {
         let mut starts = match scan.bytes.get(at..at + WINDOW) {
-            // Text in other scripts: a first word may have a space before it.
-            Some(block) if (block[0] | block[1]) < 128 => starts::<P>(block),
+            // In other scripts a window tells of a few bytes at most: punctuation, a number.
+            Some(block) if block[..8].is_ascii() => starts::<P>(block),
             _ => 0,
         };
         if starts == 0 {
