@@ -17,7 +17,7 @@ use rayon::prelude::*;
 pub(crate) use cache::Cache;
 use merge::Rules;
 use merge::Symbols;
-pub(crate) use merge::{Merge, Pair, merges_by_id, pack};
+pub(crate) use merge::{MAX_IDS, Merge, Pair, merges_by_id, pack};
 
 use crate::Split;
 use crate::pieces::PieceMap;
@@ -50,7 +50,7 @@ pub(crate) struct Bpe {
 }
 
 impl Bpe {
-    /// Takes checked rules: `merges` are distinct pairs with the ids they give, fewer than `u32::MAX`.
+    /// Takes checked rules: `merges` are distinct pairs with the ids they give; at most [`MAX_IDS`] ids and merges.
     pub(crate) fn new(byte_ids: [u32; 256], merges: &[Merge]) -> Self {
         Self {
             whole: PieceMap::new(),
@@ -85,7 +85,7 @@ impl Bpe {
 
     /// Appends the ids of `text`, cut by `split`.
     pub(crate) fn encode(&self, split: Split, text: &str, cache: &mut Cache, ids: &mut Vec<u32>) {
-        let mut out = Output { first: ids.len(), at: ids.len(), ids };
+        let mut out = Output::new(ids);
         let (mut pieces, mut start) = (Ends::new(split, text), 0);
         let mut batch = std::mem::take(&mut cache.batch);
         let Batch { ends, places } = &mut *batch;
@@ -94,12 +94,16 @@ impl Bpe {
             if n_ends == 0 {
                 break;
             }
-            for (place, &end) in places.iter_mut().zip(&ends[..n_ends]) {
-                *place = Place::of(text.as_bytes(), start, end, cache);
-                start = end;
+            let (ends, places) = (&ends[..n_ends], &mut places[..n_ends]);
+            let mut at = start;
+            for (place, &end) in places.iter_mut().zip(ends) {
+                *place = Place::of(text.as_bytes(), at, end, cache);
+                at = end;
             }
-            out.make_room(places[0].start, start, text.len());
-            self.batch(text.as_bytes(), &places[..n_ends], cache, &mut out);
+            let room = out.room(start, at, text.len());
+            let n_ids = self.batch(&text.as_bytes()[..at], start, ends, places, cache, room);
+            out.at += n_ids;
+            start = at;
         }
         cache.batch = batch;
         out.finish();
@@ -107,10 +111,11 @@ impl Bpe {
 
     /// Appends the ids of one piece.
     pub(crate) fn encode_piece(&self, piece: &[u8], cache: &mut Cache, ids: &mut Vec<u32>) {
-        let mut out = Output { first: ids.len(), at: ids.len(), ids };
-        out.make_room(0, piece.len(), piece.len());
+        let mut out = Output::new(ids);
         let place = Place::of(piece, 0, piece.len(), cache);
-        self.batch(piece, &[place], cache, &mut out);
+        let room = out.room(0, piece.len(), piece.len());
+        let n_ids = self.batch(piece, 0, &[piece.len()], &[place], cache, room);
+        out.at += n_ids;
         out.finish();
     }
 
@@ -119,34 +124,56 @@ impl Bpe {
         ids.extend(bytes.iter().map(|&byte| self.rules.byte_id(byte)));
     }
 
-    /// Appends the ids of pieces that follow one another in `text`.
-    fn batch(&self, text: &[u8], places: &[Place], cache: &mut Cache, out: &mut Output<'_>) {
+    /// Writes the ids of pieces of `text` that end at `ends`, the first beginning at `start`, and tells how many.
+    fn batch(
+        &self,
+        text: &[u8],
+        start: usize,
+        ends: &[usize],
+        places: &[Place],
+        cache: &mut Cache,
+        out: &mut [u32],
+    ) -> usize {
         // All buckets are read before any is looked at, so that the processor waits for many at once.
         black_box(places.iter().fold(0, |sum, place| sum ^ cache.touch(place.bucket_idx)));
-        for &Place { key, bucket_idx, start, end } in places {
-            match cache.get(key, bucket_idx) {
-                Some((ids, n_ids)) => out.few(ids, n_ids),
-                None => self.rare(&text[start..end], key, cache, out),
-            }
+        let mut n_ids = 0;
+        for (i, place) in places.iter().enumerate() {
+            n_ids += match cache.get(place.key, place.bucket_idx) {
+                Some((ids, n)) => {
+                    out[n_ids..n_ids + 3].copy_from_slice(&ids);
+                    n
+                }
+                None => {
+                    let start = if i == 0 { start } else { ends[i - 1] };
+                    self.rare(&text[start..ends[i]], place.key, cache, &mut out[n_ids..])
+                }
+            };
         }
         cache.grow_if_full();
+        n_ids
     }
 
     /// A piece that has more than a few bytes or ids, or was not seen before.
     #[inline(never)]
-    fn rare(&self, piece: &[u8], key: Key, cache: &mut Cache, out: &mut Output<'_>) {
-        match cache.get_rare(key, piece) {
-            Some(Found::Few(ids, n_ids)) => out.few(ids, n_ids),
-            Some(Found::Many(ids)) => out.many(ids),
+    fn rare(&self, piece: &[u8], key: Key, cache: &mut Cache, out: &mut [u32]) -> usize {
+        let few;
+        let ids = match cache.get_rare(key, piece) {
+            Some(Found::Few(ids, n_ids)) => {
+                few = ids;
+                &few[..n_ids]
+            }
+            Some(Found::Many(ids)) => ids,
             None => {
                 let mut ids = std::mem::take(&mut cache.ids);
                 ids.clear();
                 self.merge(piece, cache, &mut ids);
-                out.many(&ids);
                 cache.insert(key, piece, &ids);
                 cache.ids = ids;
+                &cache.ids
             }
-        }
+        };
+        out[..ids.len()].copy_from_slice(ids);
+        ids.len()
     }
 
     fn merge(&self, piece: &[u8], cache: &mut Cache, ids: &mut Vec<u32>) {
@@ -185,15 +212,13 @@ impl Default for Batch {
 struct Place {
     key: Key,
     bucket_idx: u32,
-    start: usize,
-    end: usize,
 }
 
 impl Place {
     #[inline(always)]
     fn of(text: &[u8], start: usize, end: usize, cache: &Cache) -> Self {
         let key = Key::new(text, start, end);
-        Self { key, bucket_idx: cache.bucket_idx(key), start, end }
+        Self { key, bucket_idx: cache.bucket_idx(key) }
     }
 }
 
@@ -206,13 +231,14 @@ struct Output<'a> {
     at: usize,
 }
 
-impl Output<'_> {
-    /// Makes room for the ids of `start..end` of a text of `len` bytes: at most one for each byte.
-    fn make_room(&mut self, start: usize, end: usize, len: usize) {
+impl<'a> Output<'a> {
+    fn new(ids: &'a mut Vec<u32>) -> Self {
+        Self { first: ids.len(), at: ids.len(), ids }
+    }
+
+    /// Where the ids of `start..end` of a text of `len` bytes go: room for one for each byte, and two more.
+    fn room(&mut self, start: usize, end: usize, len: usize) -> &mut [u32] {
         let needed = self.at + (end - start) + 3;
-        if needed <= self.ids.len() {
-            return;
-        }
         if needed > self.ids.capacity() {
             // More than the rest of the text will need if it is like what was seen: a vector that doubles would copy
             // all ids, and touching fresh memory costs as much as finding the ids for it. What is not used is not touched.
@@ -220,18 +246,10 @@ impl Output<'_> {
             let wanted = (self.at + n_ids as usize).clamp(needed, self.at + (len - start) + 3);
             self.ids.reserve_exact(wanted - self.ids.len());
         }
-        self.ids.resize((needed + GROWTH).min(self.ids.capacity()), 0);
-    }
-
-    #[inline(always)]
-    fn few(&mut self, ids: [u32; 3], n_ids: usize) {
-        self.ids[self.at..self.at + 3].copy_from_slice(&ids);
-        self.at += n_ids;
-    }
-
-    fn many(&mut self, ids: &[u32]) {
-        self.ids[self.at..self.at + ids.len()].copy_from_slice(ids);
-        self.at += ids.len();
+        if needed > self.ids.len() {
+            self.ids.resize((needed + GROWTH).min(self.ids.capacity()), 0);
+        }
+        &mut self.ids[self.at..]
     }
 
     fn finish(self) {

@@ -12,7 +12,7 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use crate::added::{AddedToken, AddedTokens};
-use crate::bpe::{Bpe, Merge, Pair, merges_by_id};
+use crate::bpe::{Bpe, MAX_IDS, Merge, Pair, merges_by_id};
 use crate::char_bpe::CharBpe;
 use crate::char_level::CharLevel;
 use crate::decoder::{Decoder, DecoderSpec};
@@ -249,6 +249,11 @@ fn byte_level(
     if def.byte_fallback {
         let found = "byte_fallback true with a `ByteLevel` pre-tokenizer".to_owned();
         return Err(Error::Unsupported { part: "model", found, supported: "false" });
+    }
+    let n_merges = if let Merges::Ranked(pairs) = &def.merges { pairs.len() } else { 0 };
+    if tokens.len().max(n_merges) > MAX_IDS {
+        let found = format!("a byte-level vocabulary of {} tokens and {n_merges} merges", tokens.len());
+        return Err(Error::Unsupported { part: "model", found, supported: "at most 2097152 of each" });
     }
     let mut by_byte = [None; 256];
     for (&token, id) in tokens.iter().zip(0u32..).filter(|(token, _)| !token.is_empty()) {

@@ -17,9 +17,9 @@ const LONG: usize = 128;
 /// A bucket without entries.
 const EMPTY: Bucket = [[0; 4]; 2];
 
-/// Buckets to begin with, and at most: 64 KiB and 16 MiB, for half a million pieces.
+/// Buckets to begin with, and at most: 64 KiB and 32 MiB, for half a million pieces.
 const BUCKETS: usize = 1 << 10;
-const MAX_BUCKETS: usize = 1 << 18;
+const MAX_BUCKETS: usize = 1 << 19;
 
 /// Most long pieces, and most ids in the array, before they start over: about 16 MB each.
 const MAX_LONG: usize = 1 << 18;
@@ -58,23 +58,27 @@ impl Key {
         if len > SHORT {
             return Self::LONG;
         }
-        let mut padded = [0; 16];
-        match bytes.get(start..start + 16) {
-            Some(all) => padded.copy_from_slice(all),
-            None => padded[..len].copy_from_slice(&bytes[start..end]),
-        }
-        let raw = u128::from_le_bytes(padded);
+        let raw = match bytes.get(start..).and_then(<[u8]>::first_chunk) {
+            Some(all) => u128::from_le_bytes(*all),
+            None => at_end(&bytes[start..end]),
+        };
         let (low, high) = MASKS[len];
         Self { low: raw as u64 & low, high: (raw >> 64) as u64 & high | (len as u64) << 56 }
     }
-}
 
-impl Key {
     /// Zero if the keys are equal; computed without a branch.
     #[inline(always)]
     fn differs(self, other: Self) -> u64 {
         self.low ^ other.low | self.high ^ other.high
     }
+}
+
+/// A piece with fewer than 16 bytes of text from its start on.
+#[cold]
+fn at_end(piece: &[u8]) -> u128 {
+    let mut padded = [0; 16];
+    padded[..piece.len()].copy_from_slice(piece);
+    u128::from_le_bytes(padded)
 }
 
 /// A remembered piece: its key; two ids; a third id, and in the upper half the number of ids, perhaps with
@@ -120,7 +124,7 @@ pub(crate) struct Cache {
     buckets: Vec<Bucket>,
     /// The bits of a hash that number a bucket are those left after this shift.
     shift: u32,
-    /// Entries made since the buckets last grew.
+    /// Entries made so far, also those that have been pushed out since.
     n_inserted: usize,
     /// Start and number of the ids of long pieces in `array`.
     long: PieceMap<(u32, u32)>,
@@ -225,10 +229,11 @@ impl Cache {
         [home, home ^ 1].into_iter().flat_map(|idx| &self.buckets[idx]).find(|entry| key(entry) == wanted)
     }
 
-    /// Makes more buckets if three in four entries are taken. Numbers of buckets then change.
+    /// Makes more buckets if half of the entries are taken: a full bucket costs a second look. Numbers of buckets then
+    /// change.
     #[inline(always)]
     pub(super) fn grow_if_full(&mut self) {
-        if self.n_inserted > self.buckets.len() * 3 / 2 && self.buckets.len() < MAX_BUCKETS {
+        if self.n_inserted > self.buckets.len() && self.buckets.len() < MAX_BUCKETS {
             self.grow();
         }
     }

@@ -48,7 +48,7 @@ impl Linear {
         let mut numbers: HashMap<u32, u32, Seeded> =
             (0..256).map(|number| (tables.ids[number as usize], number)).collect();
         let mut bytes: Vec<Vec<u8>> = (0..=255).map(|byte| vec![byte]).collect();
-        for &Merge { pair: (left, right), id } in rules.merges() {
+        for Merge { pair: (left, right), id } in rules.merges() {
             let (Some(&left), Some(&right)) = (numbers.get(&left), numbers.get(&right)) else {
                 continue;
             };

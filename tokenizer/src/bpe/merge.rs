@@ -9,7 +9,19 @@ use crate::hash::Seeded;
 const LEFT: usize = 64;
 
 /// The rank of a pair that does not merge.
-pub(super) const NO_MERGE: u32 = u32::MAX;
+const NO_MERGE: u32 = u32::MAX;
+
+/// Bits of an id or a rank in a [`Slot`].
+const BITS: u32 = 21;
+
+/// Most ids, and most merges: eight times what the largest published vocabularies have.
+pub(crate) const MAX_IDS: usize = 1 << BITS;
+
+/// The lowest [`BITS`].
+const MASK: u64 = (1 << BITS) - 1;
+
+/// Longest piece in bytes that is merged in place: its symbols are the bits of an integer.
+const SHORT: usize = 64;
 
 /// Two neighbouring tokens.
 pub(crate) type Pair = (u32, u32);
@@ -37,26 +49,23 @@ pub(crate) struct Rules {
     bytes: HashMap<u32, u8, Seeded>,
     /// Ranks by two bytes: most look-ups are of the pairs that a piece starts with.
     byte_pairs: Vec<u32>,
-    /// Open addressing over the pairs: eight slots to a cache line, because most pairs do not merge and that is all
-    /// there is to know of them.
+    /// Open addressing over the pairs, with [`EMPTY`] slots. Eight lie in a cache line.
     slots: Vec<Slot>,
     shift: u32,
     /// One bit for each of sixteen times as many hashes as there are pairs. It fits into a cache that the slots do not
     /// fit into, and tells most pairs that do not merge.
     filter: Vec<u64>,
-    /// By rank.
-    merges: Vec<Merge>,
+    /// What merges give, by rank.
+    ids: Vec<u32>,
 }
 
-/// A part of a pair's hash, and its rank; [`NO_MERGE`] marks an empty slot.
-#[derive(Clone, Copy, Debug)]
-struct Slot {
-    tag: u32,
-    rank: u32,
-}
+/// Two ids, and the rank of their pair in the lowest bits.
+type Slot = u64;
+
+const EMPTY: Slot = Slot::MAX;
 
 impl Rules {
-    /// Takes distinct pairs in order of rank, with the ids they give.
+    /// Takes distinct pairs in order of rank, with the ids they give; at most [`MAX_IDS`].
     pub(crate) fn new(byte_ids: [u32; 256], merges: &[Merge]) -> Self {
         let mut rules = Self::with_capacity(byte_ids, merges.len());
         for &merge in merges {
@@ -72,40 +81,39 @@ impl Rules {
             bytes: byte_ids.iter().copied().zip(0..=255).collect(),
             byte_ids,
             byte_pairs: vec![NO_MERGE; 1 << 16],
-            slots: vec![Slot { tag: 0, rank: NO_MERGE }; n_slots],
+            slots: vec![EMPTY; n_slots],
             shift: u64::BITS - n_slots.ilog2(),
             filter: vec![0; n_slots / 8],
-            merges: Vec::with_capacity(n_merges),
+            ids: Vec::with_capacity(n_merges),
         }
     }
 
     /// Adds a pair that is not there; its rank is the next one.
-    fn add(&mut self, merge: Merge) {
-        let rank = self.merges.len() as u32;
-        self.merges.push(merge);
-        let hash = hash(merge.pair);
-        let (mut idx, tag) = self.home(hash);
-        let bit = self.bit(hash);
+    fn add(&mut self, Merge { pair, id }: Merge) {
+        let rank = self.ids.len() as u32;
+        self.ids.push(id);
+        let bit = self.bit(hash(pair));
         self.filter[bit / 64] |= 1 << (bit % 64);
-        while self.slots[idx].rank != NO_MERGE {
+        let mut idx = self.home(hash(pair));
+        while self.slots[idx] != EMPTY {
             idx = (idx + 1) & (self.slots.len() - 1);
         }
-        self.slots[idx] = Slot { tag, rank };
-        let (left, right) = merge.pair;
-        if let (Some(&left), Some(&right)) = (self.bytes.get(&left), self.bytes.get(&right)) {
+        self.slots[idx] = u64::from(pair.0) << (2 * BITS) | u64::from(pair.1) << BITS | u64::from(rank);
+        if let (Some(&left), Some(&right)) = (self.bytes.get(&pair.0), self.bytes.get(&pair.1)) {
             self.byte_pairs[usize::from(left) << 8 | usize::from(right)] = rank;
         }
     }
 
     /// All merges, by rank.
-    pub(super) fn merges(&self) -> &[Merge] {
-        &self.merges
-    }
-
-    /// What the pair of this rank merges into.
-    #[inline]
-    fn id(&self, rank: u32) -> u32 {
-        self.merges[rank as usize].id
+    pub(super) fn merges(&self) -> Vec<Merge> {
+        let of = |slot: Slot, n: u32| (slot >> (n * BITS) & MASK) as u32;
+        let mut slots: Vec<Slot> = self.slots.iter().copied().filter(|&slot| slot != EMPTY).collect();
+        slots.sort_unstable_by_key(|&slot| of(slot, 0));
+        slots
+            .iter()
+            .zip(&self.ids)
+            .map(|(&slot, &id)| Merge { pair: (of(slot, 2), of(slot, 1)), id })
+            .collect()
     }
 
     /// The id of a single byte.
@@ -114,30 +122,38 @@ impl Rules {
         self.byte_ids[usize::from(byte)]
     }
 
+    /// What the pair of this rank merges into.
+    #[inline]
+    fn id(&self, rank: u32) -> u32 {
+        self.ids[rank as usize]
+    }
+
     /// The rank of a pair; [`NO_MERGE`] if it does not merge.
     #[inline]
-    pub(super) fn rank(&self, left: u32, right: u32) -> u32 {
+    fn rank(&self, left: u32, right: u32) -> u32 {
         let hash = hash((left, right));
         let bit = self.bit(hash);
         if self.filter[bit / 64] >> (bit % 64) & 1 == 0 {
             return NO_MERGE;
         }
-        let (mut idx, tag) = self.home(hash);
+        let pair = u64::from(left) << BITS | u64::from(right);
+        let mut idx = self.home(hash);
         loop {
             let slot = self.slots[idx];
-            if slot.rank == NO_MERGE
-                || (slot.tag == tag && self.merges[slot.rank as usize].pair == (left, right))
-            {
-                return slot.rank;
+            if slot >> BITS == pair {
+                return (slot & MASK) as u32;
+            }
+            if slot == EMPTY {
+                return NO_MERGE;
             }
             idx = (idx + 1) & (self.slots.len() - 1);
         }
     }
 
-    /// Where a hash belongs, and the part of it that the place does not tell.
+    /// Where a hash belongs.
     #[inline]
-    fn home(&self, hash: u64) -> (usize, u32) {
-        ((hash >> self.shift) as usize, hash as u32)
+    fn home(&self, hash: u64) -> usize {
+        (hash >> self.shift) as usize
     }
 
     /// The bit of the filter: eight for each slot.
@@ -146,8 +162,13 @@ impl Rules {
         (hash >> (self.shift - 3)) as usize
     }
 
-    /// Appends the ids of `piece`: look for the lowest rank, merge, close the gap. Quadratic, with no set-up.
+    /// Appends the ids of `piece`: look for the lowest rank, merge, look up the new neighbours. Quadratic, with no
+    /// set-up.
     pub(super) fn merge_in_array(&self, piece: &[u8], symbols: &mut Symbols, ids: &mut Vec<u32>) {
+        if piece.len() <= SHORT {
+            self.merge_short(piece, symbols, ids);
+            return;
+        }
         self.start(piece, symbols);
         let Symbols { ids: tokens, ranks } = symbols;
         // Rank `idx` is of the tokens `idx` and `idx + 1`.
@@ -163,6 +184,35 @@ impl Rules {
             }
         }
         ids.extend_from_slice(tokens);
+    }
+
+    /// As [`Rules::merge_in_array`], without moving anything: a bit for each byte where a token begins.
+    fn merge_short(&self, piece: &[u8], symbols: &mut Symbols, ids: &mut Vec<u32>) {
+        self.start(piece, symbols);
+        let Symbols { ids: tokens, ranks } = symbols;
+        let mut starts = u64::MAX >> (SHORT - piece.len());
+        while let Some(idx) = lowest(ranks) {
+            tokens[idx] = self.id(ranks[idx]);
+            let next = following(starts, idx);
+            starts &= !(1 << next);
+            // Looked up together, so that memory is waited for once.
+            let (before, after) = (starts & ((1 << idx) - 1), following(starts, idx));
+            ranks[idx] = match after {
+                64 => NO_MERGE,
+                after => self.rank(tokens[idx], tokens[after]),
+            };
+            if before != 0 {
+                let before = before.ilog2() as usize;
+                ranks[before] = self.rank(tokens[before], tokens[idx]);
+            }
+            if let Some(gone) = ranks.get_mut(next) {
+                *gone = NO_MERGE;
+            }
+        }
+        while starts != 0 {
+            ids.push(tokens[starts.trailing_zeros() as usize]);
+            starts &= starts - 1;
+        }
     }
 
     /// Appends the ids of `piece` if it is so regular that every round of merging makes it shorter by a good part: one
@@ -301,6 +351,12 @@ fn hash(pair: Pair) -> u64 {
 fn lowest(ranks: &[u32]) -> Option<usize> {
     let lowest = ranks.iter().copied().min().filter(|&rank| rank != NO_MERGE)?;
     ranks.iter().position(|&rank| rank == lowest)
+}
+
+/// The first bit that is set above `idx`, or 64.
+#[inline]
+fn following(bits: u64, idx: usize) -> usize {
+    (bits & (u64::MAX << idx << 1)).trailing_zeros() as usize
 }
 
 /// Working memory: the tokens of a piece, and the rank of each pair of neighbours.
