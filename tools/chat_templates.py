@@ -1,7 +1,7 @@
 """Makes tokenizer/tests/fixtures/chat/templates.json: what jinja2 renders, as `transformers` sets it up.
 
-Also tokenizer/tests/fixtures/chat/snippets.json, from snippets.txt beside it: for each line, a template whose `\\n` is
-a line break, what it renders with the VARIABLES, or null.
+Also tokenizer/tests/fixtures/chat/snippets.json, from snippets.txt beside it: for each line, a template whose `\\n` and
+`\\r` are line breaks, what it renders with the VARIABLES, or null.
 
 Run with a Python that has jinja2 and transformers:
 
@@ -169,7 +169,7 @@ def snippets():
     compiled = []
     for line in SNIPPETS.read_text("utf-8").splitlines():
         try:
-            template = chat_template_utils._compile_jinja_template(line.replace("\\n", "\n"))
+            template = chat_template_utils._compile_jinja_template(line.replace("\\n", "\n").replace("\\r", "\r"))
             compiled.append([line, render(template, VARIABLES)])
         except Exception:
             compiled.append([line, None])

@@ -82,6 +82,8 @@ pub(super) struct Globals<'a> {
     pub marks: Option<Marks>,
     /// The moment that `strftime_now` tells, in seconds since 1970.
     pub now: i64,
+    /// Steps of work that may be done, inputs included; without, [`FUEL`] and what the inputs grant.
+    pub fuel: Option<u64>,
 }
 
 /// What was rendered.
@@ -90,6 +92,10 @@ pub(super) struct Output {
     pub text: String,
     /// Bytes of `text` inside `{% generation %}`, in order.
     pub generated: Vec<Range<usize>>,
+    /// The line of a `{% generation %}` inside a macro or block, whose text has no bytes that could be told.
+    pub unmarkable: Option<usize>,
+    /// Steps of work that were not needed.
+    pub fuel_left: u64,
 }
 
 impl Program {

@@ -8,6 +8,7 @@
 //! the conversation before a turn, with the prompt to generate, and after it; a template that lays out earlier turns
 //! differently once later ones follow gives no such difference, and [`Error::NoLossMask`] says so.
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::time::SystemTime;
 
@@ -58,9 +59,11 @@ pub struct ChatFormat {
     stop_ids: Vec<u32>,
     /// Whether this is our own layout, whose order of roles is checked.
     own: bool,
-    /// Special tokens with their ids, longest first.
-    special: Vec<(String, u32)>,
+    special: Special,
 }
+
+/// Special tokens with their ids by their first characters, longest first.
+type Special = BTreeMap<char, Vec<(String, u32)>>;
 
 impl ChatFormat {
     /// Our own layout.
@@ -138,13 +141,18 @@ impl ChatFormat {
         }
         let inputs = self.inputs(request);
         let marks = self.marks(&inputs)?;
-        let rendered = self.template.render_marked(&inputs, Some(marks.clone()))?;
-        let spans = match (request.learn, self.template.marks_generation()) {
-            (false, _) => Vec::new(),
-            (true, true) => rendered.generated,
-            (true, false) => self.spoken(request, &inputs, &marks, &rendered.text)?,
+        let (rendered, fuel) = self.template.render_marked(&inputs, Some(marks.clone()), None)?;
+        let spans = match (request.learn, self.template.marks_generation(), rendered.unmarkable) {
+            (false, ..) => Vec::new(),
+            (true, true, None) => rendered.generated,
+            (true, true, Some(line)) => {
+                let reason =
+                    "`generation` inside a macro or a block of `set`, `call` or `filter` gives no loss mask";
+                return Err(Error::Template { line, reason: reason.to_owned() });
+            }
+            (true, false, _) => self.spoken(request, inputs, &marks, &rendered.text, fuel)?,
         };
-        Ok(self.encode(tokenizer, &rendered.text, &spans, marks.sign))
+        Ok(self.encode(tokenizer, &rendered.text, &spans, &marks))
     }
 
     /// The text of a conversation, as other programs render it.
@@ -181,40 +189,55 @@ impl ChatFormat {
         take(self.template.source());
         self.template.literals().for_each(&mut take);
         self.names.iter().for_each(|(_, token)| take(token));
-        self.special.iter().for_each(|(token, _)| take(token));
+        self.special.values().flatten().for_each(|(token, _)| take(token));
         for json in [&inputs.messages, &inputs.tools, &inputs.documents] {
             json.for_each_str(&mut take);
         }
         inputs.kwargs.iter().for_each(|(_, json)| json.for_each_str(&mut take));
-        let mut firsts: Vec<char> =
-            self.special.iter().filter_map(|(token, _)| token.chars().next()).collect();
-        firsts.sort_unstable();
-        firsts.dedup();
-        free.first().map(|&sign| Marks { sign, firsts }).ok_or(Error::NoFreeSign)
+        let firsts = self.special.keys().copied().collect();
+        match free[..] {
+            [begin, after, ..] => Ok(Marks { begin, after, firsts }),
+            _ => Err(Error::NoFreeSign),
+        }
     }
 
-    /// The bytes of `text` that are the assistant's, from what each of its turns adds.
+    /// The bytes of `text` that are the assistant's, from what each of its turns adds. Each turn is rendered twice, so
+    /// the work grows with the square of the turns; `fuel` bounds it.
     fn spoken(
         &self,
         request: &Request<'_>,
-        inputs: &Inputs,
+        mut inputs: Inputs,
         marks: &Marks,
         text: &str,
+        mut fuel: u64,
     ) -> Result<Vec<Range<usize>>, Error> {
-        let prefix = |n_messages: usize, prompt: bool| {
-            let mut inputs = inputs.clone();
-            if let Json::List(messages) = &mut inputs.messages {
-                messages.truncate(n_messages);
-            }
-            inputs.add_generation_prompt = prompt;
-            self.template.render_marked(&inputs, Some(marks.clone())).map(|rendered| rendered.text)
+        let Json::List(messages) = std::mem::replace(&mut inputs.messages, Json::Null) else {
+            return Ok(Vec::new());
+        };
+        let mut render = |inputs: &Inputs| {
+            let (rendered, left) = self.template.render_marked(inputs, Some(marks.clone()), Some(fuel))?;
+            fuel = left;
+            Ok(rendered.text)
         };
         let mut spans = Vec::new();
-        for (message_idx, message) in request.messages.iter().enumerate() {
-            if message.role != Role::Assistant {
-                continue;
+        inputs.messages = Json::List(Vec::with_capacity(messages.len()));
+        for (message_idx, (message, json)) in request.messages.iter().zip(messages).enumerate() {
+            let is_last = message_idx + 1 == request.messages.len();
+            let before = match message.role {
+                Role::Assistant => {
+                    inputs.add_generation_prompt = true;
+                    Some(render(&inputs)?)
+                }
+                _ => None,
+            };
+            if let Json::List(so_far) = &mut inputs.messages {
+                so_far.push(json);
             }
-            let (before, after) = (prefix(message_idx, true)?, prefix(message_idx + 1, false)?);
+            let Some(before) = before else { continue };
+            inputs.add_generation_prompt = false;
+            // The whole conversation has been rendered before.
+            let after =
+                if is_last && !request.add_generation_prompt { text.to_owned() } else { render(&inputs)? };
             if !after.starts_with(&before) || !text.starts_with(&after) {
                 return Err(Error::NoLossMask { message_idx });
             }
@@ -224,7 +247,7 @@ impl ChatFormat {
     }
 
     /// The ids of marked text. Those that overlap `spans` are to be learned.
-    fn encode(&self, tokenizer: &Tokenizer, text: &str, spans: &[Range<usize>], sign: char) -> Rendered {
+    fn encode(&self, tokenizer: &Tokenizer, text: &str, spans: &[Range<usize>], marks: &Marks) -> Rendered {
         let mut rendered = Rendered::default();
         let mut spans = spans.iter().filter(|span| !span.is_empty()).peekable();
         let mut plain = String::new();
@@ -239,8 +262,8 @@ impl ChatFormat {
         let mut at = 0;
         while at < text.len() {
             let rest = &text[at..];
-            let special = self.special_at(rest, sign);
-            if let Some(c) = rest.chars().next().filter(|&c| special.is_none() && c != sign) {
+            let special = self.special_at(rest, marks);
+            if let Some(c) = rest.chars().next().filter(|&c| special.is_none() && !marks.is_sign(c)) {
                 places.extend(at..at + c.len_utf8());
                 plain.push(c);
             }
@@ -263,15 +286,15 @@ impl ChatFormat {
     }
 
     /// The length and id of the longest special token that `text` begins with.
-    fn special_at(&self, text: &str, sign: char) -> Option<(usize, u32)> {
-        self.special
-            .iter()
-            .find(|(token, _)| {
-                // A token of a single character has no inside for the mark: the mark follows it.
-                text.strip_prefix(token.as_str())
-                    .is_some_and(|rest| token.chars().nth(1).is_some() || !rest.starts_with(sign))
-            })
-            .map(|(token, id)| (token.len(), *id))
+    fn special_at(&self, text: &str, marks: &Marks) -> Option<(usize, u32)> {
+        let first = text.chars().next()?;
+        let tokens = self.special.get(&first)?;
+        let found = tokens.iter().find(|(token, _)| {
+            // A token of a single character has no inside for a sign: the sign follows it.
+            text.strip_prefix(token.as_str())
+                .is_some_and(|rest| token.len() > first.len_utf8() || !rest.starts_with(marks.after))
+        });
+        found.map(|(token, id)| (token.len(), *id))
     }
 
     /// Where answers end: `eos_token`, and the special token that follows the content of an answer.
@@ -285,7 +308,9 @@ impl ChatFormat {
         let after = text.rfind(ANSWER).map_or("", |at| text[at + ANSWER.len()..].trim_start());
         let named =
             |name: &str| self.names.iter().find(|(found, _)| found == name).map(|(_, token)| token.as_str());
-        let end = self.special.iter().find(|(token, _)| after.starts_with(token.as_str())).map(|&(_, id)| id);
+        let tokens = after.chars().next().and_then(|first| self.special.get(&first));
+        let end = tokens.into_iter().flatten().find(|(token, _)| after.starts_with(token.as_str()));
+        let end = end.map(|&(_, id)| id);
         let eos = named("eos_token").and_then(|token| tokenizer.special_id(token)).or(tokenizer.eos_id());
         let mut stops: Vec<u32> = end.into_iter().chain(eos).collect();
         stops.dedup();
@@ -293,11 +318,14 @@ impl ChatFormat {
     }
 }
 
-/// Special tokens, longest first.
-fn special(tokenizer: &Tokenizer) -> Vec<(String, u32)> {
-    let mut special: Vec<(String, u32)> =
-        tokenizer.special_tokens().map(|(token, id)| (token.to_owned(), id)).collect();
-    special.sort_by_key(|(token, _)| std::cmp::Reverse(token.len()));
+fn special(tokenizer: &Tokenizer) -> Special {
+    let mut special = Special::new();
+    for (token, id) in tokenizer.special_tokens() {
+        if let Some(first) = token.chars().next() {
+            special.entry(first).or_default().push((token.to_owned(), id));
+        }
+    }
+    special.values_mut().for_each(|tokens| tokens.sort_by_key(|(token, _)| std::cmp::Reverse(token.len())));
     special
 }
 

@@ -7,7 +7,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::jinja::{Fault, Globals, Marks, Program};
+use super::jinja::{Fault, Globals, Marks, Output, Program};
 use super::json::Json;
 use crate::Error;
 
@@ -44,6 +44,9 @@ pub struct RenderedText {
     pub text: String,
     /// The bytes of `text` that the template marks as the assistant's, by `{% generation %}`.
     pub generated: Vec<Range<usize>>,
+    /// The line of a `{% generation %}` inside a macro or a block of `set`, `call` or `filter`, if there is one:
+    /// `generated` lacks what it prints, which may be changed or printed again on its way into the text.
+    pub unmarkable: Option<usize>,
 }
 
 impl Default for Inputs {
@@ -86,11 +89,17 @@ impl ChatTemplate {
     /// [`Error::TemplateRefuses`] if the template raises an exception of its own, [`Error::Template`] where it fails or
     /// exceeds its bounds of work, memory and output.
     pub fn render(&self, inputs: &Inputs) -> Result<RenderedText, Error> {
-        self.render_marked(inputs, None)
+        self.render_marked(inputs, None, None).map(|(rendered, _)| rendered)
     }
 
-    /// Renders with the caller's text marked, so that it can be told from the template's.
-    pub(super) fn render_marked(&self, inputs: &Inputs, marks: Option<Marks>) -> Result<RenderedText, Error> {
+    /// Renders with the caller's text marked, so that it can be told from the template's. With `fuel` several renderings
+    /// share one bound of their work; what this one leaves of it comes back.
+    pub(super) fn render_marked(
+        &self,
+        inputs: &Inputs,
+        marks: Option<Marks>,
+        fuel: Option<u64>,
+    ) -> Result<(RenderedText, u64), Error> {
         let prompt = Json::Bool(inputs.add_generation_prompt);
         let mut values: Vec<(&str, &Json)> = vec![
             ("messages", &inputs.messages),
@@ -100,9 +109,10 @@ impl ChatTemplate {
         ];
         values.extend(inputs.kwargs.iter().map(|(name, value)| (name.as_str(), value)));
         let tokens = inputs.special.iter().map(|(name, token)| (name.as_str(), token.as_str())).collect();
-        let globals = Globals { values, tokens, marks, now: inputs.now };
-        let output = self.program.render(&globals).map_err(error)?;
-        Ok(RenderedText { text: output.text, generated: output.generated })
+        let globals = Globals { values, tokens, marks, now: inputs.now, fuel };
+        let Output { text, generated, unmarkable, fuel_left } =
+            self.program.render(&globals).map_err(error)?;
+        Ok((RenderedText { text, generated, unmarkable }, fuel_left))
     }
 
     /// The literal text of the template: what stands between tags and in strings.

@@ -117,7 +117,8 @@ pub(super) enum Postfix {
 #[derive(Debug, Default)]
 pub(super) struct Args {
     pub positional: Vec<Expr>,
-    pub named: Vec<(String, Expr)>,
+    /// Names, by their positions in the template's list of string literals.
+    pub named: Vec<(usize, Expr)>,
     /// `*expr`
     pub splat: Option<Expr>,
     /// `**expr`

@@ -3,17 +3,18 @@
 //! A method is found by the type of its value in one `match`; there is no way from a value to its insides. Methods that
 //! would change a value are refused, as in the sandbox of `transformers`.
 
+use std::ops::Range;
 use std::rc::Rc;
 
 use super::Raise;
 use super::eval::Interp;
 use super::text::{self, is_space};
 use super::time::strftime;
-use super::value::{Dict, Loop, SeqKind, Str, Value};
+use super::value::{Dict, Loop, Meter, SeqKind, Str, Value};
 
 /// The most items of `range`, as in Jinja's sandbox.
 const MAX_RANGE: i128 = 100_000;
-/// What a namespace costs; it lives until the end of the rendering.
+/// What a namespace costs, and each of its fields besides name and value; it lives until the end of the rendering.
 const NAMESPACE_BYTES: usize = 256;
 
 const STR_METHODS: &[&str] = &[
@@ -78,24 +79,36 @@ const CHANGING: &[&str] = &[
 #[derive(Default)]
 pub(super) struct Given {
     pub positional: Vec<Value>,
-    pub named: Vec<(String, Value)>,
+    pub named: Vec<(Rc<Str>, Value)>,
 }
 
 impl Given {
+    /// Pays for what a call looks up by name, one by one.
+    pub fn pay(&self, meter: &Meter) -> Result<(), Raise> {
+        meter.work(self.named.len() / 4)
+    }
+
     /// The argument at a position or of a name; nothing if it is missing.
     pub fn get(&self, at: usize, name: &str) -> Option<&Value> {
         self.positional
             .get(at)
-            .or_else(|| self.named.iter().find(|(found, _)| found == name).map(|(_, value)| value))
+            .or_else(|| self.named.iter().find(|(found, _)| found.as_str() == name).map(|(_, value)| value))
     }
 
     pub fn need(&self, at: usize, name: &str) -> Result<&Value, Raise> {
         self.get(at, name).ok_or_else(|| Raise::new(format!("the argument `{name}` is missing")))
     }
 
+    /// A string to compare with. What is to be printed comes from [`Given::text`], with its marks.
     pub fn str(&self, at: usize, name: &str) -> Result<&str, Raise> {
-        let value = self.need(at, name)?;
-        value.as_str().ok_or_else(|| Raise::new(format!("`{name}` must be str, not {}", value.type_name())))
+        self.text(at, name).map(|text| text.as_str())
+    }
+
+    pub fn text(&self, at: usize, name: &str) -> Result<&Rc<Str>, Raise> {
+        match self.need(at, name)? {
+            Value::Str(text) => Ok(text),
+            value => Err(Raise::new(format!("`{name}` must be str, not {}", value.type_name()))),
+        }
     }
 
     /// A whole number; `default` if it is missing or none.
@@ -118,7 +131,7 @@ impl Given {
             return Err(Raise::new(format!("`{what}` takes at most {most} arguments")));
         }
         match self.named.iter().find(|(name, _)| !names.contains(&name.as_str())) {
-            Some((name, _)) => Err(Raise::new(format!("`{what}` takes no argument `{name}`"))),
+            Some((name, _)) => Err(Raise::new(format!("`{what}` takes no argument `{}`", name.as_str()))),
             None => Ok(()),
         }
     }
@@ -142,7 +155,9 @@ impl Interp<'_> {
             return Ok(found);
         }
         match value {
-            Value::Dict(dict) => Ok(dict.get_str(name).unwrap_or_else(|| Value::undefined(name))),
+            Value::Dict(dict) => {
+                Ok(dict.get_str(name, &self.meter)?.unwrap_or_else(|| Value::undefined(name)))
+            }
             _ if name.starts_with("__") => Err(Raise::new(format!(
                 "access to `{name}` of a {} is refused: templates have no way to the insides of values",
                 value.type_name()
@@ -208,8 +223,9 @@ impl Interp<'_> {
             Value::Loop(state) => return self.loop_field(state, name),
             Value::Macro(at) if name == "name" => return self.meter.str(self.macro_name(*at)).map(Some),
             Value::Namespace(at) => {
-                let fields = self.namespaces.get(*at);
-                let found = fields.and_then(|fields| fields.iter().find(|(found, _)| found == name));
+                let Some(fields) = self.namespaces.get(*at) else { return Ok(None) };
+                self.meter.work(fields.len().saturating_mul(16 + name.len()) / 256)?;
+                let found = fields.iter().find(|(found, _)| found.as_str() == name);
                 return Ok(found.map(|(_, value)| value.clone()));
             }
             _ => &[],
@@ -227,7 +243,7 @@ impl Interp<'_> {
     }
 
     fn loop_field(&self, state: &Rc<Loop>, name: &str) -> Result<Option<Value>, Raise> {
-        let (at, len) = (state.at.get(), state.items.len());
+        let (at, len) = (state.at.get(), state.list.items.len());
         let int = |int: usize| Value::Int(int as i128);
         Ok(Some(match name {
             "index" => int(at + 1),
@@ -240,36 +256,39 @@ impl Interp<'_> {
             "depth" => int(state.depth),
             "depth0" => int(state.depth.saturating_sub(1)),
             "previtem" => {
-                let item = at.checked_sub(1).and_then(|at| state.items.get(at));
+                let item = at.checked_sub(1).and_then(|at| state.list.items.get(at));
                 item.cloned().unwrap_or_else(|| Value::undefined("there is no previous item"))
             }
             "nextitem" => {
-                state.items.get(at + 1).cloned().unwrap_or_else(|| Value::undefined("there is no next item"))
+                let item = state.list.items.get(at + 1);
+                item.cloned().unwrap_or_else(|| Value::undefined("there is no next item"))
             }
             "cycle" | "changed" => Value::Method(Rc::new((Value::Loop(Rc::clone(state)), name.to_owned()))),
             _ => return Ok(None),
         }))
     }
 
-    pub(super) fn set_field(&mut self, at: usize, name: &str, value: Value) -> Result<(), Raise> {
-        if name.starts_with('_') {
+    pub(super) fn set_field(&mut self, at: usize, name: Rc<Str>, value: Value) -> Result<(), Raise> {
+        if name.as_str().starts_with('_') {
             return Err(Raise::new(format!(
-                "a namespace has no field `{name}`: names may not begin with `_`"
+                "a namespace has no field `{}`: names may not begin with `_`",
+                name.as_str()
             )));
         }
         let Some(fields) = self.namespaces.get_mut(at) else { return Ok(()) };
-        self.meter.work(fields.len() / 8)?;
-        match fields.iter_mut().find(|(found, _)| found == name) {
+        self.meter.work(fields.len().saturating_mul(16 + name.as_str().len()) / 256)?;
+        match fields.iter_mut().find(|(found, _)| found.as_str() == name.as_str()) {
             Some((_, old)) => *old = value,
             None => {
                 self.meter.charge(NAMESPACE_BYTES)?;
-                fields.push((name.to_owned(), value));
+                fields.push((name, value));
             }
         }
         Ok(())
     }
 
     pub(super) fn call(&mut self, function: &Value, given: Given) -> Result<Value, Raise> {
+        given.pay(&self.meter)?;
         match function {
             Value::Macro(at) => self.call_macro(*at, given),
             Value::Function(name) => self.call_global(name, &given),
@@ -296,11 +315,11 @@ impl Interp<'_> {
                 Err(Raise { reason: message.as_str().to_owned(), raised: true })
             }
             "strftime_now" => {
-                let format = given.str(0, "format")?;
-                if format.len() > 4096 {
+                let format = given.text(0, "format")?;
+                if format.as_str().len() > 4096 {
                     return Err(Raise::new("the format of `strftime_now` is too long"));
                 }
-                self.meter.str(strftime(self.now, format)?)
+                self.meter.derived(format, strftime(self.now, format.as_str())?)
             }
             _ => {
                 let entries = self.dict_entries(name, given)?;
@@ -312,7 +331,7 @@ impl Interp<'_> {
                 let at = self.namespaces.len() - 1;
                 for (name, value) in entries {
                     let name = name.to_str(&self.meter)?;
-                    self.set_field(at, name.as_str(), value)?;
+                    self.set_field(at, name, value)?;
                 }
                 Ok(Value::Namespace(at))
             }
@@ -340,9 +359,7 @@ impl Interp<'_> {
             }
             _ => return Err(Raise::new(format!("`{what}` takes at most 1 argument"))),
         };
-        for (name, value) in &given.named {
-            entries.push((self.meter.str(name.as_str())?, value.clone()));
-        }
+        entries.extend(given.named.iter().map(|(name, value)| (Value::Str(Rc::clone(name)), value.clone())));
         Ok(entries)
     }
 
@@ -386,10 +403,9 @@ impl Interp<'_> {
         for value in &given.positional {
             value.repr(&mut printed)?;
         }
-        let printed = Some(printed.into_string());
-        let changed = *state.last.borrow() != printed;
-        *state.last.borrow_mut() = printed;
-        Ok(Value::Bool(changed))
+        let printed = self.meter.new_str(printed.into_string())?;
+        let last = state.last.replace(Some(Rc::clone(&printed)));
+        Ok(Value::Bool(last.is_none_or(|last| last.raw() != printed.raw())))
     }
 
     fn seq_method(&self, value: &Value, name: &str, given: &Given) -> Result<Value, Raise> {
@@ -454,29 +470,14 @@ impl Interp<'_> {
         self.meter.touch(source.len())?;
         self.meter.check(source.len())?;
         let meter = &self.meter;
-        let strip = |left: bool, right: bool| {
-            let chars: Option<Vec<char>> = match given.get(0, "chars") {
-                None | Some(Value::None) => None,
-                Some(_) => Some(given.str(0, "chars")?.chars().collect()),
-            };
-            meter.touch(
-                chars.as_ref().map_or(0, |chars| chars.len().saturating_mul(source.len().min(1024))),
-            )?;
-            let strips = |c: char| chars.as_ref().map_or_else(|| is_space(c), |chars| chars.contains(&c));
-            let source = if left { source.trim_start_matches(strips) } else { source };
-            let source = if right { source.trim_end_matches(strips) } else { source };
-            meter.part(text, source)
-        };
         let all = |is: fn(char) -> bool| Ok(Value::Bool(!source.is_empty() && source.chars().all(is)));
         match name {
-            "strip" => strip(true, true),
-            "lstrip" => strip(true, false),
-            "rstrip" => strip(false, true),
-            "lower" | "casefold" => meter.str(text.raw().to_lowercase()),
-            "upper" => meter.str(text.raw().to_uppercase()),
-            "title" => meter.derived(text, text::title(source)),
-            "capitalize" => meter.derived(text, text::capitalize(source)),
-            "swapcase" => meter.str(swap_case(text.raw())),
+            "strip" => self.strip(text, (true, true), given),
+            "lstrip" => self.strip(text, (true, false), given),
+            "rstrip" => self.strip(text, (false, true), given),
+            "lower" | "upper" | "title" | "capitalize" | "swapcase" | "casefold" => {
+                text::recased(name, text, meter)
+            }
             "startswith" | "endswith" => self.affix(source, name == "startswith", given),
             "split" | "rsplit" => self.split(text, name == "rsplit", given),
             "splitlines" => {
@@ -485,23 +486,26 @@ impl Interp<'_> {
                 meter.list(lines?)
             }
             "partition" | "rpartition" => {
-                let separator = nonempty(given.str(0, "sep")?)?;
-                let found = if name == "partition" {
-                    source.split_once(separator)
-                } else {
-                    source.rsplit_once(separator)
-                };
+                let separator = given.text(0, "sep")?;
+                let word = nonempty(separator.as_str())?;
+                let found =
+                    if name == "partition" { source.split_once(word) } else { source.rsplit_once(word) };
                 let parts = match found {
-                    Some((before, after)) => [before, separator, after],
-                    None if name == "partition" => [source, "", ""],
-                    None => ["", "", source],
+                    // The separator is the template's word for it, not a part of the text.
+                    Some((before, after)) => vec![
+                        meter.part(text, before)?,
+                        Value::Str(Rc::clone(separator)),
+                        meter.part(text, after)?,
+                    ],
+                    None => {
+                        let (whole, empty) = (Value::Str(Rc::clone(text)), meter.str("")?);
+                        match name {
+                            "partition" => vec![whole, empty.clone(), empty],
+                            _ => vec![empty.clone(), empty, whole],
+                        }
+                    }
                 };
-                // The separator is the template's word for it, not a part of the text.
-                let parts: Result<_, Raise> = parts
-                    .into_iter()
-                    .map(|part| if part == separator { meter.str(part) } else { meter.part(text, part) })
-                    .collect();
-                meter.seq(SeqKind::Tuple, parts?)
+                meter.seq(SeqKind::Tuple, parts)
             }
             "replace" => {
                 let count = given.int(2, "count", -1)?;
@@ -527,10 +531,10 @@ impl Interp<'_> {
                 }
                 out.into_value()
             }
-            "format" => text::format(text.raw(), &given.positional, &given.named, meter),
+            "format" => text::format(text, given, meter),
             "find" | "rfind" | "index" | "count" => self.find(source, name, given),
             "center" | "ljust" | "rjust" | "zfill" => self.justify(text, name, given),
-            "isdigit" | "isdecimal" | "isnumeric" => all(char::is_numeric),
+            "isdecimal" | "isdigit" | "isnumeric" => Ok(Value::Bool(text::is_number(name, source))),
             "isalpha" => all(char::is_alphabetic),
             "isalnum" => all(char::is_alphanumeric),
             "isspace" => all(is_space),
@@ -545,8 +549,49 @@ impl Interp<'_> {
         }
     }
 
+    /// `strip` at the chosen ends, and the filter `trim`.
+    pub(super) fn strip(
+        &self,
+        text: &Str,
+        (left, right): (bool, bool),
+        given: &Given,
+    ) -> Result<Value, Raise> {
+        let chars = match given.get(0, "chars") {
+            None | Some(Value::None) => None,
+            Some(_) => Some(given.str(0, "chars")?),
+        };
+        let mut part = text.as_str();
+        self.meter.touch(chars.map_or(1, str::len).saturating_mul(part.len()))?;
+        let strips = |c: char| chars.map_or_else(|| is_space(c), |chars| chars.contains(c));
+        if left {
+            part = part.trim_start_matches(strips);
+        }
+        if right {
+            part = part.trim_end_matches(strips);
+        }
+        self.meter.part(text, part)
+    }
+
+    /// The bytes of `source` that the arguments `start` and `end` of a search leave, counted as those of a slice.
+    fn bounds(&self, source: &str, given: &Given) -> Result<Option<Range<usize>>, Raise> {
+        given.at_most("a search in a string", 3, &[])?;
+        if given.positional.len() < 2 {
+            return Ok(Some(0..source.len()));
+        }
+        let n_chars = source.chars().count() as i128;
+        let from_end = |bound: i128| if bound < 0 { (bound + n_chars).max(0) } else { bound };
+        let start = from_end(given.int(1, "start", 0)?.max(-n_chars));
+        let end = from_end(given.int(2, "end", n_chars)?.max(-n_chars)).min(n_chars);
+        let place = |n_chars: i128| {
+            let n_chars = usize::try_from(n_chars).unwrap_or_default();
+            source.char_indices().nth(n_chars).map_or(source.len(), |(at, _)| at)
+        };
+        Ok((start <= end).then(|| place(start)..place(end)))
+    }
+
     fn affix(&self, source: &str, start: bool, given: &Given) -> Result<Value, Raise> {
-        given.at_most("startswith` and `endswith", 1, &[])?;
+        let Some(range) = self.bounds(source, given)? else { return Ok(Value::Bool(false)) };
+        let source = source.get(range).unwrap_or_default();
         let holds = |affix: &Value| {
             let affix = affix.as_str().ok_or_else(|| {
                 Raise::new(format!("`startswith` and `endswith` need str, not {}", affix.type_name()))
@@ -629,16 +674,23 @@ impl Interp<'_> {
     }
 
     fn find(&self, source: &str, name: &str, given: &Given) -> Result<Value, Raise> {
-        given.at_most(name, 1, &[])?;
         let part = given.str(0, "sub")?;
+        let range = self.bounds(source, given)?;
+        let start = range.as_ref().map_or(0, |range| range.start);
+        let within = range.and_then(|range| source.get(range));
         let place = match name {
-            "count" if part.is_empty() => return Ok(Value::Int(source.chars().count() as i128 + 1)),
-            "count" => return Ok(Value::Int(source.matches(part).count() as i128)),
-            "rfind" => source.rfind(part),
-            _ => source.find(part),
+            "count" => {
+                let count = within.map_or(0, |source| match part {
+                    "" => source.chars().count() + 1,
+                    _ => source.matches(part).count(),
+                });
+                return Ok(Value::Int(count as i128));
+            }
+            "rfind" => within.and_then(|source| source.rfind(part)),
+            _ => within.and_then(|source| source.find(part)),
         };
         match place {
-            Some(at) => Ok(Value::Int(source[..at].chars().count() as i128)),
+            Some(at) => Ok(Value::Int(source[..start + at].chars().count() as i128)),
             None if name == "index" => Err(Raise::new("substring not found")),
             None => Ok(Value::Int(-1)),
         }
@@ -647,11 +699,10 @@ impl Interp<'_> {
     fn justify(&self, text: &Rc<Str>, name: &str, given: &Given) -> Result<Value, Raise> {
         let width = usize::try_from(given.int(0, "width", 0)?.max(0)).unwrap_or(usize::MAX);
         let fill = match given.get(1, "fillchar") {
-            Some(_) => given.str(1, "fillchar")?,
-            None if name == "zfill" => "0",
-            None => " ",
+            Some(_) => given.text(1, "fillchar")?,
+            None => &self.meter.new_str(if name == "zfill" { "0" } else { " " })?,
         };
-        if fill.chars().count() != 1 {
+        if fill.n_chars()? != 1 {
             return Err(Raise::new("the fill character must be exactly one character long"));
         }
         let n_chars = text.n_chars()?;
@@ -666,10 +717,10 @@ impl Interp<'_> {
         let signed = name == "zfill" && source.starts_with(['-', '+']);
         let (sign, rest) = source.split_at(usize::from(signed));
         let mut out = self.meter.buf();
-        out.push(sign)?;
-        out.repeat(fill, left)?;
+        out.push_part(text, sign)?;
+        out.repeat(fill.raw(), left)?;
         out.push_part(text, rest)?;
-        out.repeat(fill, missing - left)?;
+        out.repeat(fill.raw(), missing - left)?;
         out.into_value()
     }
 }
@@ -680,12 +731,4 @@ fn nonempty(separator: &str) -> Result<&str, Raise> {
 
 fn refused(name: &str, kind: &str) -> Raise {
     Raise::new(format!("`{name}` of a {kind} is refused: templates may not change values"))
-}
-
-fn swap_case(text: &str) -> String {
-    let mut out = String::with_capacity(text.len());
-    for c in text.chars() {
-        if c.is_uppercase() { out.extend(c.to_lowercase()) } else { out.extend(c.to_uppercase()) }
-    }
-    out
 }

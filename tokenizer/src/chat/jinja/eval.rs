@@ -4,12 +4,13 @@
 //! its own, and what is set in one is gone at its end. A macro sees the scope that it was defined in as it stands when
 //! the macro is called.
 
+use std::cmp::Ordering;
 use std::ops::Range;
 use std::rc::Rc;
 
 use super::ast::{Arith, Compare, Expr, For, Macro, Postfix, Stmt, StmtKind, Target};
 use super::call::Given;
-use super::value::{Buf, Loop, Meter, SeqKind, Value};
+use super::value::{Buf, Loop, Meter, Seq, SeqKind, Str, Value};
 use super::{FUEL, FUEL_PER_BYTE, Fault, Globals, HELD_BYTES, OUTPUT_BYTES, Output, Raise, text};
 
 /// The most calls of macros inside calls of macros. Templates in use need fewer than 20.
@@ -30,6 +31,7 @@ pub(super) fn render(body: &[Stmt], literals: &[String], globals: &Globals<'_>) 
         outputs: vec![String::new()],
         n_emitted: 0,
         generated: Vec::new(),
+        unmarkable: None,
         line: 1,
         level: 0,
         n_calls: 0,
@@ -65,12 +67,13 @@ pub(super) struct Interp<'t> {
     /// The innermost scope that names are looked up in.
     scope: usize,
     macros: Vec<(&'t Macro, usize)>,
-    pub(super) namespaces: Vec<Vec<(String, Value)>>,
+    pub(super) namespaces: Vec<Vec<(Rc<Str>, Value)>>,
     /// The last takes what is printed; those before it wait for a macro or block to end.
     outputs: Vec<String>,
     /// Bytes in all `outputs`.
     n_emitted: usize,
     generated: Vec<Range<usize>>,
+    unmarkable: Option<usize>,
     line: usize,
     level: usize,
     n_calls: usize,
@@ -82,21 +85,24 @@ impl<'t> Interp<'t> {
     fn run(&mut self, body: &'t [Stmt], literals: &[String], globals: &Globals<'t>) -> Result<Output, Raise> {
         for (name, token) in &globals.tokens {
             let value = self.meter.str(*token)?;
-            self.assign(name, value);
+            self.assign(name, value)?;
         }
         for (name, json) in &globals.values {
             let value = self.meter.json(json)?;
-            self.assign(name, value);
+            self.assign(name, value)?;
         }
         let n_input_bytes = self.meter.live();
         for text in literals {
             self.literals.push(self.meter.str(text.as_str())?);
         }
         let fuel = FUEL.saturating_add((n_input_bytes as u64).saturating_mul(FUEL_PER_BYTE));
-        self.meter.bound(HELD_BYTES + n_input_bytes.saturating_mul(2), fuel);
+        self.meter.bound(HELD_BYTES + n_input_bytes.saturating_mul(2), globals.fuel.unwrap_or(fuel));
+        // What it took to read the inputs.
+        self.meter.touch(n_input_bytes)?;
         self.body(body)?;
         let text = self.outputs.pop().unwrap_or_default();
-        Ok(Output { text, generated: std::mem::take(&mut self.generated) })
+        let (generated, unmarkable) = (std::mem::take(&mut self.generated), self.unmarkable);
+        Ok(Output { text, generated, unmarkable, fuel_left: self.meter.fuel() })
     }
 
     /// Runs `work` one level deeper.
@@ -111,26 +117,34 @@ impl<'t> Interp<'t> {
         done
     }
 
-    fn assign(&mut self, name: &'t str, value: Value) {
-        let Some(scope) = self.scopes.get_mut(self.scope) else { return };
+    fn assign(&mut self, name: &'t str, value: Value) -> Result<(), Raise> {
+        self.pay_for_names(self.scopes.get(self.scope).map_or(0, |scope| scope.vars.len()), name)?;
+        let Some(scope) = self.scopes.get_mut(self.scope) else { return Ok(()) };
         match scope.vars.iter_mut().find(|(found, _)| *found == name) {
             Some((_, old)) => *old = value,
             None => scope.vars.push((name, value)),
         }
+        Ok(())
     }
 
-    pub(super) fn lookup(&self, name: &str) -> Option<Value> {
+    fn lookup(&self, name: &str) -> Result<Option<Value>, Raise> {
         let mut at = self.scope;
         loop {
-            let scope = self.scopes.get(at)?;
+            let Some(scope) = self.scopes.get(at) else { return Ok(None) };
+            self.pay_for_names(1 + scope.vars.len(), name)?;
             if let Some((_, value)) = scope.vars.iter().find(|(found, _)| *found == name) {
-                return Some(value.clone());
+                return Ok(Some(value.clone()));
             }
             if at == 0 {
-                return None;
+                return Ok(None);
             }
             at = scope.parent;
         }
+    }
+
+    /// Pays for comparing `name` with `n_names` others one by one, which is the fastest for the few that templates have.
+    fn pay_for_names(&self, n_names: usize, name: &str) -> Result<(), Raise> {
+        self.meter.work(n_names.saturating_mul(16 + name.len()) / 256)
     }
 
     /// Runs `work` in a new scope inside `parent`.
@@ -160,14 +174,17 @@ impl<'t> Interp<'t> {
         Ok(())
     }
 
-    /// What `work` prints, as a string.
-    fn captured(&mut self, work: impl FnOnce(&mut Self) -> Result<(), Raise>) -> Result<Value, Raise> {
+    /// What `work` prints, as a string, and how it ends.
+    fn captured(
+        &mut self,
+        work: impl FnOnce(&mut Self) -> Result<Flow, Raise>,
+    ) -> Result<(Value, Flow), Raise> {
         self.outputs.push(String::new());
         let done = work(self);
         let text = self.outputs.pop().unwrap_or_default();
         self.n_emitted = self.n_emitted.saturating_sub(text.len());
-        done?;
-        self.meter.str(text)
+        let flow = done?;
+        Ok((self.meter.str(text)?, flow))
     }
 }
 
@@ -192,20 +209,26 @@ impl<'t> Interp<'t> {
                 self.emit_value(&value)?;
             }
             StmtKind::If(branches, otherwise) => return self.if_(branches, otherwise),
-            StmtKind::For(each) => self.for_(each)?,
+            StmtKind::For(each) => return self.for_(each),
             StmtKind::Set(target, expr) => {
                 let value = self.eval(expr)?;
                 self.store(target, value)?;
             }
             StmtKind::SetBlock(target, filters, body) => {
-                let mut value = self.block(body)?;
+                let (mut value, flow) = self.block(body)?;
+                if flow != Flow::Next {
+                    return Ok(flow);
+                }
                 for filter in filters {
                     value = self.postfix(value, filter)?;
                 }
                 self.store(target, value)?;
             }
             StmtKind::FilterBlock(filters, body) => {
-                let mut value = self.block(body)?;
+                let (mut value, flow) = self.block(body)?;
+                if flow != Flow::Next {
+                    return Ok(flow);
+                }
                 for filter in filters {
                     value = self.postfix(value, filter)?;
                 }
@@ -213,7 +236,7 @@ impl<'t> Interp<'t> {
             }
             StmtKind::Macro(def) => {
                 let value = self.define(def);
-                self.assign(&def.name, value);
+                self.assign(&def.name, value)?;
             }
             StmtKind::CallBlock(def, call) => self.call_block(def, call)?,
             StmtKind::With(values, body) => {
@@ -244,10 +267,10 @@ impl<'t> Interp<'t> {
         self.emit(&out.into_string())
     }
 
-    /// What a body prints, in a scope of its own.
-    fn block(&mut self, body: &'t [Stmt]) -> Result<Value, Raise> {
+    /// What a body prints, in a scope of its own. A `break` in it drops what it has printed, as in Jinja.
+    fn block(&mut self, body: &'t [Stmt]) -> Result<(Value, Flow), Raise> {
         let outside = self.scope;
-        self.captured(|interp| interp.scoped(outside, |interp| interp.body(body)).map(|_| ()))
+        self.captured(|interp| interp.scoped(outside, |interp| interp.body(body)))
     }
 
     fn if_(&mut self, branches: &'t [(Expr, Vec<Stmt>)], otherwise: &'t [Stmt]) -> Result<Flow, Raise> {
@@ -259,7 +282,7 @@ impl<'t> Interp<'t> {
         self.body(otherwise)
     }
 
-    fn for_(&mut self, each: &'t For) -> Result<(), Raise> {
+    fn for_(&mut self, each: &'t For) -> Result<Flow, Raise> {
         let outside = self.scope;
         let mut items = self.eval(&each.iter)?.items(&self.meter)?;
         if let Some(filter) = &each.filter {
@@ -275,50 +298,46 @@ impl<'t> Interp<'t> {
             }
             items = kept;
         }
-        if items.is_empty() {
-            return self.scoped(outside, |interp| interp.body(&each.otherwise)).map(|_| ());
-        }
         self.n_loops += 1;
-        let done = self.turns(each, items, outside);
+        let finished = self.turns(each, items, outside);
         self.n_loops -= 1;
-        done
+        // Jinja notes at the end of the body that the loop had a turn, which `break` and `continue` pass over.
+        if finished? { Ok(Flow::Next) } else { self.scoped(outside, |interp| interp.body(&each.otherwise)) }
     }
 
-    fn turns(&mut self, each: &'t For, items: Vec<Value>, outside: usize) -> Result<(), Raise> {
-        let n_items = items.len();
-        // The list is charged as a list for as long as the loop runs.
-        let charged = self.meter.list(items.clone())?;
-        let state = Rc::new(Loop::new(items, self.n_loops)?);
-        for at in 0..n_items {
+    /// Walks the items; whether a turn reached the end of the body.
+    fn turns(&mut self, each: &'t For, items: Vec<Value>, outside: usize) -> Result<bool, Raise> {
+        let list: Rc<Seq> = self.meter.new_seq(SeqKind::List, items)?;
+        let state = Rc::new(Loop::new(Rc::clone(&list), self.n_loops));
+        let mut finished = false;
+        for (at, item) in list.items.iter().enumerate() {
             state.at.set(at);
-            let Some(item) = state.items.get(at) else { break };
             let flow = self.scoped(outside, |interp| {
                 interp.meter.work(1)?;
-                interp.assign("loop", Value::Loop(Rc::clone(&state)));
+                interp.assign("loop", Value::Loop(Rc::clone(&state)))?;
                 interp.store(&each.target, item.clone())?;
                 interp.body(&each.body)
             })?;
+            finished |= flow == Flow::Next;
             if flow == Flow::Break {
                 break;
             }
         }
-        drop(charged);
-        Ok(())
+        Ok(finished)
     }
 
     fn generation(&mut self, body: &'t [Stmt]) -> Result<(), Raise> {
         // A span inside of a macro or block has no place in the output: its text may yet be changed or printed twice.
-        let at_top = self.outputs.len() == 1;
+        let (at_top, line) = (self.outputs.len() == 1, self.line);
         let start = self.outputs.first().map_or(0, String::len);
         let outside = self.scope;
         self.scoped(outside, |interp| interp.body(body))?;
         if at_top {
             self.generated.push(start..self.outputs.first().map_or(start, String::len));
-            return Ok(());
+        } else {
+            self.unmarkable.get_or_insert(line);
         }
-        Err(Raise::new(
-            "`generation` inside a macro or a block of `set`, `call` or `filter` is not supported",
-        ))
+        Ok(())
     }
 
     fn define(&mut self, def: &'t Macro) -> Value {
@@ -335,21 +354,21 @@ impl<'t> Interp<'t> {
             function = self.postfix(function, postfix)?;
         }
         let mut given = self.given(args)?;
-        given.named.push(("caller".to_owned(), caller));
+        given.named.push((self.meter.new_str("caller")?, caller));
         let value = self.call(&function, given)?;
         self.emit_value(&value)
     }
 
     fn store(&mut self, target: &'t Target, value: Value) -> Result<(), Raise> {
-        self.pay_for_names()?;
         match target {
-            Target::Name(name) => self.assign(name, value),
+            Target::Name(name) => self.assign(name, value)?,
             Target::Field(name, field) => {
-                let Some(Value::Namespace(at)) = self.lookup(name) else {
+                let Some(Value::Namespace(at)) = self.lookup(name)? else {
                     return Err(Raise::new(format!(
                         "cannot assign to a field of `{name}`: it is no namespace"
                     )));
                 };
+                let field = self.meter.new_str(field.as_str())?;
                 self.set_field(at, field, value)?;
             }
             Target::Tuple(targets) => {
@@ -383,11 +402,11 @@ impl<'t> Interp<'t> {
         let done = self.captured(|interp| {
             interp.scoped(scope, |interp| {
                 interp.bind(def, given)?;
-                interp.body(&def.body).map(|_| ())
+                interp.body(&def.body)
             })
         });
         self.n_calls -= 1;
-        let value = done?;
+        let (value, _) = done?;
         self.line = line;
         Ok(value)
     }
@@ -402,7 +421,9 @@ impl<'t> Interp<'t> {
         let extra = positional.split_off(positional.len().min(def.params.len()));
         let mut positional = positional.into_iter();
         for (param, default) in &def.params {
-            let by_name = named.iter().position(|(name, _)| name == param).map(|at| named.remove(at).1);
+            self.pay_for_names(named.len(), param)?;
+            let by_name =
+                named.iter().position(|(name, _)| name.as_str() == param).map(|at| named.remove(at).1);
             let value = match (positional.next(), by_name, default) {
                 (Some(_), Some(_), _) => {
                     return Err(Raise::new(format!("macro `{}` got two values for `{param}`", def.name)));
@@ -411,25 +432,25 @@ impl<'t> Interp<'t> {
                 (None, None, Some(default)) => self.eval(default)?,
                 (None, None, None) => Value::undefined(param),
             };
-            self.assign(param, value);
+            self.assign(param, value)?;
         }
         if def.takes.caller {
-            let caller = named.iter().position(|(name, _)| name == "caller").map(|at| named.remove(at).1);
-            self.assign("caller", caller.unwrap_or(Value::Undefined(None)));
+            let caller =
+                named.iter().position(|(name, _)| name.as_str() == "caller").map(|at| named.remove(at).1);
+            self.assign("caller", caller.unwrap_or(Value::Undefined(None)))?;
         }
         if def.takes.varargs {
             let extra = self.meter.seq(SeqKind::Tuple, extra)?;
-            self.assign("varargs", extra);
+            self.assign("varargs", extra)?;
         } else if !extra.is_empty() {
             return Err(Raise::new(format!("macro `{}` takes {} arguments", def.name, def.params.len())));
         }
         if def.takes.kwargs {
-            let pairs: Result<_, Raise> =
-                named.into_iter().map(|(name, value)| Ok((self.meter.str(name)?, value))).collect();
-            let kwargs = self.meter.dict(pairs?)?;
-            self.assign("kwargs", kwargs);
+            let pairs = named.into_iter().map(|(name, value)| (Value::Str(name), value)).collect();
+            let kwargs = self.meter.dict(pairs)?;
+            self.assign("kwargs", kwargs)?;
         } else if let Some((name, _)) = named.first() {
-            return Err(Raise::new(format!("macro `{}` takes no argument `{name}`", def.name)));
+            return Err(Raise::new(format!("macro `{}` takes no argument `{}`", def.name, name.as_str())));
         }
         Ok(())
     }
@@ -513,14 +534,8 @@ impl<'t> Interp<'t> {
     }
 
     fn variable(&self, name: &str) -> Result<Value, Raise> {
-        self.pay_for_names()?;
-        Ok(self.lookup(name).or_else(|| super::call::global(name)).unwrap_or_else(|| Value::undefined(name)))
-    }
-
-    /// Names are searched one by one, which is the fastest for the few that templates have.
-    fn pay_for_names(&self) -> Result<(), Raise> {
-        let n_names = |scope: usize| self.scopes.get(scope).map_or(0, |scope| scope.vars.len());
-        self.meter.work((n_names(0) + n_names(self.scope)) / 16)
+        let found = self.lookup(name)?.or_else(|| super::call::global(name));
+        Ok(found.unwrap_or_else(|| Value::undefined(name)))
     }
 
     /// The first operand whose truth is `end`, or the last.
@@ -543,10 +558,10 @@ impl<'t> Interp<'t> {
             let holds = match op {
                 Compare::Eq => left.equals(&right, meter)?,
                 Compare::Ne => !left.equals(&right, meter)?,
-                Compare::Lt => left.order(&right, meter)?.is_lt(),
-                Compare::Le => left.order(&right, meter)?.is_le(),
-                Compare::Gt => left.order(&right, meter)?.is_gt(),
-                Compare::Ge => left.order(&right, meter)?.is_ge(),
+                Compare::Lt => left.order(&right, meter)?.is_some_and(Ordering::is_lt),
+                Compare::Le => left.order(&right, meter)?.is_some_and(Ordering::is_le),
+                Compare::Gt => left.order(&right, meter)?.is_some_and(Ordering::is_gt),
+                Compare::Ge => left.order(&right, meter)?.is_some_and(Ordering::is_ge),
                 Compare::In => right.contains(&left, meter)?,
                 Compare::NotIn => !right.contains(&left, meter)?,
             };
@@ -573,7 +588,7 @@ impl<'t> Interp<'t> {
                 meter.check((left.items.len() + right.items.len()) * size_of::<Value>())?;
                 meter.seq(left.kind, left.items.iter().chain(&right.items).cloned().collect())
             }
-            (Arith::Mod, Value::Str(format), args) => text::percent(format.raw(), args, meter),
+            (Arith::Mod, Value::Str(format), args) => text::percent(format, args, meter),
             (Arith::Mul, Value::Str(_) | Value::Seq(_), _) if right.as_int().is_some() => {
                 self.repeat(left, right)
             }
@@ -630,7 +645,7 @@ impl<'t> Interp<'t> {
             }
             Postfix::Filter(name, args) => {
                 let given = self.given(args)?;
-                self.filter(name, value, given)
+                self.filter(name, value, &given)
             }
             Postfix::Test { name, args, negated } => {
                 let given = self.given(args)?;
@@ -648,15 +663,24 @@ impl<'t> Interp<'t> {
         }
         for (name, expr) in &args.named {
             let value = self.eval(expr)?;
-            given.named.push((name.clone(), value));
+            if let Some(Value::Str(name)) = self.literals.get(*name) {
+                given.named.push((Rc::clone(name), value));
+            }
         }
         if let Some(splat) = &args.double_splat {
             let Value::Dict(dict) = self.eval(splat)? else {
                 return Err(Raise::new("argument after ** must be a mapping"));
             };
+            for (name, _) in &given.named {
+                if dict.get_str(name.as_str(), &self.meter)?.is_some() {
+                    return Err(Raise::new(format!("got two values for the argument `{}`", name.as_str())));
+                }
+            }
+            self.meter.check(dict.entries.len() * size_of::<(Rc<Str>, Value)>())?;
             for (key, value) in &dict.entries {
-                let key = key.as_str().ok_or_else(|| Raise::new("keywords must be strings"))?;
-                given.named.push((key.to_owned(), value.clone()));
+                let Value::Str(key) = key else { return Err(Raise::new("keywords must be strings")) };
+                self.meter.work(1)?;
+                given.named.push((Rc::clone(key), value.clone()));
             }
         }
         Ok(given)
@@ -669,10 +693,12 @@ impl<'t> Interp<'t> {
             return Err(Raise::new("slice step cannot be zero"));
         }
         let len = match value {
-            Value::Str(_) | Value::Seq(_) => value.len()? as i128,
-            // As Jinja's own look-up: what cannot be sliced gives nothing.
+            Value::Str(_) => value.len()? as i128,
+            Value::Seq(seq) if matches!(seq.kind, SeqKind::List | SeqKind::Tuple | SeqKind::Range) => {
+                seq.items.len() as i128
+            }
             Value::Undefined(_) => return Err(value.undefined_fault()),
-            _ => return Ok(Value::undefined("a slice")),
+            _ => return Err(Raise::new(format!("'{}' object cannot be sliced", value.type_name()))),
         };
         let clamp = |bound: i128, low: i128, high: i128| {
             if bound < 0 { (bound.saturating_add(len)).max(low) } else { bound.min(high) }
@@ -707,12 +733,7 @@ impl<'t> Interp<'t> {
                 let items: Vec<Value> = places
                     .filter_map(|at| usize::try_from(at).ok().and_then(|at| seq.items.get(at)).cloned())
                     .collect();
-                let kind = if matches!(seq.kind, SeqKind::Tuple | SeqKind::Range) {
-                    seq.kind
-                } else {
-                    SeqKind::List
-                };
-                self.meter.seq(kind, items)
+                self.meter.seq(seq.kind, items)
             }
             _ => Ok(Value::None),
         }
@@ -753,7 +774,7 @@ fn numbers(op: Arith, left: &Value, right: &Value) -> Result<Value, Raise> {
             Arith::Mod => left
                 .checked_rem(right)
                 .map(|rem| if rem != 0 && ((rem < 0) != (right < 0)) { rem + right } else { rem }),
-            Arith::Pow if right < 0 => return Ok(Value::Float((left as f64).powf(right as f64))),
+            Arith::Pow if right < 0 => return power(left as f64, right as f64),
             Arith::Pow => u32::try_from(right).ok().and_then(|power| left.checked_pow(power)),
         };
         return int.map(Value::Int).ok_or_else(|| Raise::new("the integer is too large"));
@@ -770,8 +791,34 @@ fn numbers(op: Arith, left: &Value, right: &Value) -> Result<Value, Raise> {
         Arith::Sub => a - b,
         Arith::Mul => a * b,
         Arith::Div => a / b,
-        Arith::FloorDiv => (a / b).floor(),
-        Arith::Mod => a - b * (a / b).floor(),
-        Arith::Pow => a.powf(b),
+        Arith::FloorDiv => div_mod(a, b).0,
+        Arith::Mod => div_mod(a, b).1,
+        Arith::Pow => return power(a, b),
     }))
+}
+
+/// `a // b` and `a % b`, as CPython computes them: from the exact remainder, for `a / b` may round up to a whole number.
+fn div_mod(a: f64, b: f64) -> (f64, f64) {
+    let mut rest = a % b;
+    let mut quotient = (a - rest) / b;
+    if rest == 0.0 {
+        rest = 0f64.copysign(b);
+    } else if (rest < 0.0) != (b < 0.0) {
+        rest += b;
+        quotient -= 1.0;
+    }
+    if quotient == 0.0 {
+        return (0f64.copysign(a / b), rest);
+    }
+    let floor = quotient.floor();
+    (if quotient - floor > 0.5 { floor + 1.0 } else { floor }, rest)
+}
+
+fn power(a: f64, b: f64) -> Result<Value, Raise> {
+    if a == 0.0 && b < 0.0 {
+        return Err(Raise::new("0.0 cannot be raised to a negative power"));
+    }
+    let power = a.powf(b);
+    let in_range = power.is_finite() || !(a.is_finite() && b.is_finite());
+    if in_range { Ok(Value::Float(power)) } else { Err(Raise::new("the power is too large or not real")) }
 }

@@ -8,13 +8,19 @@ use super::ast::Arith;
 use super::call::Given;
 use super::eval::Interp;
 use super::text::{self, Layout, is_space};
-use super::value::{SeqKind, Str, Value};
+use super::value::{SeqKind, Str, Value, sorted};
 
 /// The most blanks of one level of `indent`, and of `tojson(indent=…)`.
 const MAX_INDENT: i128 = 1000;
 
+/// What `is filter` finds: Jinja's filters, also those that no chat template uses and that are not here.
+const FILTERS: &str = "abs attr batch capitalize center count d default dictsort e escape filesizeformat first float forceescape format groupby indent int items join last length list lower map max min pprint random reject rejectattr replace reverse round safe select selectattr slice sort string striptags sum title tojson trim truncate unique upper urlencode urlize wordcount wordwrap xmlattr";
+/// What `is test` finds.
+const TESTS: &str = "!= < <= == > >= boolean callable defined divisibleby eq equalto escaped even false filter float ge greaterthan gt in integer iterable le lessthan lower lt mapping ne none number odd sameas sequence string test true undefined upper";
+
 impl Interp<'_> {
-    pub(super) fn filter(&mut self, name: &str, value: Value, given: Given) -> Result<Value, Raise> {
+    pub(super) fn filter(&mut self, name: &str, value: Value, given: &Given) -> Result<Value, Raise> {
+        given.pay(&self.meter)?;
         if let Value::Str(text) = &value {
             self.meter.touch(text.as_str().len())?;
         }
@@ -27,7 +33,7 @@ impl Interp<'_> {
                 given.get(0, "default_value").cloned().map_or_else(|| self.meter.str(""), Ok)
             }
             "length" | "count" => Ok(Value::Int(value.len()? as i128)),
-            "tojson" => self.to_json(&value, &given),
+            "tojson" => self.to_json(&value, given),
             "fromjson" | "from_json" => {
                 let text = value.as_str().ok_or_else(|| {
                     Raise::new(format!("the JSON object must be str, not {}", value.type_name()))
@@ -37,8 +43,8 @@ impl Interp<'_> {
             }
             "string" | "safe" => Ok(Value::Str(value.to_str(&self.meter)?)),
             "trim" | "lower" | "upper" | "title" | "capitalize" | "replace" | "indent" | "center"
-            | "escape" | "e" | "format" | "truncate" | "wordcount" => self.text_filter(name, &value, &given),
-            "int" | "float" | "abs" | "round" => self.number_filter(name, &value, &given),
+            | "escape" | "e" | "format" | "truncate" | "wordcount" => self.text_filter(name, &value, given),
+            "int" | "float" | "abs" | "round" => self.number_filter(name, &value, given),
             "map" | "select" | "reject" | "selectattr" | "rejectattr" => self.walk(name, &value, given),
             "attr" => {
                 let attr = given.str(0, "name")?.to_owned();
@@ -55,7 +61,7 @@ impl Interp<'_> {
                 Value::Undefined(_) => self.meter.seq(SeqKind::Generator, Vec::new()),
                 _ => Err(Raise::new("Can only get item pairs from a mapping.")),
             },
-            _ => self.list_filter(name, &value, &given),
+            _ => self.list_filter(name, &value, given),
         }
     }
 
@@ -63,7 +69,7 @@ impl Interp<'_> {
         given.at_most("tojson", 4, &["ensure_ascii", "indent", "separators", "sort_keys"])?;
         let indent = match given.get(1, "indent") {
             None | Some(Value::None) => None,
-            Some(Value::Str(indent)) if indent.as_str().len() <= 1000 => Some(indent.as_str().to_owned()),
+            Some(Value::Str(indent)) if indent.as_str().len() <= 1000 => Some(indent.raw().to_owned()),
             Some(indent) => match indent.as_int() {
                 Some(n_spaces @ ..=MAX_INDENT) => {
                     Some(" ".repeat(usize::try_from(n_spaces).unwrap_or_default()))
@@ -77,7 +83,7 @@ impl Interp<'_> {
                 let pair = pair.items(&self.meter)?;
                 match pair.as_slice() {
                     [Value::Str(item), Value::Str(key)] => {
-                        Some((item.as_str().to_owned(), key.as_str().to_owned()))
+                        Some((item.raw().to_owned(), key.raw().to_owned()))
                     }
                     _ => return Err(Raise::new("`separators` of `tojson` must be two strings")),
                 }
@@ -103,18 +109,9 @@ impl Interp<'_> {
         let (source, meter) = (text.as_str(), &self.meter);
         meter.touch(source.len())?;
         match name {
-            "trim" => match given.get(0, "chars") {
-                None | Some(Value::None) => meter.part(&text, source.trim_matches(is_space)),
-                Some(_) => {
-                    let chars: Vec<char> = given.str(0, "chars")?.chars().collect();
-                    meter.touch(chars.len().saturating_mul(source.len().min(1024)))?;
-                    meter.part(&text, source.trim_matches(|c| chars.contains(&c)))
-                }
-            },
-            "lower" => meter.str(text.raw().to_lowercase()),
-            "upper" => meter.str(text.raw().to_uppercase()),
-            "title" => meter.derived(&text, jinja_title(source)),
-            "capitalize" => meter.derived(&text, text::capitalize(source)),
+            "trim" => self.strip(&text, (true, true), given),
+            "lower" | "upper" | "capitalize" => text::recased(name, &text, meter),
+            "title" => text::filter_title(&text, meter),
             "replace" => {
                 let (old, new) = (given.need(0, "old")?.to_str(meter)?, given.need(1, "new")?.to_str(meter)?);
                 self.replace(&text, old.as_str(), &new, given.int(2, "count", -1)?)
@@ -148,14 +145,11 @@ impl Interp<'_> {
                 let args = if given.named.is_empty() {
                     meter.seq(SeqKind::Tuple, given.positional.clone())?
                 } else {
-                    let pairs: Result<_, Raise> = given
-                        .named
-                        .iter()
-                        .map(|(name, value)| Ok((meter.str(name.as_str())?, value.clone())))
-                        .collect();
-                    meter.dict(pairs?)?
+                    let pair =
+                        |(name, value): &(Rc<Str>, Value)| (Value::Str(Rc::clone(name)), value.clone());
+                    meter.dict(given.named.iter().map(pair).collect())?
                 };
-                text::percent(text.raw(), &args, meter)
+                text::percent(&text, &args, meter)
             }
             "truncate" => self.truncate(&text, given),
             _ => {
@@ -167,7 +161,7 @@ impl Interp<'_> {
 
     fn indent(&self, text: &Str, given: &Given) -> Result<Value, Raise> {
         let blank = match given.get(0, "width") {
-            Some(Value::Str(indent)) => indent.as_str().to_owned(),
+            Some(Value::Str(indent)) => indent.raw().to_owned(),
             _ => match given.int(0, "width", 4)? {
                 width @ ..=MAX_INDENT => " ".repeat(usize::try_from(width).unwrap_or_default()),
                 width => {
@@ -200,21 +194,23 @@ impl Interp<'_> {
         let source = text.as_str();
         let length = usize::try_from(given.int(0, "length", 255)?.max(0)).unwrap_or(usize::MAX);
         let end = match given.get(2, "end") {
-            Some(_) => given.str(2, "end")?,
-            None => "...",
+            Some(_) => given.text(2, "end")?,
+            None => &self.meter.new_str("...")?,
         };
-        let leeway = usize::try_from(given.int(3, "leeway", 5)?.max(0)).unwrap_or_default();
+        let leeway = usize::try_from(given.int(3, "leeway", 5)?);
+        let (Some(n_kept), Ok(leeway)) = (length.checked_sub(end.n_chars()?), leeway) else {
+            return Err(Raise::new("`truncate` to less than its end, or with a leeway below 0"));
+        };
         let n_chars = source.chars().count();
         if n_chars <= length.saturating_add(leeway) {
             return Ok(Value::Str(Rc::clone(text)));
         }
-        let n_kept = length.saturating_sub(end.chars().count());
         let kept = source.char_indices().nth(n_kept).map_or(source, |(at, _)| &source[..at]);
         let whole_words = !given.flag(1, "killwords");
         let kept = if whole_words { kept.rsplit_once(' ').map_or(kept, |(kept, _)| kept) } else { kept };
         let mut out = self.meter.buf();
         out.push_part(text, kept)?;
-        out.push(end)?;
+        out.push(end.raw())?;
         out.into_value()
     }
 
@@ -267,66 +263,73 @@ impl Interp<'_> {
                 })?;
                 let places = i32::try_from(given.int(0, "precision", 0)?).unwrap_or(0).clamp(-300, 300);
                 let scale = 10f64.powi(places);
-                let rounded = match given.get(1, "method").and_then(Value::as_str) {
-                    None | Some("common") if value.as_int().is_some() && places >= 0 => {
-                        return Ok(value.clone());
-                    }
-                    Some("ceil") => (float * scale).ceil() / scale,
-                    Some("floor") => (float * scale).floor() / scale,
-                    _ => {
-                        let places = usize::try_from(places).unwrap_or_default();
-                        format!("{float:.places$}").parse().unwrap_or(float)
-                    }
-                };
-                Ok(Value::Float(rounded))
+                match given.get(1, "method").map(|method| method.as_str().unwrap_or_default()) {
+                    None | Some("common") => round(value, float, places),
+                    Some("ceil") => Ok(Value::Float((float * scale).ceil() / scale)),
+                    Some("floor") => Ok(Value::Float((float * scale).floor() / scale)),
+                    Some(_) => Err(Raise::new("the method of `round` must be common, ceil or floor")),
+                }
             }
         }
     }
 
-    /// `a.b.0` of a value; undefined where it ends early.
-    fn path(&self, value: &Value, path: &Value) -> Result<Value, Raise> {
+    /// `a.b.0` of a value; `default` where there is no such part, undefined without one.
+    fn path(&self, value: &Value, path: &Value, default: Option<&Value>) -> Result<Value, Raise> {
+        let default = default.filter(|default| !matches!(default, Value::None));
+        let or_default = |found: Value| match default {
+            Some(default) if found.is_undefined() => default.clone(),
+            _ => found,
+        };
         if path.as_int().is_some() {
-            return self.item(value, path);
+            return self.item(value, path).map(or_default);
         }
         let path = path.as_str().ok_or_else(|| Raise::new("an attribute must be named by a string"))?;
+        self.meter.touch(path.len())?;
         let mut value = value.clone();
         for part in path.split('.') {
             let index = match part.parse::<i128>() {
                 Ok(int) if part.bytes().all(|byte| byte.is_ascii_digit()) => Value::Int(int),
                 _ => self.meter.str(part)?,
             };
-            value = self.item(&value, &index)?;
+            value = or_default(self.item(&value, &index)?);
         }
         Ok(value)
     }
 
     /// The filters that apply a filter, a test or an attribute to each item.
-    fn walk(&mut self, name: &str, value: &Value, mut given: Given) -> Result<Value, Raise> {
+    fn walk(&mut self, name: &str, value: &Value, given: &Given) -> Result<Value, Raise> {
         let items = value.items(&self.meter)?;
+        let mut args = given.positional.iter();
+        let attr = match (name, args.len()) {
+            ("map", 0) => Some(given.need(0, "attribute")?),
+            ("selectattr" | "rejectattr", 0) => {
+                return Err(Raise::new(format!("`{name}` needs the name of an attribute")));
+            }
+            ("selectattr" | "rejectattr", _) => args.next(),
+            _ => None,
+        };
+        let applied = args.next();
+        // The arguments of what is applied to every item, copied once.
+        self.meter.work(given.positional.len() + given.named.len())?;
+        let given = Given { positional: args.cloned().collect(), named: given.named.clone() };
         let mut kept = Vec::new();
         if name == "map" {
             for item in items {
-                let mapped = self.map_one(item, &given)?;
-                kept.push(mapped);
+                self.meter.work(1)?;
+                given.pay(&self.meter)?;
+                kept.push(match (attr, applied) {
+                    (Some(attr), _) => self.path(&item, attr, given.get(1, "default"))?,
+                    (_, applied) => self.map_one(item, applied, &given)?,
+                });
                 self.meter.check(kept.len() * size_of::<Value>())?;
             }
             return self.meter.seq(SeqKind::Generator, kept);
         }
-        let attr = match name {
-            "selectattr" | "rejectattr" if given.positional.is_empty() => {
-                return Err(Raise::new(format!("`{name}` needs the name of an attribute")));
-            }
-            "selectattr" | "rejectattr" => Some(given.positional.remove(0)),
-            _ => None,
-        };
-        let test = match given.positional.first() {
-            None => None,
-            Some(_) => Some(given.positional.remove(0).to_str(&self.meter)?),
-        };
+        let test = applied.map(|test| test.to_str(&self.meter)).transpose()?;
         let wanted = name.starts_with("select");
         for item in items {
-            let subject = match &attr {
-                Some(attr) => self.path(&item, attr)?,
+            let subject = match attr {
+                Some(attr) => self.path(&item, attr, None)?,
                 None => item.clone(),
             };
             let holds = match &test {
@@ -340,18 +343,10 @@ impl Interp<'_> {
         self.meter.seq(SeqKind::Generator, kept)
     }
 
-    fn map_one(&mut self, item: Value, given: &Given) -> Result<Value, Raise> {
-        self.meter.work(1)?;
-        if given.positional.is_empty() {
-            let attr = given.need(0, "attribute")?;
-            let found = self.path(&item, attr)?;
-            let default = given.get(1, "default").filter(|_| found.is_undefined());
-            return Ok(default.cloned().unwrap_or(found));
-        }
-        let Some((Value::Str(filter), args)) = given.positional.split_first() else {
+    fn map_one(&mut self, item: Value, filter: Option<&Value>, args: &Given) -> Result<Value, Raise> {
+        let Some(Value::Str(filter)) = filter else {
             return Err(Raise::new("`map` needs the name of a filter or `attribute=`"));
         };
-        let args = Given { positional: args.to_vec(), named: given.named.clone() };
         if matches!(filter.as_str(), "map" | "select" | "reject" | "selectattr" | "rejectattr")
             && args.positional.len() > 8
         {
@@ -363,6 +358,9 @@ impl Interp<'_> {
     fn list_filter(&self, name: &str, value: &Value, given: &Given) -> Result<Value, Raise> {
         let meter = &self.meter;
         match name {
+            "last" if matches!(value, Value::Seq(seq) if seq.kind == SeqKind::Generator) => {
+                Err(Raise::new("'generator' object is not reversible"))
+            }
             "first" | "last" => {
                 let mut items = value.items(meter)?;
                 let item = if name == "first" { items.into_iter().next() } else { items.pop() };
@@ -385,11 +383,11 @@ impl Interp<'_> {
                 let mut out = meter.buf();
                 for (at, item) in value.items(meter)?.iter().enumerate() {
                     match &separator {
-                        Some(separator) if at > 0 => out.push(separator.as_str())?,
+                        Some(separator) if at > 0 => out.push(separator.raw())?,
                         _ => {}
                     }
                     match given.get(1, "attribute") {
-                        Some(path) => self.path(item, path)?.print(&mut out)?,
+                        Some(path) => self.path(item, path, None)?.print(&mut out)?,
                         None => item.print(&mut out)?,
                     }
                 }
@@ -401,7 +399,7 @@ impl Interp<'_> {
                 let mut sum = given.get(1, "start").cloned().unwrap_or(Value::Int(0));
                 for item in value.items(meter)? {
                     let item = match given.get(0, "attribute") {
-                        Some(path) => self.path(&item, path)?,
+                        Some(path) => self.path(&item, path, None)?,
                         None => item,
                     };
                     sum = self.arith(Arith::Add, &sum, &item)?;
@@ -418,7 +416,7 @@ impl Interp<'_> {
     fn key(&self, item: &Value, path: Option<&Value>, case_sensitive: bool) -> Result<Value, Raise> {
         let key = match path {
             Some(Value::None) | None => item.clone(),
-            Some(path) => self.path(item, path)?,
+            Some(path) => self.path(item, path, None)?,
         };
         match &key {
             Value::Str(text) if !case_sensitive => {
@@ -439,8 +437,8 @@ impl Interp<'_> {
         }
         match name {
             "sort" => {
-                let sorted = self.sorted(keyed, given.flag(0, "reverse"))?;
-                self.meter.list(sorted)
+                let sorted = sorted(keyed, given.flag(0, "reverse"), &self.meter)?;
+                self.meter.list(sorted.into_iter().map(|(_, item)| item).collect())
             }
             "unique" => {
                 let mut kept: Vec<(Value, Value)> = Vec::new();
@@ -459,7 +457,7 @@ impl Interp<'_> {
                 let mut best: Option<(Value, Value)> = None;
                 for (key, item) in keyed {
                     let better = match &best {
-                        Some((best, _)) => key.order(best, &self.meter)? == wanted,
+                        Some((best, _)) => key.order(best, &self.meter)? == Some(wanted),
                         None => true,
                     };
                     if better {
@@ -468,25 +466,6 @@ impl Interp<'_> {
                 }
                 Ok(best.map_or_else(|| Value::undefined("an item of an empty sequence"), |(_, item)| item))
             }
-        }
-    }
-
-    /// Items by their keys; equal keys keep their order, also in reverse.
-    fn sorted(&self, mut keyed: Vec<(Value, Value)>, reverse: bool) -> Result<Vec<Value>, Raise> {
-        let mut fault = None;
-        keyed.sort_by(|left, right| {
-            if fault.is_some() {
-                return Ordering::Equal;
-            }
-            let order = left.0.order(&right.0, &self.meter).unwrap_or_else(|raise| {
-                fault = Some(raise);
-                Ordering::Equal
-            });
-            if reverse { order.reverse() } else { order }
-        });
-        match fault {
-            Some(raise) => Err(raise),
-            None => Ok(keyed.into_iter().map(|(_, item)| item).collect()),
         }
     }
 
@@ -504,35 +483,30 @@ impl Interp<'_> {
         for ((key, value), pair) in dict.entries.iter().zip(self.pairs(dict)?) {
             keyed.push((self.key(if by_value { value } else { key }, None, case_sensitive)?, pair));
         }
-        let sorted = self.sorted(keyed, given.flag(2, "reverse"))?;
-        self.meter.list(sorted)
+        let sorted = sorted(keyed, given.flag(2, "reverse"), &self.meter)?;
+        self.meter.list(sorted.into_iter().map(|(_, pair)| pair).collect())
     }
 
     fn group_by(&self, value: &Value, given: &Given) -> Result<Value, Raise> {
         let path = given.need(0, "attribute")?;
         let mut keyed = Vec::new();
         for item in value.items(&self.meter)? {
-            let key = self.path(&item, path)?;
-            let key = match given.get(1, "default") {
-                Some(default) if key.is_undefined() => default.clone(),
-                _ => key,
-            };
+            let key = self.path(&item, path, given.get(1, "default"))?;
             let sort_key =
                 if given.flag(2, "case_sensitive") { key.clone() } else { self.key(&key, None, false)? };
-            keyed.push((sort_key, self.meter.seq(SeqKind::Tuple, vec![key, item])?));
+            keyed.push((sort_key, (key, item)));
         }
-        let mut groups: Vec<(Value, Vec<Value>)> = Vec::new();
-        for pair in self.sorted(keyed, false)? {
-            let mut pair = pair.items(&self.meter)?.into_iter();
-            let (Some(key), Some(item)) = (pair.next(), pair.next()) else { continue };
+        // A group is named by the key of its first item, as that is spelled.
+        let mut groups: Vec<(Value, Value, Vec<Value>)> = Vec::new();
+        for (sort_key, (key, item)) in sorted(keyed, false, &self.meter)? {
             match groups.last_mut() {
-                Some((last, items)) if last.equals(&key, &self.meter)? => items.push(item),
-                _ => groups.push((key, vec![item])),
+                Some((last, _, items)) if last.equals(&sort_key, &self.meter)? => items.push(item),
+                _ => groups.push((sort_key, key, vec![item])),
             }
         }
         let groups: Result<_, Raise> = groups
             .into_iter()
-            .map(|(key, items)| {
+            .map(|(_, key, items)| {
                 let items = self.meter.list(items)?;
                 self.meter.seq(SeqKind::Tuple, vec![key, items])
             })
@@ -558,7 +532,7 @@ impl Interp<'_> {
             let mut items = items.into_iter();
             for row in 0..count {
                 let mut slice: Vec<Value> = items.by_ref().take(each + usize::from(row < longer)).collect();
-                slice.extend(fill.clone().filter(|_| row >= longer && longer > 0));
+                slice.extend(fill.clone().filter(|_| row >= longer));
                 rows.push(slice);
             }
         }
@@ -568,6 +542,7 @@ impl Interp<'_> {
 
     pub(super) fn test(&self, name: &str, value: &Value, given: &Given) -> Result<bool, Raise> {
         let meter = &self.meter;
+        given.pay(meter)?;
         let other = || given.need(0, "other");
         Ok(match name {
             "defined" => !value.is_undefined(),
@@ -591,10 +566,10 @@ impl Interp<'_> {
             }
             "eq" | "equalto" | "==" => value.equals(other()?, meter)?,
             "ne" | "!=" => !value.equals(other()?, meter)?,
-            "lt" | "lessthan" | "<" => value.order(other()?, meter)?.is_lt(),
-            "le" | "<=" => value.order(other()?, meter)?.is_le(),
-            "gt" | "greaterthan" | ">" => value.order(other()?, meter)?.is_gt(),
-            "ge" | ">=" => value.order(other()?, meter)?.is_ge(),
+            "lt" | "lessthan" | "<" => value.order(other()?, meter)?.is_some_and(Ordering::is_lt),
+            "le" | "<=" => value.order(other()?, meter)?.is_some_and(Ordering::is_le),
+            "gt" | "greaterthan" | ">" => value.order(other()?, meter)?.is_some_and(Ordering::is_gt),
+            "ge" | ">=" => value.order(other()?, meter)?.is_some_and(Ordering::is_ge),
             "in" => given.need(0, "seq")?.contains(value, meter)?,
             "sameas" => same(value, other()?, meter)?,
             "odd" | "even" | "divisibleby" => {
@@ -611,6 +586,8 @@ impl Interp<'_> {
                 if name == "lower" { any_lower && !any_upper } else { any_upper && !any_lower }
             }
             "escaped" => false,
+            "filter" => value.as_str().is_some_and(|name| FILTERS.split(' ').any(|found| found == name)),
+            "test" => value.as_str().is_some_and(|name| TESTS.split(' ').any(|found| found == name)),
             _ => return Err(Raise::new(format!("No test named '{name}'."))),
         })
     }
@@ -625,17 +602,27 @@ fn same(left: &Value, right: &Value, meter: &super::value::Meter) -> Result<bool
     })
 }
 
-/// The filter `title`, which knows words by blanks, hyphens and brackets, and lowers what follows the first letter.
-fn jinja_title(text: &str) -> String {
-    let mut out = String::with_capacity(text.len());
-    let mut at_start = true;
-    for c in text.chars() {
-        if at_start {
-            out.extend(c.to_uppercase())
-        } else {
-            out.extend(c.to_lowercase())
-        }
-        at_start = is_space(c) || matches!(c, '-' | '(' | '{' | '[' | '<');
+/// Python's `round`: to the nearest, of two equally near to the even one.
+fn round(value: &Value, float: f64, places: i32) -> Result<Value, Raise> {
+    if let Ok(places) = usize::try_from(places) {
+        let rounded = || format!("{float:.places$}").parse().unwrap_or(float);
+        return Ok(if value.as_int().is_some() { value.clone() } else { Value::Float(rounded()) });
     }
-    out
+    let large = || Raise::new(format!("`round` of {float} to {places} places is not supported"));
+    let step = 10i128.checked_pow(places.unsigned_abs().saturating_add(1)).ok_or_else(large)? / 10;
+    let whole = match value.as_int() {
+        Some(int) => int,
+        None if float.abs() < 1e30 => float.floor() as i128,
+        None => return Err(large()),
+    };
+    let (below, rest) = (whole.div_euclid(step), whole.rem_euclid(step));
+    let past_half = match (2 * rest).cmp(&step) {
+        Ordering::Equal => (value.as_int().is_none() && float.fract() != 0.0) || below % 2 != 0,
+        order => order.is_gt(),
+    };
+    let rounded = (below + i128::from(past_half)).checked_mul(step).ok_or_else(large)?;
+    Ok(match value.as_int() {
+        Some(_) => Value::Int(rounded),
+        None => Value::Float((rounded as f64).copysign(float)),
+    })
 }

@@ -3,6 +3,8 @@
 //! Each level of brackets or blocks costs some stack, so [`MAX_NESTING`] bounds them; chains cost none. Tags that would
 //! read other files (`include`, `import`, `extends`) are refused by name.
 
+use std::collections::HashSet;
+
 use super::Fault;
 use super::ast::{Args, Arith, Compare, Expr, For, Macro, Postfix, Stmt, StmtKind, Takes, Target};
 use super::lex::{Token, tokens};
@@ -13,8 +15,15 @@ const MAX_NESTING: usize = 100;
 /// The statements of `source` and its string literals.
 pub(super) fn parse(source: &str) -> Result<(Vec<Stmt>, Vec<String>), Fault> {
     let tokens = tokens(source)?;
-    let mut parser =
-        Parser { tokens, at: 0, depth: 0, loops: 0, literals: Vec::new(), seen: Takes::default() };
+    let mut parser = Parser {
+        tokens,
+        at: 0,
+        depth: 0,
+        loops: 0,
+        in_generation: false,
+        literals: Vec::new(),
+        seen: Takes::default(),
+    };
     let (body, _) = parser.body(&[])?;
     Ok((body, parser.literals))
 }
@@ -25,6 +34,7 @@ struct Parser {
     depth: usize,
     /// Number of loops around the place that is being read.
     loops: usize,
+    in_generation: bool,
     literals: Vec<String>,
     /// The names of extra arguments seen since the innermost macro began.
     seen: Takes,
@@ -155,7 +165,7 @@ impl Parser {
             "macro" => self.macro_(),
             "call" => self.call_block(),
             "with" => self.with(),
-            "generation" => Ok(StmtKind::Generation(self.body_to("endgeneration")?)),
+            "generation" => self.generation(),
             "filter" => {
                 let filters = self.filters()?;
                 Ok(StmtKind::FilterBlock(filters, self.body_to("endfilter")?))
@@ -266,6 +276,18 @@ impl Parser {
         Ok(StmtKind::SetBlock(target, filters, self.body_to("endset")?))
     }
 
+    fn generation(&mut self) -> Result<StmtKind, Fault> {
+        if std::mem::replace(&mut self.in_generation, true) {
+            return Err(self.fault("`generation` stands inside of `generation`"));
+        }
+        // To `transformers` the body is a block of `call`, so a loop around it cannot be left from inside.
+        let loops = std::mem::take(&mut self.loops);
+        let body = self.body_to("endgeneration")?;
+        self.loops = loops;
+        self.in_generation = false;
+        Ok(StmtKind::Generation(body))
+    }
+
     fn with(&mut self) -> Result<StmtKind, Fault> {
         let mut values = Vec::new();
         while self.peek() != Some(&Token::BlockEnd) {
@@ -312,16 +334,22 @@ impl Parser {
     fn params(&mut self) -> Result<Vec<(String, Option<Expr>)>, Fault> {
         self.expect_op("(")?;
         let mut params = Vec::new();
+        let mut names = HashSet::new();
+        let mut has_default = false;
         while !self.skip_op(")") {
             if !params.is_empty() {
                 self.expect_op(",")?;
             }
             let name = self.name()?;
             let default = if self.skip_op("=") { Some(self.expr()?) } else { None };
-            if default.is_none() && params.iter().any(|(_, default): &(_, Option<_>)| default.is_some()) {
+            if default.is_none() && has_default {
                 return Err(
                     self.fault(format!("parameter `{name}` needs a default as those before it have one"))
                 );
+            }
+            has_default = default.is_some();
+            if !names.insert(name.clone()) {
+                return Err(self.fault(format!("parameter `{name}` comes twice")));
             }
             params.push((name, default));
         }
@@ -582,6 +610,7 @@ impl Parser {
     fn args(&mut self) -> Result<Args, Fault> {
         self.expect_op("(")?;
         let mut args = Args::default();
+        let mut names = HashSet::new();
         let mut first = true;
         while !self.skip_op(")") {
             if !std::mem::take(&mut first) {
@@ -598,6 +627,11 @@ impl Parser {
             } else if named && matches!(self.peek(), Some(Token::Name(_))) {
                 let name = self.name()?;
                 self.at += 1;
+                if !names.insert(name.clone()) {
+                    return Err(self.fault(format!("argument `{name}` comes twice")));
+                }
+                self.literals.push(name);
+                let name = self.literals.len() - 1;
                 args.named.push((name, self.expr()?));
             } else if args.named.is_empty() && args.double_splat.is_none() {
                 args.positional.push(self.expr()?);

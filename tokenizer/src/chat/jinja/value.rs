@@ -34,24 +34,40 @@ pub(super) struct Meter {
 
 /// How the caller's text is told from the template's.
 ///
-/// `sign` is a character that occurs in neither. It is put before each of the caller's strings and after each of its
+/// Two signs, characters that occur in neither, are put before each of the caller's strings and after each of its
 /// characters in `firsts`, so that no special token can be spelled with one of the caller's characters, also not
 /// together with what the template puts around it or by what the template cuts out. Operators, methods and filters do
-/// not see the sign; it only travels along to the output.
+/// not see the signs; they only travel along to the output.
 #[derive(Clone, Debug)]
 pub(in crate::chat) struct Marks {
-    pub sign: char,
+    /// Stands before a string of the caller's.
+    pub begin: char,
+    /// Stands after a character of the caller's. It is not `begin`, for a special token of one character that the
+    /// template writes before a string of the caller's is the template's.
+    pub after: char,
+    /// The first characters of the special tokens, sorted.
     pub firsts: Vec<char>,
 }
 
 impl Marks {
+    /// The length of a sign in UTF-8, which is the same for all of them.
+    const SIGN_BYTES: usize = 3;
+
+    pub fn is_sign(&self, c: char) -> bool {
+        c == self.begin || c == self.after
+    }
+
+    fn is_first(&self, c: char) -> bool {
+        self.firsts.binary_search(&c).is_ok()
+    }
+
     fn mark(&self, text: &str) -> String {
         let mut marked = String::with_capacity(text.len() + 8);
-        marked.push(self.sign);
+        marked.push(self.begin);
         for c in text.chars() {
             marked.push(c);
-            if self.firsts.contains(&c) {
-                marked.push(self.sign);
+            if self.is_first(c) {
+                marked.push(self.after);
             }
         }
         marked
@@ -65,9 +81,9 @@ impl Meter {
         Rc::new(Self { live: Cell::new(0), live_limit, fuel, marks })
     }
 
-    /// Whether `c` is the sign of the caller's text.
+    /// Whether `c` is a sign of the caller's text.
     pub fn is_sign(&self, c: char) -> bool {
-        self.marks.as_ref().is_some_and(|marks| marks.sign == c)
+        self.marks.as_ref().is_some_and(|marks| marks.is_sign(c))
     }
 
     /// A string of the caller's.
@@ -80,7 +96,51 @@ impl Meter {
 
     /// `made` is what `from` became.
     pub fn derived(self: &Rc<Self>, from: &Str, made: String) -> Result<Value, Raise> {
-        if from.plain.is_some() { self.marked(&made) } else { self.str(made) }
+        self.str(self.like(from, &made))
+    }
+
+    /// `text` as a string with marks if `from` has some.
+    pub fn like(&self, from: &Str, text: &str) -> String {
+        match &self.marks {
+            Some(marks) if from.plain.is_some() => marks.mark(text),
+            _ => text.to_owned(),
+        }
+    }
+
+    /// `text` with other letters; `case` appends what a character becomes. A letter that it makes may be the first of a
+    /// special token where the caller's was none, so it is marked anew.
+    pub fn recased(
+        self: &Rc<Self>,
+        text: &Str,
+        mut case: impl FnMut(char, &mut String),
+    ) -> Result<Value, Raise> {
+        let marks = self.marks.as_ref().filter(|_| text.plain.is_some());
+        let mut out = self.buf();
+        let (mut done, mut made) = (String::new(), String::new());
+        for c in text.raw().chars() {
+            if self.is_sign(c) {
+                done.push(c);
+                continue;
+            }
+            made.clear();
+            case(c, &mut made);
+            let same = made.len() == c.len_utf8() && made.starts_with(c);
+            match marks.filter(|_| !same) {
+                None => done.push_str(&made),
+                Some(marks) => {
+                    for c in made.chars() {
+                        done.push(c);
+                        done.extend(marks.is_first(c).then_some(marks.after));
+                    }
+                }
+            }
+            if done.len() > 4096 {
+                out.push(&done)?;
+                done.clear();
+            }
+        }
+        out.push(&done)?;
+        out.into_value()
     }
 
     /// A part of `text.as_str()` as a string.
@@ -98,6 +158,11 @@ impl Meter {
 
     pub fn live(&self) -> usize {
         self.live.get()
+    }
+
+    /// Steps of work that are left.
+    pub fn fuel(&self) -> u64 {
+        self.fuel.get()
     }
 
     /// Pays for `steps` of work.
@@ -146,23 +211,32 @@ impl Meter {
     }
 
     pub fn str(self: &Rc<Self>, text: impl Into<String>) -> Result<Value, Raise> {
+        self.new_str(text).map(Value::Str)
+    }
+
+    pub fn new_str(self: &Rc<Self>, text: impl Into<String>) -> Result<Rc<Str>, Raise> {
         let text: String = text.into();
-        let sign = self.marks.as_ref().map(|marks| marks.sign).filter(|&sign| text.contains(sign));
-        self.copy(if sign.is_some() { 4 * text.len() } else { 0 })?;
-        let plain = sign.map(|sign| Plain::new(&text, sign));
+        let marks = self.marks.as_ref();
+        let marks = marks.filter(|marks| text.contains(marks.begin) || text.contains(marks.after));
+        self.copy(if marks.is_some() { 4 * text.len() } else { 0 })?;
+        let plain = marks.map(|marks| Plain::new(&text, marks));
         let bytes = OBJECT_BYTES + text.len() + plain.as_ref().map_or(0, Plain::n_bytes);
         self.charge(bytes)?;
         let n_chars = Cell::new(if text.is_ascii() { Some(text.len()) } else { None });
         let charged = Charged { bytes, meter: Rc::clone(self) };
-        Ok(Value::Str(Rc::new(Str { text, plain, n_chars, charged })))
+        Ok(Rc::new(Str { text, plain, n_chars, charged }))
     }
 
     pub fn seq(self: &Rc<Self>, kind: SeqKind, items: Vec<Value>) -> Result<Value, Raise> {
+        self.new_seq(kind, items).map(Value::Seq)
+    }
+
+    pub fn new_seq(self: &Rc<Self>, kind: SeqKind, items: Vec<Value>) -> Result<Rc<Seq>, Raise> {
         let depth = depth_over(items.iter())?;
         let bytes = OBJECT_BYTES + items.len() * SLOT_BYTES;
         self.charge(bytes)?;
         let charged = Charged { bytes, meter: Rc::clone(self) };
-        Ok(Value::Seq(Rc::new(Seq { kind, items, depth, spent: Cell::new(false), _charged: charged })))
+        Ok(Rc::new(Seq { kind, items, depth, spent: Cell::new(false), _charged: charged }))
     }
 
     pub fn list(self: &Rc<Self>, items: Vec<Value>) -> Result<Value, Raise> {
@@ -261,10 +335,8 @@ impl Buf {
         }
         // `part` lies in `plain.text`, so the difference of their addresses is its place.
         let start = (part.as_ptr() as usize).saturating_sub(plain.text.as_ptr() as usize);
-        let (start, end) =
-            (plain.raw_place(start, marks.sign), plain.raw_place(start + part.len(), marks.sign));
-        let sign = marks.sign;
-        self.push(sign.encode_utf8(&mut [0; 4]))?;
+        let (start, end) = (plain.raw_place(start), plain.raw_place(start + part.len()));
+        self.push(marks.begin.encode_utf8(&mut [0; 4]))?;
         self.push(text.text.get(start..end).unwrap_or_default())
     }
 
@@ -344,10 +416,10 @@ struct Plain {
 }
 
 impl Plain {
-    fn new(marked: &str, sign: char) -> Self {
+    fn new(marked: &str, marks: &Marks) -> Self {
         let mut plain = Self { text: String::with_capacity(marked.len()), signs: Vec::new() };
-        for piece in marked.split_inclusive(sign) {
-            match piece.strip_suffix(sign) {
+        for piece in marked.split_inclusive([marks.begin, marks.after]) {
+            match piece.strip_suffix([marks.begin, marks.after]) {
                 Some(piece) => {
                     plain.text.push_str(piece);
                     plain.signs.push(plain.text.len());
@@ -363,8 +435,8 @@ impl Plain {
     }
 
     /// The place in the marked text, after all signs that stand there.
-    fn raw_place(&self, place: usize, sign: char) -> usize {
-        place + sign.len_utf8() * self.signs.partition_point(|&at| at <= place)
+    fn raw_place(&self, place: usize) -> usize {
+        place + Marks::SIGN_BYTES * self.signs.partition_point(|&at| at <= place)
     }
 }
 
@@ -450,10 +522,10 @@ impl Dict {
     }
 
     fn position(&self, key: &Value, meter: &Meter) -> Result<Option<usize>, Raise> {
-        meter.work(1)?;
         if let Value::Str(key) = key {
-            return Ok(self.position_of(key.as_str()));
+            return self.position_of(key.as_str(), meter);
         }
+        meter.work(1)?;
         for (at, (found, _)) in self.entries.iter().enumerate() {
             if found.equals(key, meter)? {
                 return Ok(Some(at));
@@ -462,11 +534,12 @@ impl Dict {
         Ok(None)
     }
 
-    fn position_of(&self, key: &str) -> Option<usize> {
+    fn position_of(&self, key: &str, meter: &Meter) -> Result<Option<usize>, Raise> {
+        meter.touch(key.len())?;
         if self.entries.len() > SMALL_DICT {
-            return self.index.get(key).copied();
+            return Ok(self.index.get(key).copied());
         }
-        self.entries.iter().position(|(found, _)| found.as_str() == Some(key))
+        Ok(self.entries.iter().position(|(found, _)| found.as_str() == Some(key)))
     }
 
     pub fn get(&self, key: &Value, meter: &Meter) -> Result<Option<Value>, Raise> {
@@ -474,26 +547,25 @@ impl Dict {
         Ok(at.and_then(|at| self.entries.get(at)).map(|(_, value)| value.clone()))
     }
 
-    pub fn get_str(&self, key: &str) -> Option<Value> {
-        self.position_of(key).and_then(|at| self.entries.get(at)).map(|(_, value)| value.clone())
+    pub fn get_str(&self, key: &str, meter: &Meter) -> Result<Option<Value>, Raise> {
+        let at = self.position_of(key, meter)?;
+        Ok(at.and_then(|at| self.entries.get(at)).map(|(_, value)| value.clone()))
     }
 }
 
 /// The variable `loop`.
 pub(super) struct Loop {
-    pub items: Vec<Value>,
+    /// What is walked. A template may keep the loop when it has ended, and then pays for its items.
+    pub list: Rc<Seq>,
     pub at: Cell<usize>,
     pub depth: usize,
-    /// How deep the items nest; the loop may itself be stored in a list.
-    nesting: usize,
     /// What `changed` was last asked with, printed: a value could hold the loop and so itself.
-    pub last: RefCell<Option<String>>,
+    pub last: RefCell<Option<Rc<Str>>>,
 }
 
 impl Loop {
-    pub fn new(items: Vec<Value>, depth: usize) -> Result<Self, Raise> {
-        let nesting = depth_over(items.iter())?;
-        Ok(Self { items, at: Cell::new(0), depth, nesting, last: RefCell::new(None) })
+    pub fn new(list: Rc<Seq>, depth: usize) -> Self {
+        Self { list, at: Cell::new(0), depth, last: RefCell::new(None) }
     }
 }
 
@@ -509,7 +581,7 @@ impl Value {
             Self::Seq(seq) => seq.depth,
             Self::Dict(dict) => dict.depth,
             Self::Method(method) => 1 + method.0.depth(),
-            Self::Loop(state) => state.nesting,
+            Self::Loop(state) => state.list.depth,
             _ => 0,
         }
     }
@@ -595,7 +667,7 @@ impl Value {
             Self::Str(text) => text.n_chars(),
             Self::Seq(seq) if seq.kind != SeqKind::Generator => Ok(seq.items.len()),
             Self::Dict(dict) => Ok(dict.entries.len()),
-            Self::Loop(state) => Ok(state.items.len()),
+            Self::Loop(state) => Ok(state.list.items.len()),
             _ => Err(Raise::new(format!("object of type '{}' has no len()", self.type_name()))),
         }
     }
@@ -676,13 +748,14 @@ impl Value {
         })
     }
 
-    /// Python's order; values of different kinds have none.
-    pub fn order(&self, other: &Self, meter: &Meter) -> Result<Ordering, Raise> {
+    /// Python's order: nothing for what is neither less, equal nor greater, which is NaN; an error for values of
+    /// different kinds.
+    pub fn order(&self, other: &Self, meter: &Meter) -> Result<Option<Ordering>, Raise> {
         meter.work(1)?;
         match (self, other) {
             (Self::Str(left), Self::Str(right)) => {
                 meter.touch(left.text.len().min(right.text.len()))?;
-                return Ok(left.as_str().cmp(right.as_str()));
+                return Ok(Some(left.as_str().cmp(right.as_str())));
             }
             (Self::Seq(left), Self::Seq(right))
                 if left.kind == right.kind && matches!(left.kind, SeqKind::List | SeqKind::Tuple) =>
@@ -692,15 +765,15 @@ impl Value {
                         return left.order(right, meter);
                     }
                 }
-                return Ok(left.items.len().cmp(&right.items.len()));
+                return Ok(Some(left.items.len().cmp(&right.items.len())));
             }
             _ => {}
         }
         if let (Some(left), Some(right)) = (self.as_int(), other.as_int()) {
-            return Ok(left.cmp(&right));
+            return Ok(Some(left.cmp(&right)));
         }
         if let (Some(left), Some(right)) = (self.as_float(), other.as_float()) {
-            return Ok(left.partial_cmp(&right).unwrap_or(Ordering::Equal));
+            return Ok(left.partial_cmp(&right));
         }
         for value in [self, other] {
             if value.is_undefined() {
@@ -741,4 +814,31 @@ impl Value {
             _ => Err(Raise::new(format!("argument of type '{}' is not iterable", self.type_name()))),
         }
     }
+}
+
+/// What stands beside the keys, in the order of the keys, of which equal ones keep their order, also in reverse.
+///
+/// A merge sort of our own: one of the standard library may panic where the order is none, and cannot be stopped by an
+/// error.
+pub(super) fn sorted<T>(
+    mut keyed: Vec<(Value, T)>,
+    reverse: bool,
+    meter: &Meter,
+) -> Result<Vec<(Value, T)>, Raise> {
+    if keyed.len() < 2 {
+        return Ok(keyed);
+    }
+    let right = keyed.split_off(keyed.len() / 2);
+    let (left, right) = (sorted(keyed, reverse, meter)?, sorted(right, reverse, meter)?);
+    let mut merged = Vec::with_capacity(left.len() + right.len());
+    let (mut left, mut right) = (left.into_iter().peekable(), right.into_iter().peekable());
+    while let (Some((left_key, _)), Some((right_key, _))) = (left.peek(), right.peek()) {
+        let order =
+            left_key.order(right_key, meter)?.ok_or_else(|| Raise::new("NaN has no place in an order"))?;
+        let right_first = if reverse { order.is_lt() } else { order.is_gt() };
+        merged.extend(if right_first { right.next() } else { left.next() });
+    }
+    merged.extend(left);
+    merged.extend(right);
+    Ok(merged)
 }

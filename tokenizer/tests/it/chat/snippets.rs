@@ -21,8 +21,8 @@ fn snippets_render_as_jinja2_renders_them() {
     let inputs = Inputs { kwargs, now: 1_721_995_200, ..Inputs::default() };
     let mut wrong = Vec::new();
     for (source, expected) in &fixture.snippets {
-        let rendered =
-            ChatTemplate::new(&source.replace("\\n", "\n")).and_then(|template| template.render(&inputs));
+        let source = source.replace("\\n", "\n").replace("\\r", "\r");
+        let rendered = ChatTemplate::new(&source).and_then(|template| template.render(&inputs));
         match (rendered, expected) {
             (Ok(rendered), Some(expected)) if rendered.text == *expected => {}
             (Err(_), None) => {}
