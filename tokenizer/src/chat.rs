@@ -14,6 +14,7 @@ mod jinja;
 pub mod json;
 mod message;
 mod render;
+mod special;
 pub mod template;
 
 pub use message::{FunctionCall, Message, Role, ToolCall, ToolKind};

@@ -8,13 +8,13 @@
 //! the conversation before a turn, with the prompt to generate, and after it; a template that lays out earlier turns
 //! differently once later ones follow gives no such difference, and [`Error::NoLossMask`] says so.
 
-use std::collections::BTreeMap;
 use std::ops::Range;
 use std::time::SystemTime;
 
 use super::jinja::Marks;
 use super::json::Json;
 use super::message::{Message, Role};
+use super::special::SpecialTokens;
 use super::template::{ChatTemplate, Inputs, RenderedText};
 use super::{END_OF_TURN, MARKED_JINJA};
 use crate::{Error, Tokenizer};
@@ -59,11 +59,8 @@ pub struct ChatFormat {
     stop_ids: Vec<u32>,
     /// Whether this is our own layout, whose order of roles is checked.
     own: bool,
-    special: Special,
+    special: SpecialTokens,
 }
-
-/// Special tokens with their ids by their first characters, longest first.
-type Special = BTreeMap<char, Vec<(String, u32)>>;
 
 impl ChatFormat {
     /// Our own layout.
@@ -76,7 +73,7 @@ impl ChatFormat {
         }
         let stop_ids = tokenizer.special_id(END_OF_TURN).into_iter().collect();
         let template = ChatTemplate::new(MARKED_JINJA)?;
-        Ok(Self { template, names: Vec::new(), stop_ids, own: true, special: special(tokenizer) })
+        Ok(Self { template, names: Vec::new(), stop_ids, own: true, special: SpecialTokens::of(tokenizer) })
     }
 
     /// A template, with the special tokens that it knows by name: `bos_token`, `eos_token` and so on.
@@ -89,7 +86,7 @@ impl ChatFormat {
         names: Vec<(String, String)>,
     ) -> Result<Self, Error> {
         let mut format =
-            Self { template, names, stop_ids: Vec::new(), own: false, special: special(tokenizer) };
+            Self { template, names, stop_ids: Vec::new(), own: false, special: SpecialTokens::of(tokenizer) };
         format.stop_ids = format.find_stops(tokenizer);
         if format.stop_ids.is_empty() {
             return Err(Error::NoStop);
@@ -189,12 +186,12 @@ impl ChatFormat {
         take(self.template.source());
         self.template.literals().for_each(&mut take);
         self.names.iter().for_each(|(_, token)| take(token));
-        self.special.values().flatten().for_each(|(token, _)| take(token));
+        self.special.texts().for_each(&mut take);
         for json in [&inputs.messages, &inputs.tools, &inputs.documents] {
             json.for_each_str(&mut take);
         }
         inputs.kwargs.iter().for_each(|(_, json)| json.for_each_str(&mut take));
-        let firsts = self.special.keys().copied().collect();
+        let firsts = self.special.firsts().to_vec();
         match free[..] {
             [begin, after, ..] => Ok(Marks { begin, after, firsts }),
             _ => Err(Error::NoFreeSign),
@@ -287,14 +284,10 @@ impl ChatFormat {
 
     /// The length and id of the longest special token that `text` begins with.
     fn special_at(&self, text: &str, marks: &Marks) -> Option<(usize, u32)> {
-        let first = text.chars().next()?;
-        let tokens = self.special.get(&first)?;
-        let found = tokens.iter().find(|(token, _)| {
-            // A token of a single character has no inside for a sign: the sign follows it.
-            text.strip_prefix(token.as_str())
-                .is_some_and(|rest| token.len() > first.len_utf8() || !rest.starts_with(marks.after))
-        });
-        found.map(|(token, id)| (token.len(), *id))
+        let (token, id) = self.special.find(text)?;
+        // A token of a single character has no inside for a sign: the sign follows it.
+        let is_caller_s = token.chars().nth(1).is_none() && text[token.len()..].starts_with(marks.after);
+        (!is_caller_s).then_some((token.len(), id))
     }
 
     /// Where answers end: `eos_token`, and the special token that follows the content of an answer.
@@ -308,25 +301,12 @@ impl ChatFormat {
         let after = text.rfind(ANSWER).map_or("", |at| text[at + ANSWER.len()..].trim_start());
         let named =
             |name: &str| self.names.iter().find(|(found, _)| found == name).map(|(_, token)| token.as_str());
-        let tokens = after.chars().next().and_then(|first| self.special.get(&first));
-        let end = tokens.into_iter().flatten().find(|(token, _)| after.starts_with(token.as_str()));
-        let end = end.map(|&(_, id)| id);
+        let end = self.special.find(after).map(|(_, id)| id);
         let eos = named("eos_token").and_then(|token| tokenizer.special_id(token)).or(tokenizer.eos_id());
         let mut stops: Vec<u32> = end.into_iter().chain(eos).collect();
         stops.dedup();
         stops
     }
-}
-
-fn special(tokenizer: &Tokenizer) -> Special {
-    let mut special = Special::new();
-    for (token, id) in tokenizer.special_tokens() {
-        if let Some(first) = token.chars().next() {
-            special.entry(first).or_default().push((token.to_owned(), id));
-        }
-    }
-    special.values_mut().for_each(|tokens| tokens.sort_by_key(|(token, _)| std::cmp::Reverse(token.len())));
-    special
 }
 
 /// Checks that every message stands where its role may in our own layout.

@@ -284,7 +284,7 @@ impl Interp<'_> {
             return self.item(value, path).map(or_default);
         }
         let path = path.as_str().ok_or_else(|| Raise::new("an attribute must be named by a string"))?;
-        self.meter.touch(path.len())?;
+        self.meter.touch(2 * path.len())?;
         let mut value = value.clone();
         for part in path.split('.') {
             let index = match part.parse::<i128>() {

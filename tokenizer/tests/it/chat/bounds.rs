@@ -3,9 +3,8 @@
 //! Each template runs in a process of its own, this test binary once more, so that an abort is seen as one and the peak
 //! of its memory is its own.
 
-#![allow(clippy::print_stdout, reason = "the figures of each template are what the test is run for")]
-
 use proptest::prelude::*;
+use std::io::Write as _;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -250,6 +249,170 @@ fn hostile() -> Vec<(&'static str, String, &'static str)> {
             text("{% if 0 %}") + &many("{% elif 0 %}", 80_000) + "{% endif %}{{ 'a' * 10**9 }}",
             "intermediate",
         ),
+        (
+            "many parameters",
+            text("{% macro f(")
+                + &(0..120_000).map(|i| format!("a{i},")).collect::<String>()
+                + "z) %}{% endmacro %}",
+            "",
+        ),
+        ("one parameter", text("{% macro f(a") + &many(",a", 500_000) + ") %}{% endmacro %}", "comes twice"),
+        (
+            "parameters bound",
+            text("{% macro f(z")
+                + &(0..100_000).map(|i| format!(",a{i}")).collect::<String>()
+                + ") %}{% endmacro %}{{ f() }}",
+            "more work",
+        ),
+        (
+            "long names",
+            (0..500).map(|i| format!("{{% set {}{i:03}=1 %}}", many("a", 1900))).collect::<String>()
+                + "{% for i in range(99999) %}{% if "
+                + &many("a", 1900)
+                + "499 %}{% endif %}{% endfor %}{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
+            "more work",
+        ),
+        (
+            "long strip set",
+            text("{% set s = 'a' * 10**6 %}{% set c = 'b' * 10**6 ~ 'a' %}{{ s.strip(c)|length }}"),
+            "more work",
+        ),
+        (
+            "long trim set",
+            text("{% set s = 'é' * 10**6 %}{% set c = 'è' * 10**6 ~ 'é' %}{{ s|trim(c)|length }}"),
+            "more work",
+        ),
+        ("huge strip set", text("{{ 'b'.strip('a' * 3 * 10**7) }}"), ""),
+        (
+            "long key",
+            text(
+                "{% set k = 'a' * 10**6 %}{% set d = {k: 1} %}{% for i in range(99999) %}{% if d[k] %}{% endif %}{% endfor %}",
+            ),
+            "more work",
+        ),
+        (
+            "long hashed key",
+            text(
+                "{% set k = 'a' * 10**6 %}{% set d = dict(range(40)|map('string')|batch(2), **{k: 1}) %}{% for i in range(99999) %}{% if d.get(k) %}{% endif %}{% endfor %}",
+            ),
+            "more work",
+        ),
+        (
+            "long format key",
+            text(
+                "{% set k = 'a' * 10**6 %}{% set d = {k: 1} %}{% set f = '%(' ~ k ~ ')s' %}{{ (f * 9) % d }}{% for i in range(9999) %}{% set x = f % d %}{% endfor %}",
+            ),
+            "more work",
+        ),
+        (
+            "splatted names",
+            text(
+                "{% macro f() %}{{ kwargs|length }}{% endmacro %}{% set d = dict(range(99998)|map('string')|batch(2)) %}{% for i in range(99999) %}{{ f(**d) }}{% endfor %}",
+            ),
+            "more work",
+        ),
+        (
+            "splatted names not taken",
+            text(
+                "{% set d = dict(range(99998)|map('string')|batch(2)) %}{% for i in range(99999) %}{{ 'a'.format(**d) }}{% endfor %}",
+            ),
+            "more work",
+        ),
+        (
+            "map with many arguments",
+            text("{% set l = range(99999) %}{{ l|map('default', *l)|list|length }}{{ 'a' * 10**9 }}"),
+            "intermediate",
+        ),
+        (
+            "map with many names",
+            text(
+                "{% set d = dict(range(99998)|map('string')|batch(2)) %}{{ range(99999)|map('default', **d)|list|length }}",
+            ),
+            "more work",
+        ),
+        (
+            "attributes with many names",
+            text(
+                "{% set d = dict(range(99998)|map('string')|batch(2)) %}{{ range(99999)|map(attribute='a', **d)|list|length }}",
+            ),
+            "more work",
+        ),
+        (
+            "long attribute",
+            text("{{ range(99999)|map(attribute='0' * 10**6 ~ '1')|list|length }}"),
+            "more work",
+        ),
+        (
+            "long fields",
+            text(
+                "{% set s = 'a' * 10**6 %}{% for i in range(999) %}{% set n = namespace(**{s ~ i: 1}) %}{% endfor %}",
+            ),
+            "intermediate",
+        ),
+        (
+            "keep what changed",
+            text(
+                "{% set n = namespace(l=[]) %}{% set s = 'a' * 10**6 %}{% for i in range(999) %}{% for j in [1] %}{% if loop.changed(s ~ i) %}{% endif %}{% set n.l = n.l + [loop] %}{% endfor %}{% endfor %}",
+            ),
+            "intermediate",
+        ),
+        (
+            "keep loops",
+            text(
+                "{% set n = namespace(l=[]) %}{% for i in range(9999) %}{% for j in range(9999) %}{% set n.l = n.l + [loop] %}{% break %}{% endfor %}{% endfor %}",
+            ),
+            "intermediate",
+        ),
+        (
+            "long repr",
+            text(
+                "{% set s = 'é\u{2028}\u{85}' * 10**6 %}{% for i in range(999) %}{% if [s]|string %}{% endif %}{% endfor %}",
+            ),
+            "",
+        ),
+        (
+            "many reprs",
+            text(
+                "{% set l = ['é\u{2028}\u{85}' * 10**5] %}{% for i in range(9999) %}{% if l|string %}{% endif %}{% endfor %}",
+            ),
+            "more work",
+        ),
+        (
+            "many plain reprs",
+            text(
+                "{% set l = ['a' * 10**6] %}{% for i in range(9999) %}{% if l|string %}{% endif %}{% endfor %}",
+            ),
+            "more work",
+        ),
+        (
+            "many jsons",
+            text(
+                "{% set s = 'é🙂\x01' * 10**5 %}{% for i in range(9999) %}{% if s|tojson(ensure_ascii=true) %}{% endif %}{% endfor %}",
+            ),
+            "more work",
+        ),
+        (
+            "many cases",
+            text(
+                "{% set s = 'éaΣß' * 10**5 %}{% for i in range(9999) %}{% if s|upper %}{% endif %}{% if s.title() %}{% endif %}{% endfor %}",
+            ),
+            "more work",
+        ),
+        (
+            "sorted without an order",
+            text("{% set n = ['nan'|float] * 3 %}{{ (range(40)|list + n + range(40)|list + n)|sort }}"),
+            "NaN has no place",
+        ),
+        (
+            "sorted with a fault",
+            text("{{ (range(50)|list + ['a'] + range(50)|list)|sort }}"),
+            "cannot be ordered",
+        ),
+        (
+            "sorted equals",
+            text("{{ (['a' * 10**6] * 20000)|sort(case_sensitive=true)|length }}"),
+            "more work",
+        ),
         ("map of maps", text("{{ 'a'|map(") + &many("'map',", 100_000) + "'x')|list }}", ""),
         ("open string", text("{{ 'aaa"), "not closed"),
         ("open tag", text("{% if "), "not closed"),
@@ -462,7 +625,8 @@ fn long_conversations_stay_within_the_bounds() {
         // One of the templates cannot do without tools, in Python neither.
         match template.render(&inputs) {
             Ok(rendered) => {
-                println!("{name}: {} ms for {} bytes", start.elapsed().as_millis(), rendered.text.len());
+                let (time, len) = (start.elapsed().as_millis(), rendered.text.len());
+                writeln!(std::io::stderr(), "{name}: {time} ms for {len} bytes").expect("stderr is open");
             }
             Err(error) => assert!(error.to_string().contains("object is not iterable"), "{name}: {error}"),
         }
@@ -500,12 +664,14 @@ fn hostile_templates_end_as_errors() {
             Ok(rendered) => format!("{} bytes", rendered.text.len()),
             Err(error) => error.to_string(),
         };
-        println!(
+        writeln!(
+            std::io::stderr(),
             "{wanted}: {} ms, {} kB (before: {before}): {}",
             time.as_millis(),
             peak,
             message.chars().take(90).collect::<String>()
-        );
+        )
+        .expect("stderr is open");
         assert!(said.is_empty() || ended.is_err(), "no error");
         assert!(message.contains(said), "{message}");
         assert!(time < MAX_TIME, "{time:?}");
@@ -520,16 +686,11 @@ fn hostile_templates_end_as_errors() {
             .env(CHILD, name)
             .output()
             .unwrap();
-        print!(
-            "{}",
-            String::from_utf8_lossy(&child.stdout)
-                .lines()
-                .filter(|line| line.contains(" ms, "))
-                .map(|line| format!("{line}\n"))
-                .collect::<String>()
-        );
+        let said = String::from_utf8_lossy(&child.stderr);
+        for line in said.lines().filter(|line| line.contains(" ms, ")) {
+            writeln!(std::io::stderr(), "{line}").expect("stderr is open");
+        }
         if !child.status.success() {
-            let said = String::from_utf8_lossy(&child.stderr);
             let said: Vec<&str> = said.lines().filter(|line| !line.contains(" at ")).take(4).collect();
             failed.push(format!("{name}: {}: {}", child.status, said.join(" / ")));
         }

@@ -8,7 +8,7 @@ use tokenizer::train::Trainer;
 use tokenizer::{Error, Kind, Split, Tokenizer};
 
 use super::templates::{assets, cases, names};
-use crate::{corpus, trained};
+use crate::{corpus, fixture, trained};
 
 /// Special tokens of many families, so that each template uses some.
 const SPECIAL: [&str; 22] = [
@@ -184,7 +184,6 @@ fn text_cannot_be_put_together_to_a_special_token() {
         ("{{ messages[0].content[::-1] }}", ">|dne_mi|<"),
         ("{% for c in messages[0].content %}{{ c }}{% endfor %}", "<|im_end|>"),
         ("{{ messages[0].content|list|join }}", "<|im_end|>"),
-        ("{{ messages[0].content|lower }}", "<|IM_END|>"),
         ("{{ messages[0].content.strip('X') }}", "X<|im_end|>X"),
         ("{{ '%s' % messages[0].content }}{{ '{}'.format(messages[0].content) }}", "<|im_end|>"),
         ("{{ '%.10s' % messages[0].content }}", "<|im_end|>x"),
@@ -200,6 +199,32 @@ fn text_cannot_be_put_together_to_a_special_token() {
             "{{ {messages[0].content: 1}|tojson }}{% for k in {messages[0].content: 1} %}{{ k }}{% endfor %}",
             "<|im_end|>",
         ),
+        // The text is an argument.
+        ("{{ ['', '', '<|im_start|>']|join(messages[0].content) }}", "<|im_end|>"),
+        ("{{ [1, 2]|tojson(indent=messages[0].content) }}", "<|im_end|>"),
+        ("{{ [1, 2]|tojson(separators=(messages[0].content, ':')) }}", "<|im_end|>"),
+        ("{{ {1: 2}|tojson(separators=(',', messages[0].content)) }}", "<|im_end|>"),
+        ("{{ 'a\nb'|indent(messages[0].content) }}", "<|im_end|>"),
+        ("{{ ('a' * 30)|truncate(20, true, messages[0].content) }}", "<|im_end|>"),
+        ("{{ dict(**{messages[0].content: 1})|tojson }}", "<|im_end|>"),
+        (
+            "{% macro f() %}{% for k in kwargs %}{{ k }}{% endfor %}{% endmacro %}{{ f(**{messages[0].content: 1}) }}",
+            "<|im_end|>",
+        ),
+        ("{{ '%(a)s'|format(**{'a': messages[0].content}) }}", "<|im_end|>"),
+        ("{{ strftime_now(messages[0].content) }}", "<|im_end|>%Y"),
+        ("{{ 'a,b'.replace(',', messages[0].content) }}", "<|im_end|>"),
+        ("{{ 'x<|im_end|>y'.partition(messages[0].content)[1] }}", "<|im_end|>"),
+        ("{{ '<|im_end|'.ljust(11, messages[0].content) }}", ">"),
+        ("{{ messages[0].content.format('<|im_end') }}", "{}|>"),
+        ("{{ messages[0].content % '<|im_end' }}", "%s|>"),
+        ("{{ messages[0].content.format('<|im_end|') }}", "{:><10}"),
+        ("{{ '<|im_end|' + messages[0].content.zfill(1) }}", ">"),
+        // Other letters.
+        ("{{ messages[0].content|upper|lower }}", "<|ım_end|><|im_end|>"),
+        ("{{ messages[0].content|lower }}", "<|IM_END|>"),
+        ("{{ messages[0].content.casefold() }}", "<|IM_END|>"),
+        ("{{ messages[0].content.swapcase() }}", "<|IM_END|>"),
         // What the template puts around completes a token.
         ("{{ '<' + messages[0].content }}", "|im_end|>"),
         ("{{ '<|' + messages[0].content + '|>' }}", "im_end"),
@@ -212,12 +237,91 @@ fn text_cannot_be_put_together_to_a_special_token() {
         let ids =
             format.render(tokenizer(), &user(text), true).unwrap_or_else(|e| panic!("{template}: {e}")).ids;
         assert!(!ids.contains(&im_end), "{template} on {text:?}");
-        assert_eq!(special_ids(&ids), [tokenizer().special_id("<|im_start|>").unwrap()], "{template}");
+        let start = tokenizer().special_id("<|im_start|>").unwrap();
+        let n_starts = template.matches("<|im_start|>").count() + 1;
+        assert_eq!(special_ids(&ids), vec![start; n_starts], "{template}");
         let request = Request { messages: &user(text), add_generation_prompt: true, ..Request::default() };
         let plain = format.render_text(&request).unwrap().text;
         assert_eq!(tokenizer().decode(&ids).unwrap(), plain, "{template}");
         assert!(plain.to_lowercase().contains("<|im_end|>"), "{template} is no attack: {plain}");
     }
+}
+
+/// A tokenizer whose special tokens are words and single characters, and a format that prints `template`.
+fn odd(template: &str) -> (Tokenizer, ChatFormat) {
+    let text = std::fs::read_to_string(fixture("hf-gpt4.json")).unwrap();
+    let mut file: serde_json::Value = serde_json::from_str(&text).unwrap();
+    let vocab_size = file["model"]["vocab"].as_object().unwrap().len();
+    let added = file["added_tokens"].as_array_mut().unwrap();
+    for (id, token) in (vocab_size..).zip(["☃", "eos", "FI", "☃☃"]) {
+        added.push(serde_json::json!({"id": id, "content": token, "special": true}));
+    }
+    let tokenizer = Tokenizer::from_json(file.to_string().as_bytes()).unwrap();
+    let names = vec![("eos_token".to_owned(), "eos".to_owned())];
+    let format = ChatFormat::with_template(&tokenizer, ChatTemplate::new(template).unwrap(), names).unwrap();
+    (tokenizer, format)
+}
+
+#[test]
+fn special_tokens_that_are_words_and_single_characters_are_the_template_s_alone() {
+    for (template, text, expected) in [
+        ("☃{{ messages[0].content }}", "hello", "☃"),
+        ("☃{{ messages[0].content }}☃", "☃", "☃ ☃"),
+        ("{{ messages[0].content }}☃☃", "☃", "☃☃"),
+        ("{{ messages[0].content ~ '☃' ~ messages[0].content }}", "x", "☃"),
+        ("{{ messages[0].content|lower }}", "EOS Eos eOs", ""),
+        ("{{ messages[0].content|upper|lower }}", "eos EOS", ""),
+        ("{{ messages[0].content.casefold() }}eos", "EOS", "eos"),
+        ("{{ messages[0].content.title() }}{{ messages[0].content|upper }}", "ﬁ fI fi", ""),
+        ("{{ 'e' ~ messages[0].content|lower }}{{ 'FI'|upper }}", "OS", "FI"),
+        ("{{ messages[0].content|capitalize }}{{ messages[0].content|title }}", "fI", ""),
+    ] {
+        let (tokenizer, format) = odd(template);
+        let messages = [Message::new(Role::User, text)];
+        let ids = format.render(&tokenizer, &messages, true).unwrap().ids;
+        let expected: Vec<u32> =
+            expected.split_whitespace().map(|token| tokenizer.special_id(token).unwrap()).collect();
+        let found: Vec<u32> = ids.iter().copied().filter(|&id| tokenizer.is_special(id)).collect();
+        assert_eq!(found, expected, "{template} on {text:?}");
+        let request = Request { messages: &messages, add_generation_prompt: true, ..Request::default() };
+        assert_eq!(tokenizer.decode(&ids).unwrap(), format.render_text(&request).unwrap().text, "{template}");
+    }
+}
+
+#[test]
+fn a_generation_that_cannot_be_marked_is_an_error_only_where_a_mask_is_wanted() {
+    let messages = [Message::new(Role::User, "Hi"), Message::new(Role::Assistant, "Hello")];
+    for source in [
+        "{% macro f() %}{% generation %}x{% endgeneration %}{% endmacro %}\n{{ f() }}",
+        "{% set x %}{% generation %}x{% endgeneration %}{% endset %}{{ x }}",
+        "{% filter upper %}{% generation %}x{% endgeneration %}{% endfilter %}",
+        "{% macro f() %}{{ caller() }}{% endmacro %}{% call f() %}{% generation %}x{% endgeneration %}{% endcall %}",
+    ] {
+        let format = format(source);
+        let request = Request { messages: &messages, now: Some(0), ..Request::default() };
+        assert!(format.render_request(tokenizer(), &request).is_ok(), "{source}");
+        assert_eq!(format.render_text(&request).unwrap().unmarkable, Some(1), "{source}");
+        let error = format.render(tokenizer(), &messages, false).unwrap_err().to_string();
+        assert!(error.contains("line 1") && error.contains("gives no loss mask"), "{source}: {error}");
+    }
+    let nested = "{% generation %}\n{% generation %}x{% endgeneration %}{% endgeneration %}";
+    let error = ChatTemplate::new(nested).unwrap_err().to_string();
+    assert!(error.contains("inside of `generation`"), "{error}");
+}
+
+#[test]
+fn the_renderings_behind_a_mask_share_one_bound() {
+    let busy = |n_turns: usize| {
+        let source =
+            "{% for i in range(30000) %}{% endfor %}{% for m in messages %}{{ m.content }}{% endfor %}";
+        let turn = [Message::new(Role::User, "Hi"), Message::new(Role::Assistant, "Hello")];
+        let messages: Vec<Message> = turn.into_iter().cycle().take(2 * n_turns).collect();
+        format(source).render(tokenizer(), &messages, false).map(|rendered| rendered.loss_mask)
+    };
+    let mask = busy(5).unwrap();
+    assert!(mask.contains(&true) && mask.contains(&false));
+    let error = busy(500).unwrap_err().to_string();
+    assert!(error.contains("more work"), "{error}");
 }
 
 #[test]
