@@ -263,7 +263,18 @@ impl<'t> Interp<'t> {
             return self.emit(text.raw());
         }
         let mut out = self.meter.buf();
-        value.print(&mut out)?;
+        match value {
+            // Only here, where the fields can be reached: a namespace has no other text.
+            Value::Namespace(at) => {
+                let fields = self.namespaces.get(*at).into_iter().flatten();
+                let fields =
+                    fields.map(|(name, value)| (Value::Str(Rc::clone(name)), value.clone())).collect();
+                out.push("<Namespace ")?;
+                self.meter.dict(fields)?.repr(&mut out)?;
+                out.push(">")?;
+            }
+            _ => value.print(&mut out)?,
+        }
         self.emit(&out.into_string())
     }
 
