@@ -10,9 +10,11 @@
 
 mod ast;
 mod call;
+mod compare;
 mod eval;
 mod filter;
 mod lex;
+mod number;
 mod parse;
 mod print;
 mod text;

@@ -1,7 +1,7 @@
 //! One renderer of conversations, for any template and tokenizer.
 //!
-//! The template's text becomes ids in three steps. It is rendered with the caller's strings marked by a character that
-//! occurs nowhere else ([`Marks`]); special tokens are found where no mark interrupts them; the rest loses its marks and
+//! The template's text becomes ids in three steps. It is rendered with the caller's strings marked by characters that
+//! occur nowhere else ([`Marks`]); special tokens are found where no mark interrupts them; the rest loses its marks and
 //! is encoded as plain text. So untrusted text gives the ids of plain text and nothing else.
 //!
 //! What the assistant says is known from `{% generation %}` where a template has it. Else it is the difference between
@@ -19,7 +19,7 @@ use super::template::{ChatTemplate, Inputs, RenderedText};
 use super::{END_OF_TURN, MARKED_JINJA};
 use crate::{Error, Tokenizer};
 
-/// What the mark is taken from: characters that Unicode keeps free for a program's own use.
+/// What the marks are taken from: characters that Unicode keeps free for a program's own use.
 const SIGNS: std::ops::RangeInclusive<char> = '\u{fdd0}'..='\u{fdef}';
 
 /// A conversation as ids.
@@ -174,7 +174,7 @@ impl ChatFormat {
         }
     }
 
-    /// A mark that occurs neither in the inputs nor in the template.
+    /// Marks that occur neither in the inputs nor in the template.
     fn marks(&self, inputs: &Inputs) -> Result<Marks, Error> {
         let mut free: Vec<char> = SIGNS.collect();
         // All signs begin with the same two bytes of UTF-8, which are rare: most texts are passed over at once.

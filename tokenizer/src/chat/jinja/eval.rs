@@ -10,6 +10,7 @@ use std::rc::Rc;
 
 use super::ast::{Arith, Compare, Expr, For, Macro, Postfix, Stmt, StmtKind, Target};
 use super::call::Given;
+use super::number::{negate, numbers};
 use super::value::{Buf, Loop, Meter, Seq, SeqKind, Str, Value};
 use super::{FUEL, FUEL_PER_BYTE, Fault, Globals, HELD_BYTES, OUTPUT_BYTES, Output, Raise, text};
 
@@ -749,87 +750,4 @@ impl<'t> Interp<'t> {
             _ => Ok(Value::None),
         }
     }
-}
-
-fn negate(value: &Value) -> Result<Value, Raise> {
-    let overflow = || Raise::new("the integer is too large");
-    match (value.as_int(), value) {
-        (Some(int), _) => Ok(Value::Int(int.checked_neg().ok_or_else(overflow)?)),
-        (None, Value::Float(float)) => Ok(Value::Float(-float)),
-        (None, Value::Undefined(_)) => Err(value.undefined_fault()),
-        _ => Err(Raise::new(format!("bad operand type for unary -: '{}'", value.type_name()))),
-    }
-}
-
-/// Arithmetic as Python does it: `/` gives a float, `//` and `%` round towards minus infinity.
-fn numbers(op: Arith, left: &Value, right: &Value) -> Result<Value, Raise> {
-    for value in [left, right] {
-        if value.is_undefined() {
-            return Err(value.undefined_fault());
-        }
-    }
-    let zero = || Raise::new("division by zero");
-    if let (Some(left), Some(right)) = (left.as_int(), right.as_int()) {
-        let int = match op {
-            Arith::Add => left.checked_add(right),
-            Arith::Sub => left.checked_sub(right),
-            Arith::Mul => left.checked_mul(right),
-            Arith::Div if right == 0 => return Err(zero()),
-            Arith::Div => return Ok(Value::Float(left as f64 / right as f64)),
-            Arith::FloorDiv | Arith::Mod if right == 0 => return Err(zero()),
-            Arith::FloorDiv => {
-                let inexact = left.checked_rem(right).is_some_and(|rem| rem != 0);
-                let down = i128::from(inexact && ((left < 0) != (right < 0)));
-                left.checked_div(right).and_then(|quotient| quotient.checked_sub(down))
-            }
-            Arith::Mod => left
-                .checked_rem(right)
-                .map(|rem| if rem != 0 && ((rem < 0) != (right < 0)) { rem + right } else { rem }),
-            Arith::Pow if right < 0 => return power(left as f64, right as f64),
-            Arith::Pow => u32::try_from(right).ok().and_then(|power| left.checked_pow(power)),
-        };
-        return int.map(Value::Int).ok_or_else(|| Raise::new("the integer is too large"));
-    }
-    let (Some(a), Some(b)) = (left.as_float(), right.as_float()) else {
-        let (left, right) = (left.type_name(), right.type_name());
-        return Err(Raise::new(format!("unsupported operand types for {op:?}: '{left}' and '{right}'")));
-    };
-    if b == 0.0 && matches!(op, Arith::Div | Arith::FloorDiv | Arith::Mod) {
-        return Err(zero());
-    }
-    Ok(Value::Float(match op {
-        Arith::Add => a + b,
-        Arith::Sub => a - b,
-        Arith::Mul => a * b,
-        Arith::Div => a / b,
-        Arith::FloorDiv => div_mod(a, b).0,
-        Arith::Mod => div_mod(a, b).1,
-        Arith::Pow => return power(a, b),
-    }))
-}
-
-/// `a // b` and `a % b`, as CPython computes them: from the exact remainder, for `a / b` may round up to a whole number.
-fn div_mod(a: f64, b: f64) -> (f64, f64) {
-    let mut rest = a % b;
-    let mut quotient = (a - rest) / b;
-    if rest == 0.0 {
-        rest = 0f64.copysign(b);
-    } else if (rest < 0.0) != (b < 0.0) {
-        rest += b;
-        quotient -= 1.0;
-    }
-    if quotient == 0.0 {
-        return (0f64.copysign(a / b), rest);
-    }
-    let floor = quotient.floor();
-    (if quotient - floor > 0.5 { floor + 1.0 } else { floor }, rest)
-}
-
-fn power(a: f64, b: f64) -> Result<Value, Raise> {
-    if a == 0.0 && b < 0.0 {
-        return Err(Raise::new("0.0 cannot be raised to a negative power"));
-    }
-    let power = a.powf(b);
-    let in_range = power.is_finite() || !(a.is_finite() && b.is_finite());
-    if in_range { Ok(Value::Float(power)) } else { Err(Raise::new("the power is too large or not real")) }
 }

@@ -6,9 +6,11 @@ use std::rc::Rc;
 use super::Raise;
 use super::ast::Arith;
 use super::call::Given;
+use super::compare::sorted;
 use super::eval::Interp;
+use super::number::round;
 use super::text::{self, Layout, is_space};
-use super::value::{SeqKind, Str, Value, sorted};
+use super::value::{SeqKind, Str, Value};
 
 /// The most blanks of one level of `indent`, and of `tojson(indent=…)`.
 const MAX_INDENT: i128 = 1000;
@@ -599,30 +601,5 @@ fn same(left: &Value, right: &Value, meter: &super::value::Meter) -> Result<bool
         (Value::Seq(left), Value::Seq(right)) => Rc::ptr_eq(left, right),
         (Value::Dict(left), Value::Dict(right)) => Rc::ptr_eq(left, right),
         _ => left.type_name() == right.type_name() && left.equals(right, meter)?,
-    })
-}
-
-/// Python's `round`: to the nearest, of two equally near to the even one.
-fn round(value: &Value, float: f64, places: i32) -> Result<Value, Raise> {
-    if let Ok(places) = usize::try_from(places) {
-        let rounded = || format!("{float:.places$}").parse().unwrap_or(float);
-        return Ok(if value.as_int().is_some() { value.clone() } else { Value::Float(rounded()) });
-    }
-    let large = || Raise::new(format!("`round` of {float} to {places} places is not supported"));
-    let step = 10i128.checked_pow(places.unsigned_abs().saturating_add(1)).ok_or_else(large)? / 10;
-    let whole = match value.as_int() {
-        Some(int) => int,
-        None if float.abs() < 1e30 => float.floor() as i128,
-        None => return Err(large()),
-    };
-    let (below, rest) = (whole.div_euclid(step), whole.rem_euclid(step));
-    let past_half = match (2 * rest).cmp(&step) {
-        Ordering::Equal => (value.as_int().is_none() && float.fract() != 0.0) || below % 2 != 0,
-        order => order.is_gt(),
-    };
-    let rounded = (below + i128::from(past_half)).checked_mul(step).ok_or_else(large)?;
-    Ok(match value.as_int() {
-        Some(_) => Value::Int(rounded),
-        None => Value::Float((rounded as f64).copysign(float)),
     })
 }

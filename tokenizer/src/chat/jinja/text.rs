@@ -7,7 +7,8 @@ use regex::Regex;
 
 use super::Raise;
 use super::call::Given;
-use super::value::{Buf, Meter, Str, Value, sorted};
+use super::compare::sorted;
+use super::value::{Buf, Meter, Str, Value};
 use crate::chat::json::Json;
 
 /// What `str.isspace` calls white space: Unicode's, and four separators that Rust leaves out.
@@ -223,10 +224,10 @@ pub(super) fn from_json(text: &str, meter: &Rc<Meter>) -> Result<Value, Raise> {
 /// `format % args`.
 pub(super) fn percent(format: &Str, args: &Value, meter: &Rc<Meter>) -> Result<Value, Raise> {
     let list = match args {
-        Value::Seq(seq) if args.type_name() == "tuple" => seq.items.clone(),
-        _ => vec![args.clone()],
+        Value::Seq(seq) if args.type_name() == "tuple" => seq.items.as_slice(),
+        _ => std::slice::from_ref(args),
     };
-    let mut args_left = list.into_iter();
+    let mut args_left = list.iter().cloned();
     let mut out = meter.buf();
     let mut rest = format.as_str();
     while let Some(at) = rest.find('%') {

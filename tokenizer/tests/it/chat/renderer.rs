@@ -1,6 +1,7 @@
 //! The renderer on real templates: untrusted text stays text, benign text gets the ids it always got, and the mask
 //! covers what the assistant said.
 
+use proptest::prelude::*;
 use tokenizer::chat::json::Json;
 use tokenizer::chat::template::ChatTemplate;
 use tokenizer::chat::{ChatFormat, FunctionCall, JINJA, Message, Request, Role, ToolCall, ToolKind};
@@ -285,6 +286,85 @@ fn special_tokens_that_are_words_and_single_characters_are_the_template_s_alone(
         assert_eq!(found, expected, "{template} on {text:?}");
         let request = Request { messages: &messages, add_generation_prompt: true, ..Request::default() };
         assert_eq!(tokenizer.decode(&ids).unwrap(), format.render_text(&request).unwrap().text, "{template}");
+    }
+}
+
+/// What templates do with text, of the caller's in `s`, `u`, `w` and `d` and of their own.
+const STEPS: [&str; 46] = [
+    ".upper()",
+    "|lower",
+    ".title()",
+    "|title",
+    "|capitalize",
+    ".swapcase()",
+    ".casefold()",
+    ".strip('<')",
+    "|trim('|> ')",
+    "[1:]",
+    "[::-1]",
+    "[2:9]",
+    "[0]",
+    ".split('|')|join('|')",
+    ".split()|join",
+    "|tojson",
+    "|tojson(indent=s)",
+    "|string",
+    "|replace('m', 'm')",
+    ".replace('X', u)",
+    ".partition('|')|join",
+    ".rpartition(u[0])|join",
+    "|list|join",
+    "|list|string",
+    "~ '|im_en'",
+    "+ s",
+    "* 2",
+    "|center(30)",
+    ".center(30, '|')",
+    "|truncate(12, true, u[1:])",
+    "|indent(s)",
+    ".format(s, u)",
+    "|format(w)",
+    "|escape",
+    "|reverse",
+    "|list|map('upper')|join(u)",
+    "|batch(2)|list|string",
+    "|join(s)",
+    ".zfill(25)",
+    ".splitlines()|join",
+    ".removeprefix('<')",
+    "|wordcount",
+    "|first",
+    "|last",
+    "|unique|join",
+    "|sort|join",
+];
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(400))]
+
+    #[test]
+    fn the_ids_are_those_of_the_text_and_none_is_special(
+        starts in prop::collection::vec(prop::sample::select(&["s", "u", "w", "d", "'<'", "'<|im_end'", "'{}>%s'"][..]), 1..4),
+        steps in prop::collection::vec(prop::collection::vec(prop::sample::select(&STEPS[..]), 0..4), 4),
+    ) {
+        let exprs = starts.iter().zip(&steps).map(|(start, steps)| {
+            let expr = steps.iter().fold((*start).to_owned(), |expr, step| format!("({expr}){step}"));
+            format!("{{{{ {expr} }}}}")
+        });
+        let template = exprs.collect::<String>();
+        let json = r#"{"s": "<|im_end|>", "u": "|IM_END|><ﬁX|", "w": "d|>{}%sX\n<|im_end|>é", "d": {"<|im_end|>": "|im_end|>"}}"#;
+        let Ok(Json::Dict(kwargs)) = Json::parse(json) else { panic!("an object") };
+        let messages = [Message::new(Role::User, "")];
+        let request =
+            Request { messages: &messages, kwargs: &kwargs, now: Some(0), ..Request::default() };
+        let format = format(&template);
+        match (format.render_text(&request), format.render_request(tokenizer(), &request)) {
+            (Ok(text), Ok(rendered)) => {
+                prop_assert_eq!(tokenizer().decode(&rendered.ids).unwrap(), text.text);
+                prop_assert_eq!(special_ids(&rendered.ids), [0u32; 0]);
+            }
+            (text, ids) => prop_assert_eq!(text.err().map(|e| e.to_string()), ids.err().map(|e| e.to_string())),
+        }
     }
 }
 
