@@ -12,36 +12,10 @@
 use std::borrow::Cow;
 use std::ops::Range;
 
-use serde::{Deserialize, Serialize};
-
 use crate::Error;
+use crate::definition::AddedTokenDef;
 use crate::normalizer::Normalizer;
 use crate::normalizer::properties::Props;
-
-/// An added token as files list it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct AddedToken {
-    /// Its id.
-    pub id: u32,
-    /// What it is in text.
-    pub content: String,
-    /// Whether it must not touch other word characters.
-    #[serde(default)]
-    pub single_word: bool,
-    /// Whether white space before it belongs to it.
-    #[serde(default)]
-    pub lstrip: bool,
-    /// Whether white space after it belongs to it.
-    #[serde(default)]
-    pub rstrip: bool,
-    /// Whether it is looked for in normalized text.
-    #[serde(default)]
-    pub normalized: bool,
-    /// Whether it carries structure, so that text must not produce it.
-    #[serde(default)]
-    pub special: bool,
-}
 
 /// A part of a text that may hold added tokens.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -58,33 +32,34 @@ pub(crate) enum Part {
     },
 }
 
-/// Longest content in bytes that is normalized, and how many times as long (and a few bytes) it may become: the result
-/// is kept, and a file with a normalizer that only grows text could ask for any amount of memory.
-const MAX_CONTENT: usize = 4096;
+/// Longest content in bytes. At every place of a text where a token may begin, up to so many bytes are compared.
+pub(crate) const MAX_CONTENT: usize = 4096;
+
+/// How many times as long (and a few bytes) normalizing may make a content: the result is kept, and a file with a
+/// normalizer that only grows text could ask for any amount of memory.
 const MAX_GROWTH: usize = 16;
 
 /// What is left of a token's content once it is normalized, which must be something of about the same length.
-fn normalized_content<'t>(token: &'t AddedToken, normalizer: &Normalizer) -> Result<Cow<'t, str>, Error> {
-    let bad =
-        |reason| Error::BadToken { token: token.content.chars().take(100).collect(), id: token.id, reason };
-    if token.content.len() > MAX_CONTENT {
-        return Err(bad("is longer than the 4096 bytes that a normalized token may have"));
-    }
+fn normalized_content<'t>(token: &'t AddedTokenDef, normalizer: &Normalizer) -> Result<Cow<'t, str>, Error> {
     let content = normalizer.normalized(&token.content);
     if content.is_empty() {
-        return Err(bad("is nothing once normalized"));
+        return Err(bad(token, "is nothing once normalized"));
     }
     if content.len() > MAX_GROWTH * token.content.len() + 64 {
-        return Err(bad("is many times as long once normalized"));
+        return Err(bad(token, "is many times as long once normalized"));
     }
     Ok(content)
+}
+
+fn bad(token: &AddedTokenDef, reason: &'static str) -> Error {
+    Error::BadToken { token: token.content.chars().take(100).collect(), id: token.id, reason }
 }
 
 /// The added tokens of one vocabulary.
 #[derive(Clone, Debug)]
 pub(crate) struct AddedTokens {
     /// In the order of the file.
-    tokens: Vec<AddedToken>,
+    tokens: Vec<AddedTokenDef>,
     /// Indices of tokens, by id.
     by_id: Vec<usize>,
     raw: Finder,
@@ -96,8 +71,8 @@ impl AddedTokens {
     ///
     /// # Errors
     /// [`Error::DuplicateId`] and [`Error::DuplicateToken`] for tokens that are listed twice, [`Error::BadToken`] for a
-    /// token of which normalization leaves nothing, which would be found everywhere.
-    pub(crate) fn new(tokens: Vec<AddedToken>, normalizer: Option<&Normalizer>) -> Result<Self, Error> {
+    /// token that is very long, or of which normalization leaves nothing, which would be found everywhere.
+    pub(crate) fn new(tokens: Vec<AddedTokenDef>, normalizer: Option<&Normalizer>) -> Result<Self, Error> {
         let mut by_id: Vec<usize> = (0..tokens.len()).collect();
         by_id.sort_by_key(|&idx| tokens[idx].id);
         if let Some(pair) = by_id.windows(2).find(|pair| tokens[pair[0]].id == tokens[pair[1]].id) {
@@ -118,6 +93,9 @@ impl AddedTokens {
                         second: token.id,
                     });
                 }
+                if token.content.len() > MAX_CONTENT {
+                    return Err(bad(token, "is longer than the 4096 bytes that an added token may have"));
+                }
                 match normalizer.filter(|_| token.normalized) {
                     _ if token.content.is_empty() => {}
                     None if token.normalized => normalized.add(&token.content, idx),
@@ -130,24 +108,24 @@ impl AddedTokens {
     }
 
     /// All added tokens, in the order of the file.
-    pub(crate) fn tokens(&self) -> &[AddedToken] {
+    pub(crate) fn tokens(&self) -> &[AddedTokenDef] {
         &self.tokens
     }
 
     /// All added tokens, in order of id.
-    pub(crate) fn by_id(&self) -> impl Iterator<Item = &AddedToken> {
+    pub(crate) fn by_id(&self) -> impl Iterator<Item = &AddedTokenDef> {
         self.by_id.iter().map(|&idx| &self.tokens[idx])
     }
 
     /// The added token with this id.
-    pub(crate) fn get(&self, id: u32) -> Option<&AddedToken> {
+    pub(crate) fn get(&self, id: u32) -> Option<&AddedTokenDef> {
         let at = self.by_id.binary_search_by_key(&id, |&idx| self.tokens[idx].id).ok()?;
         Some(&self.tokens[self.by_id[at]])
     }
 
     /// Whether some token is looked for in normalized text.
     pub(crate) fn has_normalized(&self) -> bool {
-        self.tokens.iter().any(|token| token.normalized && !token.content.is_empty())
+        !self.normalized.edges.is_empty()
     }
 
     /// Cuts the tokens that are not `normalized` out of raw text. Without `parse_special`, special tokens are text.
@@ -187,8 +165,10 @@ impl AddedTokens {
                 each(Part::Text(done..range.start));
             }
             done = range.end;
-            range.start = range.start.min(range.end);
-            each(Part::Token { id: token.id, range });
+            // Hugging Face drops a token of which white space was taken by the one before it and nothing is left.
+            if range.start < range.end {
+                each(Part::Token { id: token.id, range });
+            }
         }
         if done < text.len() {
             each(Part::Text(done..text.len()));
@@ -383,20 +363,11 @@ mod tests {
     use super::*;
     use crate::normalizer::NormalizerSpec;
 
-    fn token(id: u32, content: &str) -> AddedToken {
-        let content = content.to_owned();
-        AddedToken {
-            id,
-            content,
-            single_word: false,
-            lstrip: false,
-            rstrip: false,
-            normalized: false,
-            special: false,
-        }
+    fn token(id: u32, content: &str) -> AddedTokenDef {
+        AddedTokenDef { special: false, ..AddedTokenDef::special(id, content) }
     }
 
-    fn added(tokens: Vec<AddedToken>) -> AddedTokens {
+    fn added(tokens: Vec<AddedTokenDef>) -> AddedTokens {
         AddedTokens::new(tokens, None).unwrap()
     }
 
@@ -424,8 +395,8 @@ mod tests {
 
     #[test]
     fn flags_decide_what_belongs_to_a_token() {
-        let strips = AddedToken { lstrip: true, rstrip: true, ..token(0, "<m>") };
-        let word = AddedToken { single_word: true, ..token(1, "cat") };
+        let strips = AddedTokenDef { lstrip: true, rstrip: true, ..token(0, "<m>") };
+        let word = AddedTokenDef { single_word: true, ..token(1, "cat") };
         let added = added(vec![strips, word]);
         assert_eq!(
             parts(&added, "a \u{3000}<m>\t<m> b", true),
@@ -438,8 +409,16 @@ mod tests {
     }
 
     #[test]
+    fn a_token_that_the_one_before_it_has_taken_is_dropped() {
+        let before = AddedTokenDef { rstrip: true, ..token(6, "<m>") };
+        let line = AddedTokenDef { lstrip: true, ..token(4, "\n") };
+        let added = added(vec![before, line]);
+        assert_eq!(parts(&added, "<m>\nb", true), [("<m>\n", Some(6)), ("b", None)]);
+    }
+
+    #[test]
     fn text_does_not_produce_special_tokens_unless_asked() {
-        let special = AddedToken { special: true, ..token(0, "<|end|>") };
+        let special = AddedTokenDef { special: true, ..token(0, "<|end|>") };
         let added = added(vec![special, token(1, "end")]);
         assert_eq!(parts(&added, "<|end|>end", true), [("<|end|>", Some(0)), ("end", Some(1))]);
         assert_eq!(parts(&added, "<|end|>end", false), [("<|end|>", None), ("end", Some(1))]);
@@ -449,7 +428,7 @@ mod tests {
     fn normalized_tokens_are_found_in_normalized_text() {
         let normalizer =
             serde_json::from_str::<NormalizerSpec>(r#"{"type":"Lowercase"}"#).unwrap().compile().unwrap();
-        let tokens = vec![AddedToken { normalized: true, ..token(0, "AbC") }, token(1, "AbC")];
+        let tokens = vec![AddedTokenDef { normalized: true, ..token(0, "AbC") }, token(1, "AbC")];
         assert!(AddedTokens::new(tokens.clone(), None).is_err(), "one content, two ids");
         let added = AddedTokens::new(vec![tokens[0].clone()], Some(&normalizer)).unwrap();
         assert_eq!(parts(&added, "AbC", true), [("AbC", None)]);
@@ -462,7 +441,7 @@ mod tests {
     fn a_token_of_which_nothing_is_left_is_refused() {
         let json = r#"{"type":"Strip","strip_left":true,"strip_right":true}"#;
         let normalizer = serde_json::from_str::<NormalizerSpec>(json).unwrap().compile().unwrap();
-        let tokens = vec![AddedToken { normalized: true, ..token(4, "  ") }];
+        let tokens = vec![AddedTokenDef { normalized: true, ..token(4, "  ") }];
         let error = AddedTokens::new(tokens, Some(&normalizer)).unwrap_err();
         assert!(error.to_string().contains("(id 4) is nothing once normalized"), "{error}");
     }

@@ -11,7 +11,7 @@ use rayon::prelude::*;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use crate::added::{AddedToken, AddedTokens};
+use crate::added::AddedTokens;
 use crate::bpe::{Bpe, MAX_IDS, Merge, Pair, merges_by_id};
 use crate::char_bpe::CharBpe;
 use crate::char_level::CharLevel;
@@ -19,7 +19,7 @@ use crate::decoder::{Decoder, DecoderSpec};
 use crate::decoding::Decoding;
 use crate::definition::{BpeDef, Definition, Merges, ModelDef, PieceKind, SpecialIds};
 use crate::hash::Seeded;
-use crate::model::Model;
+use crate::model::{Model, TokenLens};
 use crate::normalizer::NormalizerSpec;
 use crate::pipeline::{AnyNormalizer, Pipeline};
 use crate::postprocessor::{PostProcessor, PostProcessorSpec};
@@ -27,7 +27,7 @@ use crate::pretokenizer::{PreTokenizer, PreTokenizerSpec};
 use crate::sentencepiece_normalizer::{SentencePieceDecoder, SentencePieceNormalizer};
 use crate::tokenizer::{Around, Inner};
 use crate::unigram::Unigram;
-use crate::vocab::Vocab;
+use crate::vocab::{TokenBytes, Vocab};
 use crate::wordlevel::WordLevel;
 use crate::wordpiece::WordPiece;
 use crate::{Error, alphabet};
@@ -51,7 +51,7 @@ pub(crate) fn build(mut def: Definition) -> Result<Inner, Error> {
     let around = around(&post_processor, &def.special, &vocab)?;
     check_bytes(&def.model, pre_tokenizer.as_ref())?;
     let decoding = decoding(&def, &vocab, &added)?;
-    let model = model(&mut def, &vocab, &added, &decoding)?;
+    let model = model(&mut def, &vocab, &added)?;
     // The vocabulary has the spellings from here on.
     def.vocab = Vec::new();
     let pipeline = Pipeline { added, normalizer, pre_tokenizer, model };
@@ -107,20 +107,11 @@ fn added(def: &Definition, normalizer: &AnyNormalizer) -> Result<AddedTokens, Er
     if let Some(token) = def.added.iter().find(|token| token.special && token.content.is_empty()) {
         return Err(Error::BadSpecial { token: token.content.clone(), reason: "is empty" });
     }
-    let tokens = def.added.iter().map(|token| AddedToken {
-        id: token.id,
-        content: token.content.clone(),
-        single_word: token.single_word,
-        lstrip: token.lstrip,
-        rstrip: token.rstrip,
-        normalized: token.normalized,
-        special: token.special,
-    });
     let normalizer = match normalizer {
         AnyNormalizer::Parts(normalizer) => Some(normalizer),
         _ => None,
     };
-    AddedTokens::new(tokens.collect(), normalizer)
+    AddedTokens::new(def.added.clone(), normalizer)
 }
 
 /// What goes around a text: what the post-processor says, or else the ids that the file names.
@@ -166,20 +157,15 @@ fn decoding(def: &Definition, vocab: &Vocab, added: &AddedTokens) -> Result<Deco
     let decoder = match &def.decoder {
         Some(json) if is_sentencepiece(json) => {
             let decoder = spec::<SentencePieceDecoder>(json, "decoder")?;
-            return Ok(Decoding::sentencepiece(decoder, def.model.kinds().to_vec(), vocab));
+            return Decoding::sentencepiece(decoder, def.model.kinds().to_vec(), vocab);
         }
         Some(json) => spec::<DecoderSpec>(json, "decoder")?.compile()?,
         None => Decoder::spaces(),
     };
-    Ok(Decoding::new(decoder, vocab, |id| added.get(id).is_some()))
+    Decoding::new(decoder, vocab, |id| added.get(id).is_some())
 }
 
-fn model(
-    def: &mut Definition,
-    vocab: &Vocab,
-    added: &AddedTokens,
-    decoding: &Decoding,
-) -> Result<Model, Error> {
+fn model(def: &mut Definition, vocab: &Vocab, added: &AddedTokens) -> Result<Model, Error> {
     let unk_token = def.model.unk_token().map(str::to_owned);
     // Special tokens take no part in a model: whatever text spells, it is no marker.
     let n_ids = def.vocab.iter().map(|&(_, id)| id as usize + 1).max().unwrap_or(0);
@@ -192,7 +178,8 @@ fn model(
     }
     Ok(match &mut def.model {
         ModelDef::Bpe(bpe) if bpe.byte_level => {
-            Model::Bytes(Box::new(byte_level(bpe, &tokens, vocab, added, decoding)?))
+            let (bpe, lens) = byte_level(bpe, &tokens, vocab, added)?;
+            Model::Bytes(Box::new(bpe), lens)
         }
         ModelDef::Bpe(bpe) => Model::Chars(Box::new(CharBpe::new(&tokens, bpe)?)),
         ModelDef::Char => Model::Char(Box::new(char_level(&tokens, added)?)),
@@ -235,8 +222,7 @@ fn byte_level(
     tokens: &[&str],
     vocab: &Vocab,
     added: &AddedTokens,
-    decoding: &Decoding,
-) -> Result<Bpe, Error> {
+) -> Result<(Bpe, TokenLens), Error> {
     for (field, affix) in [
         ("continuing_subword_prefix", &def.continuing_subword_prefix),
         ("end_of_word_suffix", &def.end_of_word_suffix),
@@ -255,14 +241,18 @@ fn byte_level(
         let found = format!("a byte-level vocabulary of {} tokens and {n_merges} merges", tokens.len());
         return Err(Error::Unsupported { part: "model", found, supported: "at most 2097152 of each" });
     }
+    // What text becomes is decided by how tokens are spelled; a decoder may make anything of them.
+    let spelled = |token: &&str| if token.is_empty() { None } else { alphabet::unspell(token) };
+    let bytes = TokenBytes::new(tokens.iter().map(spelled))?;
     let mut by_byte = [None; 256];
     for (&token, id) in tokens.iter().zip(0u32..).filter(|(token, _)| !token.is_empty()) {
-        if added.get(id).is_none() && alphabet::unspell(token).is_none() {
-            let reason = "is not spelled in the characters that stand for bytes";
-            return Err(Error::BadToken { token: token.to_owned(), id, reason });
-        }
-        if let Ok([byte]) = decoding.bytes.get(id) {
-            by_byte[usize::from(*byte)] = Some(id);
+        match bytes.get(id) {
+            Ok(&[byte]) => by_byte[usize::from(byte)] = Some(id),
+            Err(_) if added.get(id).is_none() => {
+                let reason = "is not spelled in the characters that stand for bytes";
+                return Err(Error::BadToken { token: token.to_owned(), id, reason });
+            }
+            _ => {}
         }
     }
     let mut byte_ids = [0; 256];
@@ -270,24 +260,19 @@ fn byte_level(
         *id = by_byte[usize::from(byte)].ok_or(Error::MissingByte { byte })?;
     }
     let is_special = |id: u32| added.get(id).is_some_and(|token| token.special);
+    let plain = bytes.par_iter().filter(|&(_, id)| !is_special(id));
     let merges = match &def.merges {
         Merges::Ranked(pairs) => merge_results(vocab, is_special, pairs)?,
-        Merges::ById => {
-            let plain = (0..tokens.len() as u32).filter(|&id| !is_special(id));
-            merges_by_id(byte_ids, plain.filter_map(|id| Some((decoding.bytes.get(id).ok()?, id))))
-        }
+        Merges::ById => merges_by_id(byte_ids, plain.clone().collect::<Vec<_>>().into_iter()),
         Merges::Scored(_) => {
             let found = "scores in a byte-level vocabulary".to_owned();
             return Err(Error::Unsupported { part: "model", found, supported: "merges" });
         }
     };
     def.merges = Merges::Ranked(merges.iter().map(|merge| merge.pair).collect());
+    let lens = TokenLens(bytes.lens().collect());
     let bpe = Bpe::new(byte_ids, &merges);
-    if !def.ignore_merges {
-        return Ok(bpe);
-    }
-    let in_model = |id: u32| tokens.get(id as usize).is_some_and(|token| !token.is_empty());
-    Ok(bpe.with_whole(decoding.bytes.par_iter().filter(|&(_, id)| in_model(id) && !is_special(id))))
+    Ok((if def.ignore_merges { bpe.with_whole(plain) } else { bpe }, lens))
 }
 
 /// The id that each pair merges into: the token that both spell together.

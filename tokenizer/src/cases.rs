@@ -9,8 +9,9 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
-use crate::added::{AddedToken, AddedTokens, Part};
+use crate::added::{AddedTokens, Part};
 use crate::decoder::DecoderSpec;
+use crate::definition::AddedTokenDef;
 use crate::normalizer::{Normalized, Normalizer, NormalizerSpec};
 use crate::postprocessor::{self, PostProcessorSpec, SequenceId};
 use crate::pretokenizer::PreTokenizerSpec;
@@ -156,7 +157,7 @@ fn added_tokens(part: &Value) -> (AddedTokens, Option<Normalizer>, bool) {
         Value::Null => None,
         json => Some(spec::<NormalizerSpec>(json).compile().expect("supported")),
     };
-    let tokens = spec::<Vec<AddedToken>>(&part["tokens"]);
+    let tokens = spec::<Vec<AddedTokenDef>>(&part["tokens"]);
     let added = AddedTokens::new(tokens, normalizer.as_ref()).expect("tokens are in order");
     (added, normalizer, part["parse_special"] == true)
 }

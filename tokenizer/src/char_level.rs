@@ -7,6 +7,7 @@ use std::collections::HashMap;
 
 use crate::Error;
 use crate::hash::Seeded;
+use crate::sink::Sink;
 
 /// The ids of characters and bytes.
 #[derive(Debug)]
@@ -47,25 +48,28 @@ impl CharLevel {
         Ok(Self { ascii, chars: others, high_bytes })
     }
 
-    /// Appends the ids of `text`.
-    pub(crate) fn encode(&self, text: &str, ids: &mut Vec<u32>) {
-        ids.reserve(text.len());
+    /// Gives the tokens of `text`.
+    pub(crate) fn encode<S: Sink>(&self, text: &str, sink: &mut S) {
         for c in text.chars() {
             if c.is_ascii() {
-                ids.push(self.ascii[c as usize]);
+                sink.token(self.ascii[c as usize], 1);
             } else if let Some(&id) = self.chars.get(&(c as u32)) {
-                ids.push(id);
+                sink.token(id, c.len_utf8());
             } else {
-                self.encode_bytes(c.encode_utf8(&mut [0; 4]).as_bytes(), ids);
+                c.encode_utf8(&mut [0; 4]).bytes().for_each(|byte| sink.token(self.byte_id(byte), 1));
             }
         }
     }
 
     /// Appends one id for each byte.
     pub(crate) fn encode_bytes(&self, bytes: &[u8], ids: &mut Vec<u32>) {
-        ids.extend(bytes.iter().map(|&byte| match self.ascii.get(usize::from(byte)) {
+        ids.extend(bytes.iter().map(|&byte| self.byte_id(byte)));
+    }
+
+    fn byte_id(&self, byte: u8) -> u32 {
+        match self.ascii.get(usize::from(byte)) {
             Some(&id) => id,
             None => self.high_bytes[usize::from(byte) - 128],
-        }));
+        }
     }
 }

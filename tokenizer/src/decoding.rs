@@ -34,7 +34,7 @@ enum Start {
 
 impl Decoding {
     /// Takes a decoder of `tokenizer.json`. `added` tells whether an id is an added token, which stands for itself.
-    pub(crate) fn new(decoder: Decoder, vocab: &Vocab, added: impl Fn(u32) -> bool) -> Self {
+    pub(crate) fn new(decoder: Decoder, vocab: &Vocab, added: impl Fn(u32) -> bool) -> Result<Self, Error> {
         let table = |is_first: bool| {
             let plan = decoder.per_token();
             TokenBytes::new((0..vocab.len() as u32).map(|id| {
@@ -47,25 +47,29 @@ impl Decoding {
                 })
             }))
         };
-        let bytes = table(false);
+        let bytes = table(false)?;
         let start = match decoder.per_token() {
             None => Start::Whole(decoder.clone()),
             Some(plan) => match plan.strip_start {
                 Some((byte, n)) => Start::Strip(byte, n),
-                None if plan.first_differs() => Start::First(table(true)),
+                None if plan.first_differs() => Start::First(table(true)?),
                 None => Start::Same,
             },
         };
-        Self { bytes, start }
+        Ok(Self { bytes, start })
     }
 
     /// Takes sentencepiece's decoder and the type of each token.
-    pub(crate) fn sentencepiece(decoder: SentencePieceDecoder, kinds: Vec<PieceKind>, vocab: &Vocab) -> Self {
+    pub(crate) fn sentencepiece(
+        decoder: SentencePieceDecoder,
+        kinds: Vec<PieceKind>,
+        vocab: &Vocab,
+    ) -> Result<Self, Error> {
         let bytes = TokenBytes::new((0..vocab.len() as u32).map(|id| {
             let token = vocab.token(id)?;
             Some(decoder.bytes(token, kinds.get(id as usize).copied().unwrap_or(PieceKind::Normal)))
-        }));
-        Self { bytes, start: Start::SentencePiece { decoder, kinds } }
+        }))?;
+        Ok(Self { bytes, start: Start::SentencePiece { decoder, kinds } })
     }
 
     /// Appends the bytes of `ids`, which begin a text. `vocab` is the one that the tables were made from.

@@ -93,20 +93,27 @@ pub(crate) struct SpecialIds {
     pub add_eos: Option<bool>,
 }
 
-/// A token that is found in the text before the model sees it.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+/// A token that is found in the text before the model sees it, as `tokenizer.json` lists it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub(crate) struct AddedTokenDef {
     pub id: u32,
+    /// What it is in text.
     pub content: String,
     /// Only between characters that are no part of a word.
+    #[serde(default)]
     pub single_word: bool,
     /// Takes the whitespace to its left.
+    #[serde(default)]
     pub lstrip: bool,
     /// Takes the whitespace to its right.
+    #[serde(default)]
     pub rstrip: bool,
     /// Sought in the normalized text.
+    #[serde(default)]
     pub normalized: bool,
     /// Left out of decoded text on request, and never found in untrusted text.
+    #[serde(default)]
     pub special: bool,
 }
 

@@ -1,20 +1,20 @@
 //! The models behind one type: what turns a piece of text into ids.
 
+use crate::Error;
 use crate::alphabet;
 use crate::bpe::{self, Bpe};
 use crate::char_bpe::{self, CharBpe};
 use crate::char_level::CharLevel;
 use crate::sink::Sink;
 use crate::unigram::{self, Unigram};
-use crate::vocab::TokenBytes;
 use crate::wordlevel::WordLevel;
 use crate::wordpiece::WordPiece;
 
 /// A model of any kind.
 #[derive(Debug)]
 pub(crate) enum Model {
-    /// Byte-level BPE.
-    Bytes(Box<Bpe>),
+    /// Byte-level BPE, and how many bytes of text each id stands for.
+    Bytes(Box<Bpe>, TokenLens),
     /// BPE over characters, with or without bytes for the rest.
     Chars(Box<CharBpe>),
     /// Characters, with bytes for the rest.
@@ -22,6 +22,18 @@ pub(crate) enum Model {
     Unigram(Unigram),
     WordPiece(WordPiece),
     WordLevel(WordLevel),
+}
+
+/// Number of bytes of text that each token of a byte-level vocabulary stands for, by id. What a decoder makes of a token
+/// may be longer or shorter.
+#[derive(Debug)]
+pub(crate) struct TokenLens(pub Vec<u32>);
+
+impl TokenLens {
+    #[inline]
+    pub(crate) fn get(&self, id: u32) -> usize {
+        self.0.get(id as usize).map_or(0, |&len| len as usize)
+    }
 }
 
 /// Working memory and caches of one encoding thread.
@@ -47,25 +59,15 @@ impl Scratch {
 }
 
 impl Model {
-    /// Gives the tokens of a piece, which is not empty. `bytes` are those of the vocabulary.
-    pub(crate) fn encode<S: Sink>(
-        &self,
-        piece: &str,
-        bytes: &TokenBytes,
-        scratch: &mut Scratch,
-        sink: &mut S,
-    ) {
+    /// Gives the tokens of a piece, which is not empty.
+    pub(crate) fn encode<S: Sink>(&self, piece: &str, scratch: &mut Scratch, sink: &mut S) {
         match self {
-            Self::Bytes(bpe) => {
+            Self::Bytes(bpe, lens) => {
                 scratch.ids.clear();
                 bpe.encode_piece(piece.as_bytes(), &mut scratch.bytes, &mut scratch.ids);
-                give(&scratch.ids, bytes, sink);
+                scratch.ids.iter().for_each(|&id| sink.token(id, lens.get(id)));
             }
-            Self::Char(model) => {
-                scratch.ids.clear();
-                model.encode(piece, &mut scratch.ids);
-                give(&scratch.ids, bytes, sink);
-            }
+            Self::Char(model) => model.encode(piece, sink),
             Self::Chars(bpe) => bpe.encode(piece, &mut scratch.chars, sink),
             Self::Unigram(model) => model.encode(piece, &mut scratch.unigram, sink),
             Self::WordPiece(model) => model.encode(piece, &mut scratch.tokens, sink),
@@ -74,29 +76,24 @@ impl Model {
     }
 
     /// As [`Model::encode`], for a piece spelled in the alphabet of bytes.
-    pub(crate) fn encode_spelled<S: Sink>(
-        &self,
-        piece: &str,
-        bytes: &TokenBytes,
-        scratch: &mut Scratch,
-        sink: &mut S,
-    ) {
-        let (Self::Bytes(bpe), Some(unspelled)) = (self, alphabet::unspell(piece)) else {
-            return self.encode(piece, bytes, scratch, sink);
+    pub(crate) fn encode_spelled<S: Sink>(&self, piece: &str, scratch: &mut Scratch, sink: &mut S) {
+        let (Self::Bytes(bpe, lens), Some(unspelled)) = (self, alphabet::unspell(piece)) else {
+            return self.encode(piece, scratch, sink);
         };
         scratch.ids.clear();
         bpe.encode_piece(&unspelled, &mut scratch.bytes, &mut scratch.ids);
+        let mut rest = &unspelled[..];
         for &id in &scratch.ids {
-            let token = bytes.get(id).unwrap_or_default();
-            let n_bytes = token.iter().map(|&byte| alphabet::byte_to_char(byte).len_utf8()).sum();
-            sink.token(id, n_bytes);
+            let (token, after) = rest.split_at(lens.get(id));
+            sink.token(id, token.iter().map(|&byte| alphabet::byte_to_char(byte).len_utf8()).sum());
+            rest = after;
         }
     }
 
     /// Appends one id for each byte; whether the model has one for every byte.
     pub(crate) fn encode_bytes(&self, bytes: &[u8], ids: &mut Vec<u32>) -> bool {
         match self {
-            Self::Bytes(bpe) => bpe.encode_bytes(bytes, ids),
+            Self::Bytes(bpe, _) => bpe.encode_bytes(bytes, ids),
             Self::Char(model) => model.encode_bytes(bytes, ids),
             _ => return false,
         }
@@ -104,9 +101,13 @@ impl Model {
     }
 }
 
-/// Gives tokens that stand for exactly their bytes.
-fn give<S: Sink>(ids: &[u32], bytes: &TokenBytes, sink: &mut S) {
-    for &id in ids {
-        sink.token(id, bytes.n_bytes(id));
-    }
+/// The id of the token for what has none, which a file names by its spelling.
+pub(crate) fn unk_id(tokens: &[&str], unk_token: &str) -> Result<u32, Error> {
+    let is_it = |token: &&str| !token.is_empty() && *token == unk_token;
+    let found = tokens.iter().position(is_it).map(|id| id as u32);
+    found.ok_or_else(|| Error::Unsupported {
+        part: "model",
+        found: format!("`unk_token` `{unk_token}`, which is not in the vocabulary,"),
+        supported: "a token of the vocabulary",
+    })
 }

@@ -8,12 +8,11 @@ use std::ops::Range;
 use crate::Split;
 use crate::added::{AddedTokens, Part};
 use crate::bpe::Bpe;
-use crate::model::{Model, Scratch};
+use crate::model::{Model, Scratch, TokenLens};
 use crate::normalizer::{Normalized, Normalizer};
 use crate::pretokenizer::PreTokenizer;
 use crate::sentencepiece_normalizer::SentencePieceNormalizer;
 use crate::sink::{Sink, Spans};
-use crate::vocab::TokenBytes;
 
 /// What happens to text.
 pub(crate) struct Pipeline {
@@ -44,20 +43,13 @@ pub(crate) type Placed = (u32, Range<usize>);
 
 impl Pipeline {
     /// Appends the ids of `text`. Special tokens are text unless `parse_special`; other added tokens always count.
-    pub(crate) fn encode(
-        &self,
-        text: &str,
-        parse_special: bool,
-        bytes: &TokenBytes,
-        scratch: &mut Scratch,
-        ids: &mut Vec<u32>,
-    ) {
+    pub(crate) fn encode(&self, text: &str, parse_special: bool, scratch: &mut Scratch, ids: &mut Vec<u32>) {
         self.added.split_raw(text, parse_special, |part| match part {
             Part::Token { id, .. } => ids.push(id),
             Part::Text(range) => {
                 let is_first = range.start == 0;
                 match self.plain_bytes() {
-                    Some((bpe, split)) => {
+                    Some((bpe, _, split)) => {
                         let text = self.normalizer.plain(&text[range]);
                         bpe.encode(split, &text, &mut scratch.bytes, ids);
                     }
@@ -70,7 +62,7 @@ impl Pipeline {
                             parse_special,
                             &mut |part| match part {
                                 Step::Token(id, _) => ids.push(id),
-                                Step::Piece(piece, _) => self.encode_piece(piece, bytes, scratch, ids),
+                                Step::Piece(piece, _) => self.encode_piece(piece, scratch, ids),
                             },
                         );
                     }
@@ -84,7 +76,6 @@ impl Pipeline {
         &self,
         text: &str,
         Start { is_first: starts_text, parse_special }: Start,
-        bytes: &TokenBytes,
         scratch: &mut Scratch,
         out: &mut Vec<Placed>,
     ) {
@@ -92,14 +83,14 @@ impl Pipeline {
             Part::Token { id, range } => out.push((id, range)),
             Part::Text(range) => {
                 let (is_first, base) = (starts_text && range.start == 0, range.start);
-                if let Some((bpe, split)) = self.plain_bytes()
+                if let Some((bpe, lens, split)) = self.plain_bytes()
                     && matches!(self.normalizer, AnyNormalizer::None)
                 {
                     let (mut ids, mut at) = (Vec::new(), base);
                     bpe.encode(split, &text[range], &mut scratch.bytes, &mut ids);
                     out.extend(ids.into_iter().map(|id| {
                         let start = at;
-                        at += bytes.n_bytes(id);
+                        at += lens.get(id);
                         // A token may be a part of a character, which it then comes from.
                         (id, text.floor_char_boundary(start)..text.ceil_char_boundary(at))
                     }));
@@ -115,7 +106,7 @@ impl Pipeline {
                     Step::Token(id, (text, range)) => out.push((id, place(text, range))),
                     Step::Piece(piece, (text, range)) => {
                         let mut spans = Spans::default();
-                        self.encode_piece(piece, bytes, scratch, &mut spans);
+                        self.encode_piece(piece, scratch, &mut spans);
                         let mut start = range.start;
                         for (id, end) in spans.ids.into_iter().zip(spans.ends) {
                             let end = range.start + end;
@@ -128,18 +119,20 @@ impl Pipeline {
         });
     }
 
-    fn encode_piece<S: Sink>(&self, piece: &str, bytes: &TokenBytes, scratch: &mut Scratch, sink: &mut S) {
+    fn encode_piece<S: Sink>(&self, piece: &str, scratch: &mut Scratch, sink: &mut S) {
         if self.pre_tokenizer.as_ref().is_some_and(PreTokenizer::is_spelled) {
-            self.model.encode_spelled(piece, bytes, scratch, sink);
+            self.model.encode_spelled(piece, scratch, sink);
         } else {
-            self.model.encode(piece, bytes, scratch, sink);
+            self.model.encode(piece, scratch, sink);
         }
     }
 
     /// Byte-level BPE and the published split that is all that happens between normalizer and model.
-    fn plain_bytes(&self) -> Option<(&Bpe, Split)> {
+    fn plain_bytes(&self) -> Option<(&Bpe, &TokenLens, Split)> {
         match (&self.model, self.pre_tokenizer.as_ref().and_then(PreTokenizer::known_split)) {
-            (Model::Bytes(bpe), Some(split)) if !self.added.has_normalized() => Some((bpe, split)),
+            (Model::Bytes(bpe, lens), Some(split)) if !self.added.has_normalized() => {
+                Some((bpe, lens, split))
+            }
             _ => None,
         }
     }

@@ -110,7 +110,7 @@ impl Tokenizer {
     /// The ids of `text`, each with the bytes of `text` that it came from, in whole characters. Tokens may be parts of a
     /// character, and what a normalizer put in comes from its neighbours, so ranges may overlap or be empty.
     pub fn encode_offsets(&self, text: &str, options: EncodeOptions) -> Vec<(u32, Range<usize>)> {
-        let Inner { pipeline, decoding, around, .. } = &*self.inner;
+        let Inner { pipeline, around, .. } = &*self.inner;
         let none = |at: usize| move |&id: &u32| (id, at..at);
         let mut tokens = Vec::new();
         if options.add_special {
@@ -118,7 +118,7 @@ impl Tokenizer {
         }
         let mut scratch = self.scratch();
         let start = Start { is_first: true, parse_special: options.parse_special };
-        pipeline.encode_offsets(text, start, &decoding.bytes, &mut scratch, &mut tokens);
+        pipeline.encode_offsets(text, start, &mut scratch, &mut tokens);
         if options.add_special {
             tokens.extend(around.suffix.iter().map(none(text.len())));
         }
@@ -127,10 +127,9 @@ impl Tokenizer {
 
     /// The tokens of a part of a text, between special tokens; `is_first` if it starts the text.
     pub(crate) fn encode_section(&self, text: &str, is_first: bool) -> Vec<(u32, Range<usize>)> {
-        let Inner { pipeline, decoding, .. } = &*self.inner;
         let (mut tokens, mut scratch) = (Vec::new(), self.scratch());
         let start = Start { is_first, parse_special: false };
-        pipeline.encode_offsets(text, start, &decoding.bytes, &mut scratch, &mut tokens);
+        self.inner.pipeline.encode_offsets(text, start, &mut scratch, &mut tokens);
         tokens
     }
 
@@ -214,7 +213,7 @@ impl Tokenizer {
     pub fn kind(&self) -> Kind {
         match self.inner.pipeline.model {
             Model::Char(_) => Kind::Char,
-            Model::Bytes(_) | Model::Chars(_) => Kind::Bpe,
+            Model::Bytes(..) | Model::Chars(_) => Kind::Bpe,
             Model::Unigram(_) => Kind::Unigram,
             Model::WordPiece(_) => Kind::WordPiece,
             Model::WordLevel(_) => Kind::WordLevel,
@@ -324,7 +323,7 @@ impl Inner {
     }
 
     fn encode(&self, text: &str, parse_special: bool, scratch: &mut Scratch, ids: &mut Vec<u32>) {
-        self.pipeline.encode(text, parse_special, &self.decoding.bytes, scratch, ids);
+        self.pipeline.encode(text, parse_special, scratch, ids);
     }
 
     /// Hashes all that decides ids.

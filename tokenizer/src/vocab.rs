@@ -11,7 +11,7 @@ use crate::pieces::PieceMap;
 const HOLE: u32 = u32::MAX;
 
 /// Most ids without a token: a file whose ids are wild would cost memory for nothing.
-const MAX_HOLES: usize = 1 << 16;
+pub(crate) const MAX_HOLES: usize = 1 << 16;
 
 /// Tokens by id and by spelling.
 pub(crate) struct Vocab {
@@ -86,16 +86,21 @@ impl TokenBytes {
     const SPARE: usize = 16;
 
     /// Takes the bytes of each id, and nothing for an id without a token.
-    pub(crate) fn new(tokens: impl Iterator<Item = Option<Vec<u8>>>) -> Self {
+    ///
+    /// # Errors
+    /// [`Error::TooLarge`] for 4 GiB or more: a file is smaller, but a decoder may make its tokens longer.
+    pub(crate) fn new(tokens: impl Iterator<Item = Option<Vec<u8>>>) -> Result<Self, Error> {
         let mut all = Self { bytes: Vec::new(), spans: Vec::new() };
+        let mut start = 0;
         for token in tokens {
-            // A file has at most 512 MiB, and so have its tokens.
-            let start = all.bytes.len() as u32;
-            all.spans.push((start, token.as_ref().map_or(HOLE, |token| token.len() as u32)));
-            all.bytes.extend(token.unwrap_or_default());
+            all.bytes.extend(token.as_deref().unwrap_or_default());
+            let too_large = |_| Error::TooLarge { len: all.bytes.len() as u64, limit: u32::MAX.into() };
+            let end = u32::try_from(all.bytes.len()).map_err(too_large)?;
+            all.spans.push((start, if token.is_some() { end - start } else { HOLE }));
+            start = end;
         }
         all.bytes.extend([0; Self::SPARE]);
-        all
+        Ok(all)
     }
 
     /// One more than the largest id.
@@ -110,12 +115,6 @@ impl TokenBytes {
             Some(&(start, len)) if len != HOLE => Ok(&self.bytes[start as usize..][..len as usize]),
             _ => Err(Error::UnknownId { id, vocab_size: self.spans.len() }),
         }
-    }
-
-    /// Number of bytes that `id` stands for, 0 if there is no such token.
-    #[inline]
-    pub(crate) fn n_bytes(&self, id: u32) -> usize {
-        self.get(id).map_or(0, <[u8]>::len)
     }
 
     /// Appends the bytes of all `ids`.
@@ -139,8 +138,13 @@ impl TokenBytes {
         Ok(())
     }
 
+    /// Number of bytes of each id, 0 for an id without a token.
+    pub(crate) fn lens(&self) -> impl Iterator<Item = u32> {
+        self.spans.iter().map(|&(_, len)| if len == HOLE { 0 } else { len })
+    }
+
     /// The bytes of all tokens with their ids, in order of id, on all threads of the current rayon pool.
-    pub(crate) fn par_iter(&self) -> impl ParallelIterator<Item = (&[u8], u32)> {
+    pub(crate) fn par_iter(&self) -> impl ParallelIterator<Item = (&[u8], u32)> + Clone {
         (0..self.spans.len() as u32).into_par_iter().filter_map(|id| Some((self.get(id).ok()?, id)))
     }
 }

@@ -4,6 +4,7 @@
 //! refused by its name and not by the first field it happens to have. Unknown fields are errors everywhere. Memory stays
 //! a small multiple of the file: nothing is sized by a number in it.
 
+use std::collections::HashSet;
 use std::fmt;
 
 use serde::de::{self, DeserializeOwned, Deserializer, MapAccess, SeqAccess, Visitor};
@@ -18,10 +19,12 @@ use crate::definition::{
     AddedTokenDef, BpeDef, Definition, Merges, ModelDef, SpecialIds, Truncation, UnigramDef, UnigramRule,
     WordLevelDef, WordPieceDef,
 };
+use crate::hash::Seeded;
 use crate::normalizer::NormalizerSpec;
 use crate::pieces::PieceMap;
 use crate::postprocessor::PostProcessorSpec;
 use crate::pretokenizer::PreTokenizerSpec;
+use crate::vocab::MAX_HOLES;
 
 /// Most steps in a sequence of normalizers and the like; files in use have up to a dozen.
 const MAX_STEPS: usize = 1000;
@@ -41,13 +44,15 @@ pub(super) fn parse(json: &[u8]) -> Result<Definition, Error> {
     let normalizer = source.part::<NormalizerSpec>(file.normalizer)?;
     let is_bare = normalizer.is_none() && pre_tokenizer.is_none();
     let (vocab, model) = source.model(file.model, is_byte_level)?;
+    let mut added = file.added_tokens;
+    number_added(&mut added, &vocab)?;
     let model = match model {
         ModelDef::Bpe(def) if is_bare && is_character_level(&def, &vocab) => ModelDef::Char,
         model => model,
     };
     Ok(Definition {
         vocab,
-        added: file.added_tokens.into_iter().map(AddedTokenDef::from).collect(),
+        added,
         normalizer,
         pre_tokenizer,
         post_processor: source.part::<PostProcessorSpec>(file.post_processor)?,
@@ -58,6 +63,25 @@ pub(super) fn parse(json: &[u8]) -> Result<Definition, Error> {
         truncation,
         padding: file.padding.map(|raw| source.parse(raw.get())).transpose()?,
     })
+}
+
+/// Numbers the tokens that the model does not have as Hugging Face does, whatever the file says: in the order of the
+/// file, on from the number of tokens in the model. A model was trained with the ids that it got in this way.
+///
+/// # Errors
+/// [`Error::IdOutOfRange`] for an id far beyond the number of tokens, as in the model.
+fn number_added(added: &mut [AddedTokenDef], vocab: &[(String, u32)]) -> Result<(), Error> {
+    let n_tokens = vocab.len() + added.len();
+    if let Some(wild) = added.iter().find(|token| token.id as usize >= n_tokens + MAX_HOLES) {
+        return Err(Error::IdOutOfRange { token: wild.content.clone(), id: wild.id, n_tokens });
+    }
+    let in_model: HashSet<&str, Seeded> = vocab.iter().map(|(token, _)| token.as_str()).collect();
+    let is_new =
+        |token: &&mut AddedTokenDef| !token.content.is_empty() && !in_model.contains(token.content.as_str());
+    for (id, token) in (in_model.len() as u32..).zip(added.iter_mut().filter(is_new)) {
+        token.id = id;
+    }
+    Ok(())
 }
 
 /// Whether a pre-tokenizer gives bytes to the model.
@@ -73,7 +97,10 @@ fn is_character_level(def: &BpeDef, vocab: &[(String, u32)]) -> bool {
     let is_plain = |token: &str| token.chars().nth(1).is_none() || alphabet::parse_fallback(token).is_some();
     // Special tokens are longer, but most tokens are not.
     let n_plain = vocab.iter().filter(|(token, _)| is_plain(token)).count();
-    def.byte_fallback && def.merges == Merges::default() && n_plain * 2 > vocab.len()
+    // With no merges, affixes would still change which characters are tokens, and whole pieces could be tokens.
+    let affixes = [&def.continuing_subword_prefix, &def.end_of_word_suffix];
+    let is_bare = affixes.iter().all(|affix| affix.as_deref().unwrap_or("").is_empty()) && !def.ignore_merges;
+    is_bare && def.byte_fallback && def.merges == Merges::default() && n_plain * 2 > vocab.len()
 }
 
 #[derive(Deserialize)]
@@ -85,7 +112,7 @@ struct FileJson<'a> {
     #[serde(borrow)]
     padding: Option<&'a RawValue>,
     #[serde(default)]
-    added_tokens: Vec<crate::added::AddedToken>,
+    added_tokens: Vec<AddedTokenDef>,
     #[serde(borrow)]
     normalizer: Option<&'a RawValue>,
     #[serde(borrow)]
@@ -332,14 +359,6 @@ impl<'a> Source<'a> {
             kinds: Vec::new(),
         };
         Ok((model.vocab.0, ModelDef::Bpe(def)))
-    }
-}
-
-impl From<crate::added::AddedToken> for AddedTokenDef {
-    fn from(token: crate::added::AddedToken) -> Self {
-        let crate::added::AddedToken { id, content, single_word, lstrip, rstrip, normalized, special } =
-            token;
-        Self { id, content, single_word, lstrip, rstrip, normalized, special }
     }
 }
 

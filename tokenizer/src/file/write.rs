@@ -3,9 +3,8 @@
 use serde::ser::{Serialize, SerializeMap, Serializer};
 use serde_json::Value;
 
-use crate::added::AddedToken;
 use crate::build::SENTENCEPIECE;
-use crate::definition::{BpeDef, Merges, ModelDef, Truncation, UnigramRule};
+use crate::definition::{AddedTokenDef, BpeDef, Merges, ModelDef, Truncation, UnigramRule};
 use crate::tokenizer::Inner;
 use crate::{Error, Tokenizer};
 
@@ -47,7 +46,7 @@ struct FileJson<'a> {
     version: &'static str,
     truncation: &'a Option<Truncation>,
     padding: &'a Option<Value>,
-    added_tokens: Vec<&'a AddedToken>,
+    added_tokens: Vec<&'a AddedTokenDef>,
     normalizer: &'a Option<Value>,
     pre_tokenizer: &'a Option<Value>,
     post_processor: &'a Option<Value>,

@@ -4,6 +4,7 @@ mod chat;
 mod exactness;
 mod fixtures;
 mod hostile;
+mod odd_files;
 mod properties;
 mod round_trip;
 mod small;

@@ -68,7 +68,7 @@ pub fn files() -> Vec<(Format, Vec<u8>)> {
 }
 
 /// GPT-2's characters for bytes.
-fn alphabet() -> Vec<char> {
+pub fn alphabet() -> Vec<char> {
     let is_printable = |byte: u32| matches!(byte, 0x21..=0x7e | 0xa1..=0xac | 0xae..=0xff);
     let mut next = 256;
     let mut chars = Vec::new();

@@ -1,0 +1,140 @@
+//! Ids where files are odd: what Hugging Face's `tokenizers` 0.23.2 gave for small files that no published model
+//! resembles.
+
+use serde_json::{Value, json};
+use tokenizer::{EncodeOptions, Tokenizer};
+
+use crate::small::alphabet;
+
+const SPECIAL: EncodeOptions = EncodeOptions { parse_special: true, add_special: false };
+
+/// A BPE model with ids in the order of `tokens`, and some of its fields.
+fn bpe(tokens: &[&str], merges: Value, fields: Value) -> Value {
+    let vocab: serde_json::Map<String, Value> =
+        tokens.iter().zip(0..).map(|(token, id)| ((*token).to_owned(), json!(id))).collect();
+    with(json!({"type": "BPE", "vocab": vocab, "merges": merges}), fields)
+}
+
+fn file(model: Value, parts: Value) -> Value {
+    with(json!({"version": "1.0", "model": model}), parts)
+}
+
+fn with(mut object: Value, more: Value) -> Value {
+    let (Value::Object(fields), Value::Object(more)) = (&mut object, more) else { panic!("two objects") };
+    fields.extend(more);
+    object
+}
+
+fn open(file: &Value) -> Tokenizer {
+    Tokenizer::from_json(file.to_string().as_bytes()).unwrap_or_else(|error| panic!("{error}\n{file}"))
+}
+
+/// Encodes with and without offsets, which must give the same.
+fn ids(tokenizer: &Tokenizer, text: &str) -> Vec<u32> {
+    let ids = tokenizer.encode_with(text, SPECIAL);
+    let placed = tokenizer.encode_offsets(text, SPECIAL);
+    assert!(placed.iter().map(|&(id, _)| id).eq(ids.iter().copied()), "{text:?}");
+    ids
+}
+
+/// All bytes as `<0x00>` to `<0xFF>`, and then `more`.
+fn bytes_and(more: &[&str]) -> Vec<String> {
+    (0..256).map(|byte| format!("<0x{byte:02X}>")).chain(more.iter().map(|&token| token.to_owned())).collect()
+}
+
+fn refs(tokens: &[String]) -> Vec<&str> {
+    tokens.iter().map(String::as_str).collect()
+}
+
+#[test]
+fn decoders_do_not_decide_what_tokens_stand_for_in_text() {
+    let chars = bytes_and(&["a", "b"]);
+    let model = bpe(&refs(&chars), json!([]), json!({"byte_fallback": true}));
+    let without_decoder = open(&file(model, json!({})));
+    assert_eq!(without_decoder.encode_offsets("aé", SPECIAL), [(256, 0..1), (195, 1..3), (169, 1..3)]);
+    let tokens: Vec<String> = alphabet().into_iter().map(String::from).chain(["Ġa".to_owned()]).collect();
+    let id = |token: &str| tokens.iter().position(|known| known == token).unwrap() as u32;
+    let bytes =
+        json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true});
+    for (became, normalizer) in
+        [("Ġaaaa", json!({"type": "NFC"})), ("Ġaaaa", Value::Null), ("a", Value::Null)]
+    {
+        let replace = json!({"type": "Replace", "pattern": {"String": "Ġa"}, "content": became});
+        let parts = json!({"normalizer": normalizer, "pre_tokenizer": bytes,
+            "decoder": {"type": "Sequence", "decoders": [replace, bytes]}});
+        for model in [
+            bpe(&refs(&tokens), json!(["Ġ a"]), json!({})),
+            bpe(&refs(&tokens), json!([]), json!({"ignore_merges": true})),
+        ] {
+            let tokenizer = open(&file(model, parts.clone()));
+            assert_eq!(tokenizer.encode("a"), [id("a")]);
+            assert_eq!(tokenizer.encode_offsets("b a", SPECIAL), [(id("b"), 0..1), (id("Ġa"), 1..3)]);
+        }
+    }
+}
+
+#[test]
+fn bytes_of_affixes_stay_in_long_pieces() {
+    let tokens = bytes_and(&["a", "b"]);
+    let fields = json!({"byte_fallback": true, "continuing_subword_prefix": "##"});
+    let tokenizer = open(&file(bpe(&refs(&tokens), json!([]), fields), json!({})));
+    assert_eq!(ids(&tokenizer, "éé"), [195, 169, 35, 35, 195, 169]);
+    for (n, n_ids) in [(11, 42), (19, 74), (20, 78), (50, 198)] {
+        assert_eq!(ids(&tokenizer, &"é".repeat(n)).len(), n_ids, "{n}");
+    }
+}
+
+#[test]
+fn what_is_left_merges_over_a_character_that_is_dropped() {
+    let merges = json!([["\u{2581}", "\u{2581}"]]);
+    let model = bpe(&["a", "\u{2581}", "\u{2581}\u{2581}"], merges.clone(), json!({}));
+    assert_eq!(ids(&open(&file(model, json!({}))), "\u{2581}x\u{2581}"), [2]);
+    let tokens = ["a", "\u{2581}", "\u{2581}\u{2581}", "<0x78>"];
+    let some_bytes = open(&file(bpe(&tokens, merges, json!({"byte_fallback": true})), json!({})));
+    assert_eq!(ids(&some_bytes, "\u{2581}x\u{2581}"), [1, 3, 1]);
+    assert_eq!(ids(&some_bytes, "\u{2581}y\u{2581}"), [2]);
+}
+
+/// A model is trained with the ids that tokens get when its file is read, not with those that stand there.
+#[test]
+fn added_tokens_are_numbered_on_from_the_model() {
+    let added = |tokens: &[(u32, &str, bool)]| -> Value {
+        let token = |&(id, content, special): &(u32, &str, bool)| json!({"id": id, "content": content, "special": special});
+        json!({"added_tokens": tokens.iter().map(token).collect::<Vec<_>>()})
+    };
+    let model = bpe(&["?", "a", "b", "c"], json!([]), json!({}));
+    let high = json!({"type": "BPE", "vocab": {"?": 0, "a": 1, "<s>": 30, "b": 3}, "merges": []});
+    let holes = json!({"type": "BPE", "vocab": {"a": 1, "b": 2, "c": 9}, "merges": []});
+    for (model, tokens, text, expected) in [
+        (&model, &[(10, "<x>", false)][..], "a<x>b", &[1, 4, 2][..]),
+        (&model, &[(23, "<s>", true), (22, "<n>", false), (21, "<t>", true)], "<n><s><t>", &[5, 4, 6]),
+        (&high, &[(4, "<n>", false), (30, "<s>", true), (31, "<t>", true)], "<n><s><t>", &[4, 30, 5]),
+        (&holes, &[(10, "<x>", true), (11, "<y>", false)], "<x>c<y>", &[3, 9, 4]),
+    ] {
+        let tokenizer = open(&file(model.clone(), added(tokens)));
+        assert_eq!(ids(&tokenizer, text), expected, "{text}");
+        let saved = Tokenizer::from_json(tokenizer.to_json().unwrap().as_bytes()).unwrap();
+        assert_eq!((ids(&saved, text), saved.hash()), (expected.to_vec(), tokenizer.hash()));
+    }
+    // There Hugging Face gives two tokens one id.
+    let low = json!({"type": "BPE", "vocab": {"a": 1, "b": 2, "c": 3}, "merges": []});
+    let refused = Tokenizer::from_json(file(low, added(&[(0, "<x>", true)])).to_string().as_bytes());
+    assert!(refused.unwrap_err().to_string().contains("`c` and `<x>` both have id 3"));
+}
+
+#[test]
+fn affixes_and_whole_pieces_count_where_nothing_merges() {
+    let fields = |more: Value| with(json!({"byte_fallback": true}), more);
+    let tokens = bytes_and(&["a", "b", "a</w>", "##b"]);
+    for (more, text, expected) in [
+        (json!({"end_of_word_suffix": "</w>"}), "ba", &[257, 258][..]),
+        (json!({"end_of_word_suffix": "</w>"}), "ab", &[256, 98, 60, 47, 119, 62]),
+        (json!({"continuing_subword_prefix": "##"}), "ab", &[256, 259]),
+    ] {
+        let tokenizer = open(&file(bpe(&refs(&tokens), json!([]), fields(more)), json!({})));
+        assert_eq!(ids(&tokenizer, text), expected);
+    }
+    let tokens = bytes_and(&["a", "b"]);
+    let whole = bpe(&refs(&tokens), json!([]), fields(json!({"ignore_merges": true})));
+    assert_eq!(ids(&open(&file(whole, json!({}))), "<0x41>"), [65]);
+}
