@@ -44,6 +44,20 @@ pub(crate) fn parse_fallback(token: &str) -> Option<u8> {
     if exact { u8::from_str_radix(digits, 16).ok() } else { None }
 }
 
+/// Marks a byte without a token.
+pub(crate) const NO_BYTE: u32 = u32::MAX;
+
+/// The ids of the tokens of byte fallback, by byte; [`NO_BYTE`] where there is none.
+pub(crate) fn fallback_ids(tokens: &[&str]) -> Vec<u32> {
+    let mut ids = vec![NO_BYTE; 256];
+    for (token, id) in tokens.iter().zip(0u32..) {
+        if let Some(byte) = parse_fallback(token) {
+            ids[usize::from(byte)] = id;
+        }
+    }
+    ids
+}
+
 const fn is_printable(byte: u8) -> bool {
     matches!(byte, 0x21..=0x7e | 0xa1..=0xac | 0xae..=0xff)
 }

@@ -20,11 +20,12 @@ mod long;
 mod table;
 
 use crate::Error;
-use crate::alphabet::parse_fallback;
+use crate::alphabet::fallback_ids;
 use crate::definition::{BpeDef, Merges, PieceKind};
+use crate::model::unk_id;
 use crate::pieces::PieceMap;
 use crate::sink::Sink;
-use crate::trie::Trie;
+use crate::trie::{Node, Trie};
 use long::LongScratch;
 use table::PairTable;
 
@@ -45,6 +46,10 @@ const SHORT: usize = 40;
 
 /// Longest word in bytes that is cached: longer ones hardly repeat.
 const CACHED: usize = 64;
+
+/// Longest prefix or suffix in bytes: each character without a token may become a token for each of these bytes. Those
+/// in use have up to four.
+const MAX_AFFIX: usize = 64;
 
 /// Most words in a cache before it starts over; with their tokens, about 8 MB.
 const CACHE_LEN: usize = 1 << 16;
@@ -68,6 +73,8 @@ pub(crate) struct CharBpe {
     unknowns: Unknowns,
     prefix: Option<String>,
     suffix: Option<String>,
+    /// Where tokens with the prefix are sought; nothing if no token has it.
+    inner: Option<Node>,
     ignore_merges: bool,
     /// Pairs of characters that some token spells side by side; `None` if texts may not be cut.
     joined: Option<JoinedChars>,
@@ -157,21 +164,13 @@ impl CharBpe {
                 });
             }
         };
-        let byte_ids = if def.byte_fallback { byte_ids(tokens) } else { Vec::new() };
+        let byte_ids = if def.byte_fallback { fallback_ids(tokens) } else { Vec::new() };
         // Ranked merges have the unknown token where bytes have none; here every character must come out.
         if let Some(byte) = byte_ids.iter().position(|&id| scored && id == UNKNOWN) {
             return Err(Error::MissingByte { byte: byte as u8 });
         }
         let unk_id = match (&def.unk_token, scored) {
-            (Some(token), _) => {
-                Some(tokens.iter().position(|t| t == token).map(|id| id as u32).ok_or_else(|| {
-                    Error::Unsupported {
-                        part: "model",
-                        found: format!("`unk_token` `{token}`, which is not in the vocabulary,"),
-                        supported: "a token of the vocabulary",
-                    }
-                })?)
-            }
+            (Some(token), _) => Some(unk_id(tokens, token)?),
             (None, true) => (0..tokens.len() as u32).find(|&id| kind(id) == PieceKind::Unknown),
             (None, false) => None,
         };
@@ -183,11 +182,22 @@ impl CharBpe {
             .collect();
         let unused: Vec<bool> = (0..tokens.len() as u32).map(|id| kind(id) == PieceKind::Unused).collect();
         let unused = (scored && unused.contains(&true)).then_some(unused);
-        let affixes = [&def.continuing_subword_prefix, &def.end_of_word_suffix];
+        let affix = |affix: &Option<String>| affix.clone().filter(|affix| !affix.is_empty());
+        let (prefix, suffix) = (affix(&def.continuing_subword_prefix), affix(&def.end_of_word_suffix));
+        if let Some(long) = [&prefix, &suffix].into_iter().flatten().find(|affix| affix.len() > MAX_AFFIX) {
+            return Err(Error::Unsupported {
+                part: "model",
+                found: format!("a prefix or suffix of {} bytes", long.len()),
+                supported: "at most 64 bytes",
+            });
+        }
         let may_cut = unused.is_none()
-            && affixes.iter().all(|affix| affix.as_ref().is_none_or(String::is_empty))
+            && prefix.is_none()
+            && suffix.is_none()
             && unk_id.is_none_or(|unk| scored || !table.uses(unk));
         let joined = may_cut.then(|| JoinedChars::new(tokens));
+        // What stands on both sides of a character that is dropped may merge, across the start of a word too.
+        let drops = !scored && unk_id.is_none() && (byte_ids.is_empty() || byte_ids.contains(&UNKNOWN));
         let mut model = Self {
             ascii: [UNKNOWN; 128],
             vocab_size: tokens.len() as u32,
@@ -197,10 +207,12 @@ impl CharBpe {
             byte_ids,
             unk_id,
             unknowns: if scored { Unknowns::Last } else { Unknowns::First { fuse: def.fuse_unk } },
-            prefix: def.continuing_subword_prefix.clone().filter(|prefix| !prefix.is_empty()),
-            suffix: def.end_of_word_suffix.clone().filter(|suffix| !suffix.is_empty()),
+            inner: symbols.descend(Trie::ROOT, prefix.as_deref().unwrap_or("").as_bytes()),
+            prefix,
+            suffix,
             ignore_merges: def.ignore_merges,
-            words: joined.as_ref().is_some_and(|joined| !joined.before_space)
+            words: !drops
+                && joined.as_ref().is_some_and(|joined| !joined.before_space)
                 && symbols.get(SPACE_BYTES).is_some(),
             joined,
             symbols,
@@ -358,12 +370,11 @@ impl CharBpe {
 
     /// The token of the character at `idx..end`, as it is spelled at this place of a word.
     fn spelled_id(&self, c: char, word: &str, idx: usize, end: usize) -> Option<u32> {
-        let prefix = self.prefix.as_deref().filter(|_| idx > 0);
         let suffix = self.suffix.as_deref().filter(|_| end == word.len());
-        if prefix.is_none() && suffix.is_none() {
+        if (self.prefix.is_none() || idx == 0) && suffix.is_none() {
             return Some(self.char_id(c, &word[idx..])).filter(|&id| id < self.vocab_size);
         }
-        let node = self.symbols.descend(Trie::ROOT, prefix.unwrap_or("").as_bytes())?;
+        let node = if idx > 0 { self.inner? } else { Trie::ROOT };
         let node = self.symbols.descend(node, &word.as_bytes()[idx..end])?;
         let node = self.symbols.descend(node, suffix.unwrap_or("").as_bytes())?;
         self.symbols.value(node).filter(|&id| id < self.vocab_size)
@@ -492,17 +503,6 @@ fn word_len(text: &str) -> usize {
         from = idx + 1;
     }
     bytes.len()
-}
-
-/// The tokens of bytes by their spelling.
-fn byte_ids(tokens: &[&str]) -> Vec<u32> {
-    let mut ids = vec![UNKNOWN; 256];
-    for (token, id) in tokens.iter().zip(0u32..) {
-        if let Some(byte) = parse_fallback(token) {
-            ids[usize::from(byte)] = id;
-        }
-    }
-    ids
 }
 
 /// Pairs of characters that some token spells side by side.

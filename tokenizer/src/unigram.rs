@@ -9,6 +9,7 @@
 //! in double precision. Each is followed exactly.
 
 use crate::Error;
+use crate::alphabet::{NO_BYTE, fallback_ids};
 use crate::definition::{PieceKind, UnigramDef, UnigramRule};
 use crate::sink::Sink;
 use crate::trie::Trie;
@@ -22,9 +23,6 @@ const USER_BONUS: f32 = 0.1;
 
 /// Bytes after which settled tokens are given out. With 16 bytes of state each, half of a first-level cache.
 const CHUNK: usize = 1024;
-
-/// Marks a byte without a token.
-const NO_BYTE: u32 = u32::MAX;
 
 /// A Unigram model.
 #[derive(Debug)]
@@ -84,7 +82,7 @@ impl Unigram {
             }
         };
         let keys = tokens.iter().zip(0u32..).filter(|&(_, id)| takes_part(id as usize));
-        let byte_ids = if def.byte_fallback { byte_ids(tokens) } else { Vec::new() };
+        let byte_ids = if def.byte_fallback { fallback_ids(tokens) } else { Vec::new() };
         Ok(Self {
             trie: Trie::new(keys)?,
             unk_score: unk_score(def, kind),
@@ -240,17 +238,6 @@ fn char_len(first: u8) -> usize {
         0xe0..0xf0 => 3,
         _ => 4,
     }
-}
-
-/// The token of each byte, by its spelling.
-fn byte_ids(tokens: &[&str]) -> Vec<u32> {
-    let mut ids = vec![NO_BYTE; 256];
-    for (token, id) in tokens.iter().zip(0u32..) {
-        if let Some(byte) = crate::alphabet::parse_fallback(token) {
-            ids[usize::from(byte)] = id;
-        }
-    }
-    ids
 }
 
 /// The scores as the search adds them.

@@ -2,6 +2,7 @@
 
 use crate::Error;
 use crate::definition::WordLevelDef;
+use crate::model::unk_id;
 use crate::sink::Sink;
 use crate::trie::Trie;
 
@@ -17,11 +18,7 @@ impl WordLevel {
     /// fails at the first unknown word, this fails at once.
     pub(crate) fn new(tokens: &[&str], def: &WordLevelDef) -> Result<Self, Error> {
         let trie = Trie::new(tokens.iter().zip(0u32..))?;
-        let unk_id = trie.get(def.unk_token.as_bytes()).ok_or_else(|| Error::Unsupported {
-            part: "model",
-            found: format!("`unk_token` `{}`, which is not in the vocabulary,", def.unk_token),
-            supported: "a token of the vocabulary",
-        })?;
+        let unk_id = unk_id(tokens, &def.unk_token)?;
         Ok(Self { trie, unk_id })
     }
 

@@ -6,6 +6,7 @@
 
 use crate::Error;
 use crate::definition::WordPieceDef;
+use crate::model::unk_id;
 use crate::sink::Sink;
 use crate::trie::{Node, Trie};
 
@@ -26,11 +27,7 @@ impl WordPiece {
     /// Takes the tokens in order of id, and what the file says about them.
     pub(crate) fn new(tokens: &[&str], def: &WordPieceDef) -> Result<Self, Error> {
         let trie = Trie::new(tokens.iter().zip(0u32..))?;
-        let unk_id = trie.get(def.unk_token.as_bytes()).ok_or_else(|| Error::Unsupported {
-            part: "model",
-            found: format!("`unk_token` `{}`, which is not in the vocabulary,", def.unk_token),
-            supported: "a token of the vocabulary",
-        })?;
+        let unk_id = unk_id(tokens, &def.unk_token)?;
         let below = |spelled: &str| trie.descend(Trie::ROOT, spelled.as_bytes());
         Ok(Self {
             start: below(&def.word_start),

@@ -32,9 +32,10 @@ pub(super) struct LongScratch {
 #[derive(Clone, Copy, Debug)]
 struct Node {
     id: u32,
-    /// Bytes of text; 0 after it was merged into its left neighbour.
+    /// Bytes of text; 0 for those of an affix.
     len: u32,
     prev: u32,
+    /// [`NONE`] also after it was merged into its left neighbour.
     next: u32,
 }
 
@@ -53,7 +54,8 @@ impl LongScratch {
             next: if idx + 1 < n { idx + 1 } else { NONE },
         };
         self.nodes.extend((0..n).zip(symbols).map(node));
-        let mut made_of = model.unused.as_ref().map(|unused| MadeOf { unused, parts: HashMap::new() });
+        let mut made_of =
+            model.unused.as_ref().map(|unused| MadeOf { unused, parts: HashMap::new(), open: Vec::new() });
         // No rank is gone through yet: all pairs go to lists.
         for idx in 0..n {
             self.enqueue(model, idx, None, &mut made_of);
@@ -80,11 +82,14 @@ impl LongScratch {
                 }
             }
         }
-        for node in self.nodes.iter().filter(|node| node.len != 0) {
-            match &made_of {
-                Some(made_of) => made_of.give(model, node.id, node.len, tokens),
-                None => tokens.push((node.id, node.len)),
+        // The first symbol is never merged into another.
+        let mut idx = if n > 0 { 0 } else { NONE };
+        while let Some(&Node { id, len, next, .. }) = self.nodes.get(idx as usize) {
+            match &mut made_of {
+                Some(made_of) => made_of.give(id, len, tokens),
+                None => tokens.push((id, len)),
             }
+            idx = next;
         }
     }
 
@@ -105,7 +110,7 @@ impl LongScratch {
     /// Merges the symbol with the next one, if the pair still has this rank.
     fn merge_at(&mut self, model: &CharBpe, idx: u32, rank: u32) -> bool {
         let node = self.nodes[idx as usize];
-        if node.len == 0 || node.next == NONE {
+        if node.next == NONE {
             return false;
         }
         let right = self.nodes[node.next as usize];
@@ -113,7 +118,7 @@ impl LongScratch {
         if rank_now != rank {
             return false;
         }
-        self.nodes[node.next as usize].len = 0;
+        self.nodes[node.next as usize].next = NONE;
         self.nodes[idx as usize] = Node { id: merged, len: node.len + right.len, next: right.next, ..node };
         if right.next != NONE {
             self.nodes[right.next as usize].prev = idx;
@@ -159,6 +164,8 @@ impl LongScratch {
 struct MadeOf<'a> {
     unused: &'a [bool],
     parts: HashMap<u32, [(u32, u32); 2]>,
+    /// Working memory.
+    open: Vec<(u32, u32)>,
 }
 
 impl MadeOf<'_> {
@@ -173,11 +180,11 @@ impl MadeOf<'_> {
     }
 
     /// Appends a token, or what it is made of. The parts are shorter, so this ends.
-    fn give(&self, _: &CharBpe, id: u32, len: u32, tokens: &mut Vec<(u32, u32)>) {
-        let mut open = vec![(id, len)];
-        while let Some((id, len)) = open.pop() {
+    fn give(&mut self, id: u32, len: u32, tokens: &mut Vec<(u32, u32)>) {
+        self.open.push((id, len));
+        while let Some((id, len)) = self.open.pop() {
             match self.parts.get(&id).filter(|_| self.is_unused(id)) {
-                Some(&[left, right]) => open.extend([right, left]),
+                Some(&[left, right]) => self.open.extend([right, left]),
                 None => tokens.push((id, len)),
             }
         }
