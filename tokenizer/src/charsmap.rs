@@ -9,10 +9,13 @@
 //! outside. A search follows one unit for a byte of text, whatever cycles the array has. Which positions of a text are
 //! tried, and what happens where nothing matches, is the normalizer's business.
 
-use crate::Error;
+use crate::{Error, base64};
 
 /// Longest replacement in bytes. NFKC needs 33; without a limit a small file could turn each letter into megabytes.
 const MAX_REPLACEMENT: usize = 1024;
+
+/// Marks a unit that was looked at; no array has so many.
+const SEEN: u32 = u32::MAX;
 
 /// Replacements by the text that they replace.
 #[derive(Clone, Debug)]
@@ -47,6 +50,12 @@ impl Unit {
 }
 
 impl CharsMap {
+    /// Reads a map in base64.
+    pub(crate) fn from_base64(text: &str) -> Result<Self, Error> {
+        let blob = base64::decode(text.as_bytes());
+        Self::parse(&blob.ok_or_else(|| malformed(0, "the text is not base64".to_owned()))?)
+    }
+
     /// Reads the bytes of a map. No bytes at all are a map without entries.
     pub(crate) fn parse(blob: &[u8]) -> Result<Self, Error> {
         if blob.is_empty() {
@@ -76,6 +85,39 @@ impl CharsMap {
     /// Whether the map replaces nothing.
     pub(crate) fn is_empty(&self) -> bool {
         self.units.is_empty()
+    }
+
+    /// How many times as long as the text that it replaces the longest replacement is, of entries of at most `max_key`
+    /// bytes. Every unit is looked at once, whatever cycles the array has: it is first reached by its shortest key.
+    pub(crate) fn growth(&self, max_key: usize) -> usize {
+        // A unit is a child of every node whose children stand from here on.
+        let child = |(idx, unit): (u32, &Unit)| (unit.label() <= 0xff).then(|| (idx ^ unit.label(), idx));
+        let mut children: Vec<(u32, u32)> = (0..).zip(&self.units).filter_map(child).collect();
+        children.sort_unstable();
+        let ends: Vec<usize> = self.replacements.match_indices('\0').map(|(end, _)| end).collect();
+        let len_from = |start: usize| {
+            let end = ends.get(ends.partition_point(|&end| end < start));
+            end.copied().unwrap_or(self.replacements.len()).saturating_sub(start)
+        };
+        let mut bases: Vec<usize> = self.units.first().map(|root| root.offset()).into_iter().collect();
+        let mut growth = 1;
+        for n_bytes in 1..=max_key {
+            let mut next = Vec::new();
+            for base in bases {
+                let first = children.partition_point(|child| (child.0 as usize) < base);
+                let siblings = children[first..].iter_mut().take_while(|child| child.0 as usize == base);
+                for idx in siblings.map(|child| std::mem::replace(&mut child.1, SEEN)) {
+                    let Some(unit) = self.units.get(idx as usize) else { break };
+                    let base = idx as usize ^ unit.offset();
+                    if let Some(value) = self.units.get(base).filter(|_| unit.has_value()) {
+                        growth = growth.max(len_from(value.value()).div_ceil(n_bytes));
+                    }
+                    next.push(base);
+                }
+            }
+            bases = next;
+        }
+        growth
     }
 
     /// Whether some entry may start with `text`.
@@ -127,7 +169,7 @@ fn malformed(offset: usize, reason: String) -> Error {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
     /// The keys `a` -> `x` and `ab` -> `yz`, laid out by hand: the children of a node stand from its offset on.
@@ -177,14 +219,50 @@ mod tests {
         let mut long = b"\0\0\0\0".to_vec();
         long.resize(4 + MAX_REPLACEMENT + 1, b'a');
         assert!(CharsMap::parse(&long).unwrap_err().to_string().contains("1025 bytes"));
+        let text = b"abababab";
         for byte_idx in 0..blob.len() {
             for flip in [1u8, 0x80, 0xff] {
                 let mut bad = blob.clone();
                 bad[byte_idx] ^= flip;
-                if let Ok(map) = CharsMap::parse(&bad) {
-                    map.longest_match(b"abababab");
-                }
+                let Ok(map) = CharsMap::parse(&bad) else { continue };
+                let found: Vec<_> = map.matches(text).collect();
+                assert!(found.is_sorted_by_key(|&(len, _)| len) && found.len() <= text.len());
+                assert!(found.iter().all(|&(len, new)| len <= text.len() && map.replacements.contains(new)));
+                assert_eq!(map.longest_match(text), found.last().copied());
+                assert!(found.iter().all(|(len, new)| new.len() <= len * map.growth(text.len())));
             }
         }
+    }
+
+    /// A map in which `a` leads to its own children again, so that any number of them is an entry.
+    pub(crate) fn cyclic(replacement: &str) -> Vec<u8> {
+        let mut units = vec![0xffu32; 512];
+        units[0] = 256 << 10;
+        let a = 256 ^ 97;
+        units[a] = (((a ^ 256) as u32) << 10) | 1 << 8 | 97;
+        units[256] = 1 << 31;
+        let mut blob = ((units.len() * 4) as u32).to_le_bytes().to_vec();
+        blob.extend(units.iter().flat_map(|unit| unit.to_le_bytes()));
+        blob.extend(replacement.bytes().chain([0]));
+        blob
+    }
+
+    #[test]
+    fn growth_is_that_of_the_longest_replacement_for_the_shortest_text() {
+        assert_eq!(CharsMap::parse(b"").unwrap().growth(9), 1);
+        let map = CharsMap::parse(&small()).unwrap();
+        assert_eq!((map.growth(1), map.growth(9)), (1, 1));
+        let mut long = small();
+        long.truncate(long.len() - 1);
+        long.extend(b"zzzzz\0");
+        let map = CharsMap::parse(&long).unwrap();
+        assert_eq!((map.growth(1), map.growth(2)), (1, 4));
+        assert_eq!(CharsMap::parse(&cyclic("12345")).unwrap().growth(256), 5);
+    }
+
+    #[test]
+    fn a_circle_matches_as_far_as_the_text_goes() {
+        let map = CharsMap::parse(&cyclic("x")).unwrap();
+        assert_eq!(map.longest_match(b"aaab"), Some((3, "x")));
     }
 }

@@ -13,7 +13,7 @@ use std::borrow::Cow;
 
 use serde::{Deserialize, Serialize};
 
-use crate::pretokenizer::pattern::{Pattern, PatternSpec};
+use crate::pretokenizer::pattern::{Pattern, PatternSpec, check_growth};
 use crate::pretokenizer::{ByteLevelSpec, MetaspaceSpec, PrependScheme};
 use crate::{Error, alphabet};
 
@@ -123,13 +123,7 @@ impl DecoderSpec {
         let mut steps = Vec::new();
         self.compile_into(&mut steps, self.n_patterns())?;
         let growth = steps.iter().map(Step::growth).fold(1, usize::saturating_mul);
-        if growth > MAX_GROWTH {
-            return Err(Error::Unsupported {
-                part: PART,
-                found: format!("replacements that may make tokens {growth} times as long"),
-                supported: "replacements of text by text of about the same length",
-            });
-        }
+        check_growth(growth, MAX_GROWTH, PART)?;
         Ok(Decoder { steps })
     }
 
@@ -201,7 +195,7 @@ impl Decoder {
             .iter()
             .position(|step| matches!(step, Step::Fuse | Step::ByteLevel | Step::ByteFallback));
         let (each, rest) = self.steps.split_at(fused.unwrap_or(self.steps.len()));
-        if each.iter().any(|step| matches!(step, Step::BpeSuffix(_) | Step::Spaces)) {
+        if each.iter().any(|step| matches!(step, Step::BpeSuffix(_))) {
             return None;
         }
         let (spelling, rest) = match rest {
@@ -246,8 +240,9 @@ enum Spelling {
 impl PerToken<'_> {
     /// Whether [`PerToken::bytes`] may differ for the first token.
     pub(crate) fn first_differs(&self) -> bool {
-        let depends =
-            |step: &Step| matches!(step, Step::WordPiece { .. } | Step::Metaspace { drops_first: true, .. });
+        let depends = |step: &Step| {
+            matches!(step, Step::WordPiece { .. } | Step::Metaspace { drops_first: true, .. } | Step::Spaces)
+        };
         self.each.iter().any(depends)
     }
 
@@ -275,10 +270,7 @@ impl Step {
     /// How many times as long, at most, a token becomes by what the file says.
     fn growth(&self) -> usize {
         match self {
-            Self::Replace { pattern: Pattern::Literal(literal), content } => {
-                content.len().div_ceil(literal.len()).max(1)
-            }
-            Self::Replace { content, .. } => content.len() + 1,
+            Self::Replace { pattern, content } => pattern.growth(content),
             _ => 1,
         }
     }
@@ -301,7 +293,6 @@ impl Step {
                 };
                 tokens.into_iter().enumerate().map(replaced).collect()
             }
-            Self::Spaces => vec![Cow::Owned(tokens.join(" "))],
             _ => tokens.into_iter().enumerate().map(|(idx, token)| self.apply_to(token, idx == 0)).collect(),
         }
     }
@@ -325,6 +316,7 @@ impl Step {
                     token
                 }
             }
+            Self::Spaces if !is_first => Cow::Owned(format!(" {token}")),
             Self::WordPiece { prefix, cleanup } => {
                 let token = if is_first {
                     token
@@ -435,8 +427,9 @@ mod tests {
             (bert, &["##a", "##b", ".", "n't", "c"]),
             (bytes, &["ĠÃ", "©", "é\u{ad}", "<|x|>"]),
             (t5, &["▁a▁b", "▁c", "<0x41>"]),
+            ("", &["", "a", "", "b"]),
         ] {
-            let decoder = decoder(json);
+            let decoder = if json.is_empty() { Decoder::spaces() } else { decoder(json) };
             let decoded = decoder.decode(tokens.iter().copied());
             assert_eq!(String::from_utf8_lossy(&by_table(&decoder, tokens)), decoded, "{json}");
         }
@@ -450,7 +443,6 @@ mod tests {
         for json in [fuse_first, replace_last, r#"{"type":"BPEDecoder","suffix":"</w>"}"#] {
             assert!(decoder(json).per_token().is_none(), "{json}");
         }
-        assert!(Decoder::spaces().per_token().is_none());
         assert!(!decoder(LLAMA).per_token().unwrap().first_differs());
         assert_eq!(Decoder::spaces().decode(["a", "b"]), "a b");
     }

@@ -32,6 +32,14 @@ enum Start {
     Whole(Decoder),
 }
 
+/// How much of the start of a text is decoded.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Begun {
+    /// Whether the table tells all that follows.
+    pub is_over: bool,
+    n_stripped: usize,
+}
+
 impl Decoding {
     /// Takes a decoder of `tokenizer.json`. `added` tells whether an id is an added token, which stands for itself.
     pub(crate) fn new(decoder: Decoder, vocab: &Vocab, added: impl Fn(u32) -> bool) -> Result<Self, Error> {
@@ -74,37 +82,45 @@ impl Decoding {
 
     /// Appends the bytes of `ids`, which begin a text. `vocab` is the one that the tables were made from.
     pub(crate) fn decode(&self, ids: &[u32], vocab: &Vocab, out: &mut Vec<u8>) -> Result<(), Error> {
-        let begin = out.len();
+        if let Start::Whole(decoder) = &self.start {
+            let tokens: Result<Vec<&str>, Error> =
+                ids.iter().map(|&id| vocab.token(id).ok_or(self.unknown(id))).collect();
+            out.extend_from_slice(decoder.decode(tokens?).as_bytes());
+            return Ok(());
+        }
+        let mut begun = Begun::default();
+        let mut rest = ids;
+        while let Some((&id, after)) = rest.split_first().filter(|_| !begun.is_over) {
+            self.begin(&mut begun, id, vocab, out)?;
+            rest = after;
+        }
+        self.bytes.decode(rest, out)
+    }
+
+    /// Appends the bytes of the next id at the start of a text, of a decoder that is a table.
+    pub(crate) fn begin(
+        &self,
+        begun: &mut Begun,
+        id: u32,
+        vocab: &Vocab,
+        out: &mut Vec<u8>,
+    ) -> Result<(), Error> {
+        let bytes = self.bytes.get(id)?;
+        begun.is_over = true;
         match &self.start {
-            Start::Same => self.bytes.decode(ids, out)?,
+            Start::Same | Start::Whole(_) => out.extend_from_slice(bytes),
+            Start::First(first) => out.extend_from_slice(first.get(id)?),
             Start::Strip(byte, n) => {
-                self.bytes.decode(ids, out)?;
-                let n_strip = out[begin..].iter().take(*n).take_while(|&b| b == byte).count();
-                out.drain(begin..begin + n_strip);
-            }
-            Start::First(first) => {
-                if let Some((&id, rest)) = ids.split_first() {
-                    out.extend_from_slice(first.get(id)?);
-                    self.bytes.decode(rest, out)?;
-                }
+                let n_more = n - begun.n_stripped;
+                let n_strip = bytes.iter().take(n_more).take_while(|&b| b == byte).count();
+                out.extend_from_slice(&bytes[n_strip..]);
+                begun.n_stripped += n_strip;
+                begun.is_over = n_strip < bytes.len() || n_strip == n_more;
             }
             Start::SentencePiece { decoder, kinds } => {
-                let mut at_start = decoder.start();
-                let mut n_started = 0;
-                for &id in ids {
-                    let token = vocab.token(id).ok_or(self.unknown(id))?;
-                    let kind = kinds.get(id as usize).copied().unwrap_or(PieceKind::Normal);
-                    if !at_start.push(token, kind, self.bytes.get(id)?, out) {
-                        break;
-                    }
-                    n_started += 1;
-                }
-                self.bytes.decode(&ids[n_started..], out)?;
-            }
-            Start::Whole(decoder) => {
-                let tokens: Result<Vec<&str>, Error> =
-                    ids.iter().map(|&id| vocab.token(id).ok_or(self.unknown(id))).collect();
-                out.extend_from_slice(decoder.decode(tokens?).as_bytes());
+                let token = vocab.token(id).ok_or(self.unknown(id))?;
+                let kind = kinds.get(id as usize).copied().unwrap_or(PieceKind::Normal);
+                begun.is_over = decoder.begin(token, kind, bytes, out);
             }
         }
         Ok(())

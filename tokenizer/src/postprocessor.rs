@@ -13,6 +13,10 @@ use crate::pretokenizer::ByteLevelSpec;
 /// The field of the file, for messages.
 const PART: &str = "post_processor";
 
+/// Most tokens and texts of a template; those in use have half a dozen. A name may stand for many tokens and stand many
+/// times.
+const MAX_PARTS: usize = 1000;
+
 /// A post-processor as `tokenizer.json` spells it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "type", deny_unknown_fields)]
@@ -222,6 +226,9 @@ fn expand(
                 format!("`{name}` with {} ids and {} tokens", special.ids.len(), special.tokens.len());
             return Err(unsupported(found, "as many of one as of the other"));
         }
+        if parts.len() + special.ids.len() > MAX_PARTS {
+            return Err(unsupported(format!("a template of more than {MAX_PARTS} tokens"), "shorter ones"));
+        }
         for (&id, token) in special.ids.iter().zip(&special.tokens) {
             parts.push(Part::Token(checked(token, id, id_of)?, type_id));
         }
@@ -326,6 +333,20 @@ mod tests {
             (CLS_SEP.replace(r#"["[SEP]"]"#, r#"["[END]"]"#), "`[END]` (id 8)"),
             (CLS_SEP.replace(r#""id":"A""#, r#""id":"B""#), "`single`"),
             (CLS_SEP.replace("[8]", "[8,8]"), "2 ids and 1 tokens"),
+            (
+                CLS_SEP
+                    .replace("[8]", &format!("[{}]", vec!["8"; 400].join(",")))
+                    .replace(r#"["[SEP]"]"#, &format!("[{}]", vec![r#""[SEP]""#; 400].join(",")))
+                    .replacen(
+                        r#"{"Sequence""#,
+                        &format!(
+                            "{}{{\"Sequence\"",
+                            r#"{"SpecialToken":{"id":"[SEP]","type_id":0}},"#.repeat(3)
+                        ),
+                        1,
+                    ),
+                "more than 1000 tokens",
+            ),
             (CLS_SEP.replace(r#""id":"[CLS]","type_id""#, r#""id":"[cls]","type_id""#), "`[cls]`"),
         ] {
             let error = compile(&wrong).unwrap_err();

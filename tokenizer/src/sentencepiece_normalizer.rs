@@ -9,9 +9,14 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::Error;
+use crate::added::MAX_CONTENT;
 use crate::charsmap::CharsMap;
 use crate::definition::PieceKind;
 use crate::trie::Trie;
+
+/// Longest text in bytes that a map may replace at once; those of published maps have a dozen. A damaged map may have
+/// circles, and would otherwise look at all that is left at every place of a text.
+const MAX_KEY: usize = 256;
 
 /// Stands for a space in the vocabulary.
 const SPACE: &str = "\u{2581}";
@@ -92,17 +97,17 @@ impl SentencePieceNormalizer {
             found: error.to_string(),
             supported: "the fields of a sentencepiece normalizer",
         })?;
-        let blob = crate::base64::decode(part.precompiled_charsmap.as_bytes()).ok_or(Error::Unsupported {
-            part: "normalizer",
-            found: "a `precompiled_charsmap` that is not base64".to_owned(),
-            supported: "base64",
-        })?;
-        Self::new(&part, CharsMap::parse(&blob)?)
+        Self::new(&part, CharsMap::from_base64(&part.precompiled_charsmap)?)
     }
 
     /// `map` is the parsed `precompiled_charsmap`.
     fn new(part: &SentencePieceJson, map: CharsMap) -> Result<Self, Error> {
         let symbols = part.user_defined_symbols.iter().filter(|symbol| !symbol.is_empty());
+        if let Some((symbol, id)) = symbols.clone().zip(0..).find(|(symbol, _)| symbol.len() > MAX_CONTENT) {
+            let token = symbol.chars().take(100).collect();
+            let reason = "is longer than the 4096 bytes that a user-defined token may have";
+            return Err(Error::BadToken { token, id, reason });
+        }
         let user_defined = Trie::new(symbols.zip(0..))?;
         let has_user_defined = !part.user_defined_symbols.is_empty();
         let plain = std::array::from_fn(|byte| {
@@ -192,7 +197,8 @@ impl SentencePieceNormalizer {
         if let Some((len, _)) = self.user_defined.as_ref().and_then(|trie| trie.longest(text.as_bytes())) {
             return (&text[..len], len);
         }
-        if let Some((len, replacement)) = self.map.longest_match(text.as_bytes())
+        let key = &text.as_bytes()[..text.len().min(MAX_KEY)];
+        if let Some((len, replacement)) = self.map.longest_match(key)
             && text.is_char_boundary(len)
         {
             return (replacement, len);
@@ -263,13 +269,6 @@ impl SentencePieceDecoder {
     }
 }
 
-/// Decoding at the start of a text, where spaces go.
-pub(crate) struct AtStart<'d> {
-    decoder: &'d SentencePieceDecoder,
-    gave_space: bool,
-    begin: Option<usize>,
-}
-
 impl SentencePieceDecoder {
     /// What a token stands for inside a text.
     pub(crate) fn bytes(&self, token: &str, kind: PieceKind) -> Vec<u8> {
@@ -281,29 +280,16 @@ impl SentencePieceDecoder {
         }
     }
 
-    /// Begins a text.
-    pub(crate) fn start(&self) -> AtStart<'_> {
-        AtStart { decoder: self, gave_space: false, begin: None }
-    }
-}
-
-impl AtStart<'_> {
-    /// Appends a token that stands for `bytes` inside a text, unless the start is over; then nothing happens.
-    pub(crate) fn push(&mut self, token: &str, kind: PieceKind, bytes: &[u8], out: &mut Vec<u8>) -> bool {
-        let begin = *self.begin.get_or_insert(out.len());
-        if self.gave_space || out.len() > begin || kind == PieceKind::Byte {
-            return false;
-        }
-        let is_text = !matches!(kind, PieceKind::Control | PieceKind::Unknown);
-        let drops = self.decoder.add_dummy_prefix || self.decoder.remove_extra_whitespaces;
-        if is_text && drops && token.starts_with(SPACE) {
-            out.extend_from_slice(&bytes[1..]);
-            // Where extra spaces go, every token at the start gives one.
-            self.gave_space = !self.decoder.remove_extra_whitespaces;
-        } else {
-            out.extend_from_slice(bytes);
-        }
-        true
+    /// Appends a token at the start of a text, where spaces go; it stands for `bytes` inside a text. Gives whether the
+    /// start is over.
+    pub(crate) fn begin(&self, token: &str, kind: PieceKind, bytes: &[u8], out: &mut Vec<u8>) -> bool {
+        let drops = self.add_dummy_prefix || self.remove_extra_whitespaces;
+        let is_text = !matches!(kind, PieceKind::Control | PieceKind::Unknown | PieceKind::Byte);
+        let gives_space = is_text && drops && token.starts_with(SPACE);
+        let bytes = if gives_space { &bytes[1..] } else { bytes };
+        out.extend_from_slice(bytes);
+        // Where extra spaces go, every token at the start gives one.
+        !bytes.is_empty() || kind == PieceKind::Byte || gives_space && !self.remove_extra_whitespaces
     }
 }
 
@@ -361,6 +347,25 @@ mod tests {
         let (out, origins) = normalize(&json(&[" x "], true, true, false), "a x b");
         assert_eq!(out, "\u{2581}a\u{2581}x\u{2581}b");
         assert_eq!(origins[3..5], [(0, 1), (1, 4)]);
+    }
+
+    #[test]
+    fn a_map_with_circles_takes_linear_time() {
+        let mut part = json(&[], false, false, false);
+        let map = crate::charsmap::tests::cyclic("x");
+        part["precompiled_charsmap"] = crate::base64::encode(&map).into();
+        let normalizer = SentencePieceNormalizer::from_json(&part).unwrap();
+        // What follows the last `a` keeps an entry from being the whole rest.
+        let text = "\u{e9}".to_owned() + &"a".repeat(1000) + "b";
+        let mut out = String::new();
+        normalizer.normalize(&text, &mut out, &mut ());
+        assert_eq!(out, "\u{e9}xxxxb", "four entries of at most 256 bytes");
+    }
+
+    #[test]
+    fn a_very_long_user_defined_token_is_refused() {
+        let error = SentencePieceNormalizer::from_json(&json(&[&"a".repeat(4097)], true, true, false));
+        assert!(error.unwrap_err().to_string().contains("longer than the 4096 bytes"));
     }
 
     #[test]

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::Error;
 use crate::build;
-use crate::decoding::Decoding;
+use crate::decoding::{Begun, Decoding};
 use crate::definition::{Definition, Merges, ModelDef};
 use crate::hash::Fnv;
 use crate::model::{Model, Scratch};
@@ -185,6 +185,11 @@ impl Tokenizer {
     /// Decodes ids that arrive one by one.
     pub fn decode_stream(&self) -> DecodeStream {
         DecodeStream::new(self.clone())
+    }
+
+    /// Appends the bytes of the next id of a text that has begun so far.
+    pub(crate) fn begin_decoding(&self, begun: &mut Begun, id: u32, out: &mut Vec<u8>) -> Result<(), Error> {
+        self.inner.decoding.begin(begun, id, &self.inner.vocab, out)
     }
 
     /// Whether a token's text depends on nothing but whether it is the first.

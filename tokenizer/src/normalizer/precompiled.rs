@@ -31,6 +31,11 @@ impl Precompiled {
         precompiled
     }
 
+    /// How many times as long, at most, a text becomes.
+    pub(super) fn growth(&self) -> usize {
+        self.map.growth(LOOKED_UP)
+    }
+
     /// The shortest entry that `part` starts with, or that its first five bytes start with.
     fn entry(&self, part: &str) -> Option<&str> {
         // No more is ever replaced, and a damaged map could ask for any number of bytes.

@@ -42,6 +42,19 @@ pub(crate) enum Pattern {
     GivesBack(Regex),
 }
 
+/// Refuses a part of which all steps together may make text more than `limit` times as long: a small file could ask for
+/// any number.
+pub(crate) fn check_growth(growth: usize, limit: usize, part: &'static str) -> Result<(), Error> {
+    if growth <= limit {
+        return Ok(());
+    }
+    Err(Error::Unsupported {
+        part,
+        found: format!("replacements that may make text {growth} times as long"),
+        supported: "replacements of text by text of about the same length",
+    })
+}
+
 impl PatternSpec {
     /// 1 if it must be compiled.
     pub(crate) fn n_patterns(&self) -> usize {
@@ -83,6 +96,14 @@ impl Pattern {
             PatternSpec::String(_) => None,
         }
         .map_or_else(|| Self::compile(spec, part, n_patterns), Ok)
+    }
+
+    /// How many times as long, at most, a text becomes if all matches are replaced by `content`.
+    pub(crate) fn growth(&self, content: &str) -> usize {
+        match self {
+            Self::Literal(literal) => content.len().div_ceil(literal.len()).max(1),
+            _ => content.len() + 1,
+        }
     }
 
     /// Calls `each` with the matches in `text` and what lies between, in order, and whether it is a match. Matches may
