@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use crate::Split;
+use crate::hash::Fnv;
 
 /// A tokenizer as a file describes it.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -137,23 +138,48 @@ pub(crate) enum ModelDef {
 }
 
 impl ModelDef {
-    /// Names and flags as text: what a model has besides its vocabulary, merges and scores.
-    pub(crate) fn settings(&self) -> String {
+    /// Hashes the names and flags: what a model has besides its vocabulary, merges and scores. Hashes are stored, so each
+    /// field is named here and nothing may change that a file could have asked for before.
+    pub(crate) fn hash_settings(&self, fnv: &mut Fnv) {
+        let name = |fnv: &mut Fnv, name: &Option<String>| {
+            fnv.number(name.is_some().into());
+            fnv.string(name.as_deref().unwrap_or_default().as_bytes());
+        };
+        let kinds_of = |fnv: &mut Fnv, kinds: &[PieceKind]| {
+            let kinds: Vec<u8> = kinds.iter().map(|&kind| kind as u8).collect();
+            fnv.string(&kinds);
+        };
         match self {
             // Every byte has a token, so nothing is ever unknown.
-            Self::Bpe(def) if def.byte_level => format!("bytes {}", def.ignore_merges),
+            Self::Bpe(BpeDef { byte_level: true, ignore_merges, .. }) => {
+                fnv.string(format!("bytes {ignore_merges}").as_bytes());
+            }
             Self::Bpe(def) => {
-                let BpeDef { merges: _, kinds, .. } = def;
-                let flags = BpeDef { merges: Merges::default(), kinds: Vec::new(), ..def.clone() };
-                format!("bpe {flags:?} {kinds:?}")
+                fnv.string(b"bpe");
+                fnv.string(&[def.byte_fallback, def.fuse_unk, def.ignore_merges].map(u8::from));
+                name(fnv, &def.unk_token);
+                name(fnv, &def.continuing_subword_prefix);
+                name(fnv, &def.end_of_word_suffix);
+                kinds_of(fnv, &def.kinds);
             }
             Self::Unigram(def) => {
-                let UnigramDef { scores: _, unk_id, byte_fallback, rule, kinds } = def;
-                format!("unigram {unk_id:?} {byte_fallback} {rule:?} {kinds:?}")
+                fnv.string(b"unigram");
+                fnv.number(def.unk_id.map_or(u64::MAX, u64::from));
+                fnv.string(&[u8::from(def.byte_fallback), def.rule as u8]);
+                kinds_of(fnv, &def.kinds);
             }
-            Self::WordPiece(def) => format!("{def:?}"),
-            Self::WordLevel(def) => format!("{def:?}"),
-            Self::Char => "char".to_owned(),
+            Self::WordPiece(def) => {
+                fnv.string(b"wordpiece");
+                for name in [&def.unk_token, &def.continuing_subword_prefix, &def.word_start] {
+                    fnv.string(name.as_bytes());
+                }
+                fnv.number(def.max_input_chars_per_word as u64);
+            }
+            Self::WordLevel(def) => {
+                fnv.string(b"wordlevel");
+                fnv.string(def.unk_token.as_bytes());
+            }
+            Self::Char => fnv.string(b"char"),
         }
     }
 }
@@ -213,11 +239,11 @@ pub(crate) struct UnigramDef {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum UnigramRule {
     /// `tokenizer.json`: double precision; all tokens.
-    HuggingFace,
+    HuggingFace = 0,
     /// A `.model`: single precision; normal and user-defined tokens, and these always win.
-    SentencePiece,
+    SentencePiece = 1,
     /// A GGUF: double precision; unused tokens too.
-    LlamaCpp,
+    LlamaCpp = 2,
 }
 
 /// WordPiece.
@@ -241,12 +267,12 @@ pub(crate) struct WordLevelDef {
 /// What a token is, in sentencepiece and GGUF files.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum PieceKind {
-    Normal,
-    Unknown,
-    Control,
-    UserDefined,
-    Unused,
-    Byte,
+    Normal = 1,
+    Unknown = 2,
+    Control = 3,
+    UserDefined = 4,
+    Unused = 5,
+    Byte = 6,
 }
 
 impl PieceKind {

@@ -10,10 +10,11 @@ use serde::{Deserialize, Serialize};
 use crate::Error;
 use crate::build;
 use crate::decoding::{Begun, Decoding};
-use crate::definition::{Definition, Merges, ModelDef};
+use crate::definition::{AddedTokenDef, Definition, Merges, ModelDef};
 use crate::hash::Fnv;
 use crate::model::{Model, Scratch};
 use crate::pipeline::{Pipeline, Start};
+use crate::postprocessor::Around;
 use crate::stream::DecodeStream;
 use crate::vocab::Vocab;
 
@@ -53,6 +54,9 @@ pub struct EncodeOptions {
     pub add_special: bool,
 }
 
+/// A whole text that is nothing but text.
+const PLAIN: Start = Start { is_first: true, parse_special: false };
+
 pub(crate) struct Inner {
     /// What the file said, but for the vocabulary.
     pub def: Definition,
@@ -67,25 +71,16 @@ pub(crate) struct Inner {
     scratch: Mutex<Vec<Scratch>>,
 }
 
-/// Ids around a text.
-#[derive(Debug, Default)]
-pub(crate) struct Around {
-    pub prefix: Vec<u32>,
-    pub suffix: Vec<u32>,
-}
-
 /// Encoding and decoding.
 impl Tokenizer {
     /// The ids of `text`. A special token that the text spells is encoded as the plain characters it consists of.
     pub fn encode(&self, text: &str) -> Vec<u32> {
-        let mut ids = Vec::new();
-        self.encode_into(text, &mut ids);
-        ids
+        self.encode_with(text, EncodeOptions::default())
     }
 
     /// Appends the ids of `text` to `ids`, as [`Tokenizer::encode`] gives them.
     pub fn encode_into(&self, text: &str, ids: &mut Vec<u32>) {
-        self.inner.encode(text, false, &mut self.scratch(), ids);
+        self.inner.encode(text, PLAIN, &mut self.scratch(), ids);
     }
 
     /// The ids of `text`, in which special tokens are recognised. Only for text that may carry structure: never for
@@ -100,9 +95,14 @@ impl Tokenizer {
         if options.add_special {
             ids.extend_from_slice(&self.inner.around.prefix);
         }
-        self.inner.encode(text, options.parse_special, &mut self.scratch(), &mut ids);
+        let start = Start { parse_special: options.parse_special, ..PLAIN };
+        self.inner.encode(text, start, &mut self.scratch(), &mut ids);
         if options.add_special {
             ids.extend_from_slice(&self.inner.around.suffix);
+        }
+        // Room is made for what a text may at most need, a token for each byte.
+        if ids.len() < ids.capacity() / 2 {
+            ids.shrink_to_fit();
         }
         ids
     }
@@ -117,7 +117,7 @@ impl Tokenizer {
             tokens.extend(around.prefix.iter().map(none(0)));
         }
         let mut scratch = self.scratch();
-        let start = Start { is_first: true, parse_special: options.parse_special };
+        let start = Start { parse_special: options.parse_special, ..PLAIN };
         pipeline.encode_offsets(text, start, &mut scratch, &mut tokens);
         if options.add_special {
             tokens.extend(around.suffix.iter().map(none(text.len())));
@@ -133,8 +133,11 @@ impl Tokenizer {
         tokens
     }
 
-    /// The ids of any bytes. What is UTF-8 is encoded as text, each other byte for itself; if the model has no tokens for
-    /// bytes, as U+FFFD.
+    /// The ids of any bytes. What is UTF-8 is encoded as text, each other byte for itself; if the model has not a token
+    /// for every byte, as U+FFFD.
+    ///
+    /// Between bytes that are no UTF-8, each stretch of text is normalized and cut by itself: a file that puts a space
+    /// before all text (`Prepend`, `add_prefix_space`, sentencepiece's dummy prefix) puts one before each.
     pub fn encode_bytes(&self, bytes: &[u8]) -> Vec<u32> {
         if let Ok(text) = std::str::from_utf8(bytes) {
             return self.encode(text);
@@ -144,9 +147,11 @@ impl Tokenizer {
         if !model.encode_bytes(&[], &mut ids) {
             return self.encode(&String::from_utf8_lossy(bytes));
         }
+        let mut start = PLAIN;
         for chunk in bytes.utf8_chunks() {
-            self.inner.encode(chunk.valid(), false, &mut scratch, &mut ids);
+            self.inner.encode(chunk.valid(), start, &mut scratch, &mut ids);
             model.encode_bytes(chunk.invalid(), &mut ids);
+            start.is_first = false;
         }
         ids
     }
@@ -155,7 +160,7 @@ impl Tokenizer {
     pub fn encode_batch<S: AsRef<str> + Sync>(&self, texts: &[S]) -> Vec<Vec<u32>> {
         let encode = |(scratch, ids): &mut (Borrowed<'_>, Vec<u32>), text: &S| {
             ids.clear();
-            self.inner.encode(text.as_ref(), false, scratch, ids);
+            self.inner.encode(text.as_ref(), PLAIN, scratch, ids);
             // As large as it must be, however much the ids of a text may at most be.
             ids.as_slice().to_vec()
         };
@@ -172,7 +177,8 @@ impl Tokenizer {
             .unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned()))
     }
 
-    /// The bytes of `ids`: exactly what was encoded, if the file's normalizer changes nothing.
+    /// The bytes of `ids`: exactly what was encoded, if neither the file's normalizer nor its pre-tokenizer changes,
+    /// adds or drops anything (`Metaspace`, `add_prefix_space`, `Whitespace`) and no character is unknown.
     ///
     /// # Errors
     /// [`Error::UnknownId`].
@@ -253,7 +259,8 @@ impl Tokenizer {
         self.token_to_id(content).filter(|&id| self.is_special(id))
     }
 
-    /// Whether `id` is a special token, which no plain text gives.
+    /// Whether `id` is a special token. No plain text gives one by spelling it; only the token for unknown characters or
+    /// words, which may be special too (`[UNK]`), stands for what a text holds.
     pub fn is_special(&self, id: u32) -> bool {
         self.inner.pipeline.added.get(id).is_some_and(|token| token.special)
     }
@@ -327,8 +334,8 @@ impl Inner {
         Self { def, vocab, added_only, pipeline, decoding, around, hash, scratch }
     }
 
-    fn encode(&self, text: &str, parse_special: bool, scratch: &mut Scratch, ids: &mut Vec<u32>) {
-        self.pipeline.encode(text, parse_special, scratch, ids);
+    fn encode(&self, text: &str, start: Start, scratch: &mut Scratch, ids: &mut Vec<u32>) {
+        self.pipeline.encode(text, start, scratch, ids);
     }
 
     /// Hashes all that decides ids.
@@ -351,18 +358,32 @@ impl Inner {
             ModelDef::WordPiece(_) | ModelDef::WordLevel(_) | ModelDef::Char => {}
         }
         // The rest of the model: names and flags.
-        fnv.string(model.settings().as_bytes());
+        model.hash_settings(&mut fnv);
         fnv.number(self.vocab.len() as u64);
         for (token, id) in self.vocab.iter() {
             fnv.string(token.as_bytes());
             fnv.number(id.into());
-            let rules = self.pipeline.added.get(id).map(|token| {
-                [token.special, token.normalized, token.lstrip, token.rstrip, token.single_word]
-            });
-            fnv.string(&rules.unwrap_or_default().map(u8::from));
+            fnv.string(&self.pipeline.added.get(id).map(flags).unwrap_or_default());
+        }
+        // Where there is none of these, the hash is that of older versions: shards stay good.
+        for token in self.pipeline.added.by_id().filter(|token| flags(token) == [0; 5]) {
+            fnv.string(b"added");
+            fnv.number(token.id.into());
+        }
+        for (side, ids) in [("prefix", &self.around.prefix), ("suffix", &self.around.suffix)] {
+            if !ids.is_empty() {
+                fnv.string(side.as_bytes());
+                fnv.number(ids.len() as u64);
+                ids.iter().for_each(|&id| fnv.number(id.into()));
+            }
         }
         fnv.finish()
     }
+}
+
+/// What an added token's flags are in the hash.
+fn flags(token: &AddedTokenDef) -> [u8; 5] {
+    [token.special, token.normalized, token.lstrip, token.rstrip, token.single_word].map(u8::from)
 }
 
 impl Deref for Borrowed<'_> {

@@ -108,3 +108,71 @@ fn random_text(seed: u64) -> String {
     }
     text
 }
+
+/// Shards of tokens on disk have these hashes. Where one must change, all that were made with such a file are refused,
+/// so say so where the change is announced.
+#[test]
+fn hashes_stay_the_same() {
+    let found: Vec<String> =
+        trained()
+            .iter()
+            .map(|(name, tokenizer)| (*name, tokenizer.hash()))
+            .chain(["gpt2", "qwen2", "llama2", "bert", "xlm-roberta"].map(|name| {
+                (name, Tokenizer::load(fixture(&format!("exactness/{name}.json"))).unwrap().hash())
+            }))
+            .map(|(name, hash)| format!("{name} {hash:016x}"))
+            .collect();
+    let expected = [
+        "flint-char ac1cfbc3c9683c36",
+        "flint-gpt2 68e219574be4d98a",
+        "flint-gpt4 3b62b21ecd7d9219",
+        "gpt2 4f1c11f57756e5c9",
+        "qwen2 ba1b7b8bfc8501d6",
+        "llama2 1d8d14e74105a7b8",
+        "bert e93c08a1df596fbf",
+        "xlm-roberta 6fd9ee54aa9ca2e0",
+    ];
+    assert_eq!(found, expected);
+}
+
+#[test]
+fn all_that_decides_ids_is_in_the_hash() {
+    let file: serde_json::Value =
+        serde_json::from_slice(&fs::read(fixture("flint-gpt2.json")).unwrap()).unwrap();
+    let hash = |change: &dyn Fn(&mut serde_json::Value)| {
+        let mut file = file.clone();
+        change(&mut file);
+        Tokenizer::from_json(file.to_string().as_bytes()).unwrap().hash()
+    };
+    let template = |before: &str, after: &str| {
+        let special = |token: &str| serde_json::json!({"SpecialToken": {"id": token, "type_id": 0}});
+        let sequence = serde_json::json!([{"Sequence": {"id": "A", "type_id": 0}}]);
+        let single: Vec<_> = [special(before)]
+            .into_iter()
+            .filter(|_| !before.is_empty())
+            .chain(sequence.as_array().unwrap().clone())
+            .chain([special(after)].into_iter().filter(|_| !after.is_empty()))
+            .collect();
+        let end = "<|endoftext|>";
+        serde_json::json!({"type": "TemplateProcessing", "single": single, "pair": [],
+            "special_tokens": {end: {"id": end, "ids": [0], "tokens": [end]}}})
+    };
+    let add = |file: &mut serde_json::Value, flags: serde_json::Value| {
+        let mut token = serde_json::json!({"id": 64 + 5, "content": "a"});
+        token["id"] = file["model"]["vocab"]["a"].clone();
+        token.as_object_mut().unwrap().extend(flags.as_object().unwrap().clone());
+        file["added_tokens"].as_array_mut().unwrap().push(token);
+    };
+    let hashes = [
+        hash(&|_| {}),
+        hash(&|file| add(file, serde_json::json!({}))),
+        hash(&|file| add(file, serde_json::json!({"lstrip": true}))),
+        hash(&|file| add(file, serde_json::json!({"single_word": true}))),
+        hash(&|file| file["post_processor"] = template("<|endoftext|>", "")),
+        hash(&|file| file["post_processor"] = template("", "<|endoftext|>")),
+        hash(&|file| file["post_processor"] = template("<|endoftext|>", "<|endoftext|>")),
+        hash(&|file| file["model"]["ignore_merges"] = true.into()),
+    ];
+    let distinct: std::collections::BTreeSet<u64> = hashes.into_iter().collect();
+    assert_eq!(distinct.len(), hashes.len(), "{hashes:x?}");
+}
