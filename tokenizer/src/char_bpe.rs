@@ -20,7 +20,7 @@ mod long;
 mod table;
 
 use crate::Error;
-use crate::alphabet::fallback_ids;
+use crate::alphabet::{NO_BYTE, fallback_ids};
 use crate::definition::{BpeDef, Merges, PieceKind};
 use crate::model::unk_id;
 use crate::pieces::PieceMap;
@@ -238,6 +238,11 @@ impl CharBpe {
             rest = after;
         }
         out.finish();
+    }
+
+    /// The token of each byte, if all have one.
+    pub(crate) fn byte_ids(&self) -> Option<&[u32]> {
+        Some(&self.byte_ids[..]).filter(|ids| !ids.is_empty() && !ids.contains(&NO_BYTE))
     }
 
     fn encode_word<S: Sink>(&self, word: &str, scratch: &mut Scratch, out: &mut Output<'_, S>) {
@@ -648,6 +653,113 @@ mod tests {
             model.joined = None;
             prop_assert_eq!(encode(&model, &text), found);
         }
+    }
+
+    const PREFIX: &str = "##";
+    const SUFFIX: &str = "</w>";
+
+    /// Tokens, and merges of their positions among them, with and without affixes.
+    fn ranked() -> (Vec<String>, Vec<(u32, u32)>) {
+        let plain = ["<unk>", "a", "b", "\u{2581}", "aa", "ab", "bb", "\u{2581}\u{2581}", "abb", "\u{2581}a"];
+        let mut tokens: Vec<String> = plain.iter().map(|&token| token.to_owned()).collect();
+        tokens.extend(plain[1..].iter().map(|token| format!("{PREFIX}{token}")));
+        tokens.extend(["a", "b", "ab", "aa", "##b", "##bb", "##ab"].map(|token| format!("{token}{SUFFIX}")));
+        tokens.extend("y\u{e9}#".bytes().map(crate::alphabet::fallback_spelling));
+        let id = |token: &str| tokens.iter().position(|known| known == token).map(|id| id as u32);
+        let pairs = [
+            ("a", "##b"),
+            ("##a", "##b"),
+            ("a", "b"),
+            ("##b", "##b</w>"),
+            ("a", "a"),
+            ("##a", "##a"),
+            ("\u{2581}", "\u{2581}"),
+            ("##\u{2581}", "##\u{2581}"),
+            ("ab", "##b"),
+            ("ab", "b"),
+            ("\u{2581}", "a"),
+            ("a", "##b</w>"),
+            ("a", "b</w>"),
+            ("##a", "##b</w>"),
+            ("##b", "##b"),
+            ("b", "b"),
+            ("\u{2581}", "##a"),
+        ];
+        let merges = pairs.iter().map(|(left, right)| (id(left).unwrap(), id(right).unwrap())).collect();
+        (tokens, merges)
+    }
+
+    /// Hugging Face's rules one by one: how a word is spelled, then the pair of the lowest rank, the leftmost of equals.
+    fn ranked_by_definition(tokens: &[String], def: &BpeDef, word: &str) -> Vec<u32> {
+        let id = |token: &str| tokens.iter().position(|known| known == token).map(|id| id as u32);
+        let unk = def.unk_token.as_deref().and_then(id);
+        let prefix = def.continuing_subword_prefix.as_deref().unwrap_or("");
+        let suffix = def.end_of_word_suffix.as_deref().unwrap_or("");
+        let (mut ids, mut waits) = (Vec::new(), false);
+        for (idx, c) in word.char_indices() {
+            let is_last = idx + c.len_utf8() == word.len();
+            let spelled =
+                format!("{}{c}{}", if idx > 0 { prefix } else { "" }, if is_last { suffix } else { "" });
+            let bytes = || spelled.bytes().map(|byte| id(&crate::alphabet::fallback_spelling(byte)));
+            if let Some(id) = id(&spelled) {
+                ids.extend(unk.filter(|_| std::mem::take(&mut waits)));
+                ids.push(id);
+            } else if let Some(bytes) = bytes().collect::<Option<Vec<u32>>>().filter(|_| def.byte_fallback) {
+                ids.extend(bytes);
+            } else if let Some(unk) = unk {
+                ids.extend(Some(unk).filter(|_| waits && !def.fuse_unk));
+                waits = true;
+            }
+        }
+        ids.extend(unk.filter(|_| waits));
+        let Merges::Ranked(pairs) = &def.merges else { panic!("ranked merges") };
+        loop {
+            let rank = |pair: &[u32]| pairs.iter().position(|&known| known == (pair[0], pair[1]));
+            let ranks = ids.windows(2).enumerate().filter_map(|(idx, pair)| Some((rank(pair)?, idx)));
+            let Some((rank, idx)) = ranks.min() else { return ids };
+            let [left, right] = [pairs[rank].0, pairs[rank].1].map(|id| &tokens[id as usize][..]);
+            let merged = id(&format!("{left}{}", &right[prefix.len()..])).unwrap();
+            ids.splice(idx..idx + 2, [merged]);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn affixes_and_unknown_characters_follow_the_definition(
+            word in "([ab\u{2581}]|[aby\u{e9}z\u{2581}#]|aa|ab){0,70}",
+            flags: [bool; 5],
+        ) {
+            let [prefix, suffix, unk, fuse_unk, byte_fallback] = flags;
+            let (tokens, merges) = ranked();
+            // A merge that makes no token with these affixes would be refused.
+            let affix = |is_there: bool, affix: &str| is_there.then(|| affix.to_owned());
+            let n_prefix = if prefix { PREFIX.len() } else { 0 };
+            let makes_token = |&(left, right): &(u32, u32)| {
+                let [left, right] = [left, right].map(|id| &tokens[id as usize][..]);
+                right.get(n_prefix..).is_some_and(|right| tokens.contains(&format!("{left}{right}")))
+            };
+            let def = BpeDef {
+                merges: Merges::Ranked(merges.into_iter().filter(makes_token).collect()),
+                unk_token: affix(unk, "<unk>"),
+                continuing_subword_prefix: affix(prefix, PREFIX),
+                end_of_word_suffix: affix(suffix, SUFFIX),
+                fuse_unk,
+                byte_fallback,
+                ..BpeDef::default()
+            };
+            let model = CharBpe::new(&tokens.iter().map(String::as_str).collect::<Vec<_>>(), &def).unwrap();
+            let mut ids = Vec::new();
+            model.encode(&word, &mut Scratch::new(), &mut ids);
+            prop_assert_eq!(ids, ranked_by_definition(&tokens, &def, &word));
+        }
+    }
+
+    #[test]
+    fn long_affixes_are_refused() {
+        let long = Some("#".repeat(65));
+        let def = BpeDef { continuing_subword_prefix: long, ..BpeDef::default() };
+        let message = CharBpe::new(&tokens(), &def).unwrap_err().to_string();
+        assert!(message.contains("a prefix or suffix of 65 bytes"), "{message}");
     }
 
     #[test]

@@ -92,11 +92,21 @@ impl Model {
 
     /// Appends one id for each byte; whether the model has one for every byte.
     pub(crate) fn encode_bytes(&self, bytes: &[u8], ids: &mut Vec<u32>) -> bool {
-        match self {
-            Self::Bytes(bpe, _) => bpe.encode_bytes(bytes, ids),
-            Self::Char(model) => model.encode_bytes(bytes, ids),
-            _ => return false,
-        }
+        let byte_ids = match self {
+            Self::Bytes(bpe, _) => {
+                bpe.encode_bytes(bytes, ids);
+                return true;
+            }
+            Self::Char(model) => {
+                model.encode_bytes(bytes, ids);
+                return true;
+            }
+            Self::Chars(model) => model.byte_ids(),
+            Self::Unigram(model) => model.byte_ids(),
+            Self::WordPiece(_) | Self::WordLevel(_) => None,
+        };
+        let Some(byte_ids) = byte_ids else { return false };
+        ids.extend(bytes.iter().map(|&byte| byte_ids[usize::from(byte)]));
         true
     }
 }

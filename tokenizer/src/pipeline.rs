@@ -43,11 +43,12 @@ pub(crate) type Placed = (u32, Range<usize>);
 
 impl Pipeline {
     /// Appends the ids of `text`. Special tokens are text unless `parse_special`; other added tokens always count.
-    pub(crate) fn encode(&self, text: &str, parse_special: bool, scratch: &mut Scratch, ids: &mut Vec<u32>) {
+    pub(crate) fn encode(&self, text: &str, start: Start, scratch: &mut Scratch, ids: &mut Vec<u32>) {
+        let Start { is_first: starts_text, parse_special } = start;
         self.added.split_raw(text, parse_special, |part| match part {
             Part::Token { id, .. } => ids.push(id),
             Part::Text(range) => {
-                let is_first = range.start == 0;
+                let is_first = starts_text && range.start == 0;
                 match self.plain_bytes() {
                     Some((bpe, _, split)) => {
                         let text = self.normalizer.plain(&text[range]);

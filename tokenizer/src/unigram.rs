@@ -94,6 +94,11 @@ impl Unigram {
         })
     }
 
+    /// The token of each byte, if all have one.
+    pub(crate) fn byte_ids(&self) -> Option<&[u32]> {
+        Some(&self.byte_ids[..]).filter(|ids| !ids.is_empty() && !ids.contains(&NO_BYTE))
+    }
+
     /// Gives the tokens of a text.
     pub(crate) fn encode<S: Sink>(&self, text: &str, scratch: &mut Scratch, sink: &mut S) {
         match self.rule {

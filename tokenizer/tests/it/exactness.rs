@@ -13,7 +13,6 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use rayon::prelude::*;
@@ -21,7 +20,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use tokenizer::{EncodeOptions, Kind, Tokenizer};
 
-use crate::{corpus, fixture};
+use crate::{assets, corpus, fixture};
 
 /// Strings in all, and those under one digest.
 const N_STRINGS: usize = 100_000;
@@ -271,10 +270,6 @@ fn in_assets(name: &str) -> Option<Option<PathBuf>> {
     Some(assets().map(|assets| assets.join(path)))
 }
 
-fn assets() -> Option<PathBuf> {
-    std::env::var_os("FLINT_ASSETS").map(PathBuf::from)
-}
-
 /// What the script calls so.
 fn bare_model(path: &Path) -> Tokenizer {
     let case: Value = serde_json::from_slice(&fs::read(path).unwrap()).unwrap();
@@ -419,10 +414,7 @@ fn streams_give_what_decoding_gives() {
 /// llama.cpp's own suites: texts between marker lines, and a line of ids for each, without what goes around a text.
 #[test]
 fn llama_cpp_suites_are_equal() {
-    let Some(assets) = assets() else {
-        let _ = writeln!(std::io::stderr(), "skipped: FLINT_ASSETS is not set");
-        return;
-    };
+    let Some(assets) = assets() else { return };
     for name in ["gpt-2", "qwen2", "bert-bge", "phi-3"] {
         let path = assets.join(format!("tokenizers/vocab-suites/ggml-vocab-{name}.gguf"));
         let read = |suffix: &str| fs::read_to_string(format!("{}.{suffix}", path.display())).unwrap();
@@ -443,10 +435,7 @@ fn llama_cpp_suites_are_equal() {
 /// One model in three files: sentencepiece's, Hugging Face's conversion and llama.cpp's.
 #[test]
 fn a_gguf_gives_the_ids_of_the_model_it_was_made_from() {
-    let Some(assets) = assets() else {
-        let _ = writeln!(std::io::stderr(), "skipped: FLINT_ASSETS is not set");
-        return;
-    };
+    let Some(assets) = assets() else { return };
     let folder = assets.join("models/stories260k");
     let gguf = Tokenizer::load(folder.join("stories260K-q8_0.gguf")).unwrap();
     let model = Tokenizer::load(folder.join("hf/tokenizer.model")).unwrap();

@@ -10,6 +10,7 @@ mod round_trip;
 mod small;
 mod training;
 
+use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use tokenizer::train::Trainer;
@@ -18,6 +19,15 @@ use tokenizer::{Kind, Split, Tokenizer};
 /// A file of `tests/fixtures`.
 fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name)
+}
+
+/// The folder of files that are too large to commit; says so if there is none.
+fn assets() -> Option<PathBuf> {
+    let assets = std::env::var_os("FLINT_ASSETS").map(PathBuf::from);
+    if assets.is_none() {
+        let _ = writeln!(std::io::stderr(), "skipped: FLINT_ASSETS is not set");
+    }
+    assets
 }
 
 /// The text that the fixtures' vocabularies are trained on.

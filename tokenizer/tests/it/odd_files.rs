@@ -138,3 +138,76 @@ fn affixes_and_whole_pieces_count_where_nothing_merges() {
     let whole = bpe(&refs(&tokens), json!([]), fields(json!({"ignore_merges": true})));
     assert_eq!(ids(&open(&file(whole, json!({}))), "<0x41>"), [65]);
 }
+
+/// What a stream gives before the end, and then.
+fn streamed(tokenizer: &Tokenizer, ids: &[u32]) -> (String, String) {
+    let mut stream = tokenizer.decode_stream();
+    let before = ids.iter().filter_map(|&id| stream.push(id).unwrap()).collect();
+    (before, stream.finish().unwrap_or_default())
+}
+
+#[test]
+fn streams_give_no_text_that_may_still_change() {
+    let replace = json!({"type": "Replace", "pattern": {"String": "ab"}, "content": "c"});
+    let late = json!({"type": "Sequence", "decoders": [{"type": "ByteFallback"}, {"type": "Fuse"}, replace]});
+    let strip = json!({"type": "Sequence", "decoders": [{"type": "Fuse"},
+        {"type": "Strip", "content": "a", "start": 3, "stop": 0}]});
+    let suffix = json!({"type": "BPEDecoder", "suffix": "b"});
+    // Ids of `a` and `b`, and what comes before the end.
+    for (decoder, ids, expected) in [
+        (late, &[0, 1, 0][..], ("", "ca")),
+        (suffix, &[0, 1, 0, 1], ("", "a a")),
+        (Value::Null, &[0, 1, 0], ("a b a", "")),
+        (strip, &[0, 0, 0, 0, 1, 0], ("aba", "")),
+    ] {
+        let tokenizer =
+            open(&file(bpe(&["a", "b"], json!([]), json!({})), json!({"decoder": decoder.clone()})));
+        let (before, at_end) = streamed(&tokenizer, ids);
+        assert_eq!((&before[..], &at_end[..]), expected, "{decoder}");
+        assert_eq!(before + &at_end, tokenizer.decode(ids).unwrap(), "{decoder}");
+    }
+}
+
+/// With a decoder that needs all tokens, each push decoded all that came before.
+#[test]
+fn a_stream_takes_linear_time() {
+    let suffix = json!({"decoder": {"type": "BPEDecoder", "suffix": "b"}});
+    let tokenizer = open(&file(bpe(&["a", "b"], json!([]), json!({})), suffix));
+    let start = std::time::Instant::now();
+    let (_, text) = streamed(&tokenizer, &[0; 100_000]);
+    assert_eq!(text.len(), 100_000);
+    assert!(start.elapsed() < std::time::Duration::from_secs(5), "{:?}", start.elapsed());
+}
+
+#[test]
+fn bytes_that_are_no_text_get_their_tokens() {
+    let tokens = bytes_and(&["?", "a", "b", "ab"]);
+    let merges = json!([["a", "b"]]);
+    let scores: Vec<Value> = tokens.iter().map(|token| json!([token, -1.0])).collect();
+    let unigram = json!({"type": "Unigram", "unk_id": 256, "vocab": scores, "byte_fallback": true});
+    for model in [bpe(&refs(&tokens), merges, json!({"byte_fallback": true, "unk_token": "?"})), unigram] {
+        let tokenizer = open(&file(model, json!({"decoder": {"type": "ByteFallback"}})));
+        assert_eq!(tokenizer.encode_bytes(b"ab\xff\xc3b"), [259, 255, 0xc3, 258]);
+        let ids = tokenizer.encode_bytes(b"\xe2\x82a\xff");
+        assert_eq!(tokenizer.decode_bytes(&ids).unwrap(), b"\xe2\x82a\xff");
+    }
+    // Only the start of the whole text is a start.
+    let first = json!({"type": "Metaspace", "replacement": "_", "prepend_scheme": "first"});
+    let tokens = bytes_and(&["a", "_"]);
+    let model = bpe(&refs(&tokens), json!([]), json!({"byte_fallback": true}));
+    assert_eq!(
+        open(&file(model, json!({"pre_tokenizer": first}))).encode_bytes(b"a\xffa"),
+        [257, 256, 255, 256]
+    );
+    let without = bpe(&["a", "?"], json!([]), json!({"unk_token": "?"}));
+    assert_eq!(open(&file(without, json!({}))).encode_bytes(b"a\xffa"), [0, 1, 0]);
+}
+
+#[test]
+fn very_long_added_tokens_are_refused() {
+    let added = |n: usize| json!({"added_tokens": [{"id": 1, "content": "a".repeat(n)}]});
+    open(&file(bpe(&["a"], json!([]), json!({})), added(4096)));
+    let long = file(bpe(&["a"], json!([]), json!({})), added(4097));
+    let message = Tokenizer::from_json(long.to_string().as_bytes()).unwrap_err().to_string();
+    assert!(message.contains("longer than the 4096 bytes"), "{message}");
+}
