@@ -376,9 +376,7 @@ def post_cases():
     for part in parts:
         tokenizer = Tokenizer(models.WordLevel({"a": 0, "[CLS]": 1, "[SEP]": 2, "b": 3}, unk_token="a"))
         tokenizer.post_processor = part
-        single, pair = tokenizer.encode("a"), tokenizer.encode("a", "b")
-        expected = [[single.ids, single.type_ids], [pair.ids, pair.type_ids]]
-        yield {"what": "post", "part": spelled(part, "post_processor"), "cases": [["", expected]]}
+        yield {"what": "post", "part": spelled(part, "post_processor"), "cases": [["", tokenizer.encode("a").ids]]}
 
 
 def blocks(rng, n_random, maps):

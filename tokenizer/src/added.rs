@@ -104,6 +104,11 @@ impl AddedTokens {
                 }
             }
         }
+        // Where nothing changes the text and all are sought in the normalized one, that is the raw one, and what is left
+        // of it goes to the model the short way.
+        if normalizer.is_none() && raw.contents.is_empty() {
+            std::mem::swap(&mut raw, &mut normalized);
+        }
         Ok(Self { tokens, by_id, raw: raw.finish(), normalized: normalized.finish() })
     }
 

@@ -22,10 +22,10 @@ use crate::hash::Seeded;
 use crate::model::{Model, TokenLens};
 use crate::normalizer::NormalizerSpec;
 use crate::pipeline::{AnyNormalizer, Pipeline};
-use crate::postprocessor::{PostProcessor, PostProcessorSpec};
+use crate::postprocessor::{Around, PostProcessorSpec};
 use crate::pretokenizer::{PreTokenizer, PreTokenizerSpec};
 use crate::sentencepiece_normalizer::{SentencePieceDecoder, SentencePieceNormalizer};
-use crate::tokenizer::{Around, Inner};
+use crate::tokenizer::Inner;
 use crate::unigram::Unigram;
 use crate::vocab::{TokenBytes, Vocab};
 use crate::wordlevel::WordLevel;
@@ -44,11 +44,11 @@ pub(crate) fn build(mut def: Definition) -> Result<Inner, Error> {
         Some(json) => Some(spec::<PreTokenizerSpec>(json, "pre_tokenizer")?.compile()?),
         None => None,
     };
-    let post_processor = match &def.post_processor {
+    let template = match &def.post_processor {
         Some(json) => spec::<PostProcessorSpec>(json, "post_processor")?.compile(|token| vocab.id(token))?,
-        None => PostProcessor::default(),
+        None => Around::default(),
     };
-    let around = around(&post_processor, &def.special, &vocab)?;
+    let around = around(template, &def.special, &vocab)?;
     check_bytes(&def.model, pre_tokenizer.as_ref())?;
     let decoding = decoding(&def, &vocab, &added)?;
     let model = model(&mut def, &vocab, &added)?;
@@ -115,7 +115,7 @@ fn added(def: &Definition, normalizer: &AnyNormalizer) -> Result<AddedTokens, Er
 }
 
 /// What goes around a text: what the post-processor says, or else the ids that the file names.
-fn around(post_processor: &PostProcessor, special: &SpecialIds, vocab: &Vocab) -> Result<Around, Error> {
+fn around(template: Around, special: &SpecialIds, vocab: &Vocab) -> Result<Around, Error> {
     for id in
         [special.bos, special.eos, special.unk, special.pad, special.sep, special.cls].into_iter().flatten()
     {
@@ -123,8 +123,7 @@ fn around(post_processor: &PostProcessor, special: &SpecialIds, vocab: &Vocab) -
             return Err(Error::UnknownId { id, vocab_size: vocab.len() });
         }
     }
-    let ids = |part: &[(u32, u32)]| part.iter().map(|&(id, _)| id).collect::<Vec<u32>>();
-    let (mut prefix, mut suffix) = (ids(&post_processor.single.prefix), ids(&post_processor.single.suffix));
+    let Around { mut prefix, mut suffix } = template;
     if special.add_bos == Some(true) && prefix.is_empty() {
         prefix.extend(special.bos.or(special.cls));
     }

@@ -13,7 +13,7 @@ use crate::added::{AddedTokens, Part};
 use crate::decoder::DecoderSpec;
 use crate::definition::AddedTokenDef;
 use crate::normalizer::{Normalized, Normalizer, NormalizerSpec};
-use crate::postprocessor::{self, PostProcessorSpec, SequenceId};
+use crate::postprocessor::PostProcessorSpec;
 use crate::pretokenizer::PreTokenizerSpec;
 use crate::pretokenizer::pattern::{Pattern, PatternSpec};
 
@@ -113,10 +113,12 @@ fn runner(block: &Block) -> Box<dyn Fn(&Value) -> Value> {
         }
         "post" => {
             let id_of = |token: &str| ["a", "[CLS]", "[SEP]", "b"].iter().position(|known| *known == token);
-            let processor = spec::<PostProcessorSpec>(&block.part)
+            let around = spec::<PostProcessorSpec>(&block.part)
                 .compile(|token| id_of(token).map(|id| id as u32))
                 .expect("supported");
-            Box::new(move |_| post_processed(&processor))
+            // The text `a`, which has id 0, and what goes around it.
+            let ids = [&around.prefix[..], &[0], &around.suffix].concat();
+            Box::new(move |_| json!(ids))
         }
         what => panic!("unknown kind of case `{what}`"),
     }
@@ -184,23 +186,6 @@ fn cut_out(added: &AddedTokens, normalizer: Option<&Normalizer>, parse_special: 
         }
     });
     Value::Array(found)
-}
-
-/// The text `a`, and the pair `a` and `b`, with what goes around them: ids and types.
-fn post_processed(processor: &postprocessor::PostProcessor) -> Value {
-    let split = |both: Vec<(u32, u32)>| -> Value {
-        let (ids, types): (Vec<u32>, Vec<u32>) = both.into_iter().unzip();
-        json!([ids, types])
-    };
-    let single = &processor.single;
-    let text = [(0, single.type_id)];
-    let single = single.prefix.iter().chain(&text).chain(&single.suffix).copied().collect();
-    let pair = processor.pair.iter().flatten().map(|part| match *part {
-        postprocessor::Part::Text(SequenceId::A, type_id) => (0, type_id),
-        postprocessor::Part::Text(SequenceId::B, type_id) => (3, type_id),
-        postprocessor::Part::Token(id, type_id) => (id, type_id),
-    });
-    json!([split(single), split(pair.collect())])
 }
 
 /// FNV-1a over numbers.

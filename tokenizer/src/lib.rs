@@ -1,12 +1,14 @@
 //! Text to token ids and back, exactly as Hugging Face's `tokenizers` does it, and the training of vocabularies.
 //!
-//! A [`Tokenizer`] is one of two models behind one type: character-level with byte fallback, and byte-level BPE.
-//! Both encode every byte string and give it back unchanged. Files are Hugging Face's `tokenizer.json`, read and
-//! written with no conversion step; what a file asks for and this crate cannot do is refused by name.
+//! A [`Tokenizer`] is one of several models behind one type: characters with byte fallback, BPE over bytes or
+//! characters, Unigram, WordPiece and whole words. The two that are trained for our own models, characters and
+//! byte-level BPE, encode every byte string and give it back unchanged. Files are Hugging Face's `tokenizer.json` (read
+//! and written), GPT-2's pair, tiktoken's ranks (read and written), sentencepiece's models and GGUF; what a file asks
+//! for and this crate cannot do is refused by name.
 //!
 //! Three rules hold everywhere:
-//! - **Untrusted text stays text.** [`Tokenizer::encode`] never gives the id of a special token, whatever the text
-//!   spells. Only [`Tokenizer::encode_with_special`] recognises special tokens, and [`chat::ChatFormat`] places them.
+//! - **Untrusted text stays text.** [`Tokenizer::encode`] never gives the id of a special token for what a text spells;
+//!   the token for unknown words is the only special one that it gives at all. Only [`Tokenizer::encode_with_special`] recognises special tokens, and [`chat::ChatFormat`] places them.
 //! - **Files are hostile.** A malformed one is an [`Error`] that names the place, never a panic and never more memory
 //!   than a small multiple of the file.
 //! - **Results are reproducible.** Training and encoding do not depend on the number of threads.

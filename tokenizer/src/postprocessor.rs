@@ -1,7 +1,7 @@
-//! Post-processors: the tokens that go around a text, or around two texts of a pair.
+//! Post-processors: the tokens that go around a text.
 //!
-//! [`PostProcessorSpec`] is the part of a `tokenizer.json` word for word; [`PostProcessor`] is the same as plain lists
-//! of ids, checked against the vocabulary.
+//! [`PostProcessorSpec`] is the part of a `tokenizer.json` word for word; [`Around`] is what it says about one text, as
+//! plain lists of ids that are checked against the vocabulary. Pairs of texts and types of tokens are not made here.
 
 use std::collections::BTreeMap;
 
@@ -104,35 +104,18 @@ pub(crate) struct SpecialSpec {
     pub tokens: Vec<String>,
 }
 
-/// A post-processor ready to use.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct PostProcessor {
-    /// What goes around one text.
-    pub single: Template,
-    /// What goes around and between two texts; none if the file gives no order in which both stand once.
-    pub pair: Option<Vec<Part>>,
-    /// Whether offsets leave white space out; if so, whether the pre-tokenizer puts a space before the text.
-    pub trim_offsets: Option<bool>,
-}
-
 /// What goes around a text.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Template {
-    /// Ids before it, with their types.
-    pub prefix: Vec<(u32, u32)>,
-    /// Ids after it, with their types.
-    pub suffix: Vec<(u32, u32)>,
-    /// The type of its own tokens.
-    pub type_id: u32,
+pub(crate) struct Around {
+    pub prefix: Vec<u32>,
+    pub suffix: Vec<u32>,
 }
 
-/// A part of a pair, in order.
+/// A part of a template.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Part {
-    /// A text and the type of its tokens.
-    Text(SequenceId, u32),
-    /// A special token and its type.
-    Token(u32, u32),
+enum Part {
+    Text(SequenceId),
+    Token(u32),
 }
 
 impl PostProcessorSpec {
@@ -141,66 +124,38 @@ impl PostProcessorSpec {
     /// # Errors
     /// [`Error::Unsupported`] for a template without exactly one text, for a name that is not explained, and for two
     /// templates in a sequence; [`Error::BadToken`] for a token with another id than the vocabulary gives it.
-    pub(crate) fn compile(&self, id_of: impl Fn(&str) -> Option<u32>) -> Result<PostProcessor, Error> {
-        let mut compiled = PostProcessor { pair: Some(plain_pair()), ..PostProcessor::default() };
-        let mut n_templates = 0;
-        self.compile_into(&id_of, &mut compiled, &mut n_templates)?;
-        if n_templates > 1 {
-            return Err(unsupported(format!("a sequence of {n_templates} templates"), "one"));
+    pub(crate) fn compile(&self, id_of: impl Fn(&str) -> Option<u32>) -> Result<Around, Error> {
+        let mut templates = Vec::new();
+        self.compile_into(&id_of, &mut templates)?;
+        if templates.len() > 1 {
+            return Err(unsupported(format!("a sequence of {} templates", templates.len()), "one"));
         }
-        Ok(compiled)
+        Ok(templates.pop().unwrap_or_default())
     }
 
     fn compile_into(
         &self,
         id_of: &impl Fn(&str) -> Option<u32>,
-        compiled: &mut PostProcessor,
-        n_templates: &mut usize,
+        templates: &mut Vec<Around>,
     ) -> Result<(), Error> {
-        *n_templates += usize::from(!matches!(self, Self::Sequence { .. } | Self::ByteLevel(_)));
         match self {
             Self::Sequence { processors } => {
-                for processor in processors {
-                    processor.compile_into(id_of, compiled, n_templates)?;
-                }
+                return processors.iter().try_for_each(|processor| processor.compile_into(id_of, templates));
             }
-            Self::ByteLevel(spec) => {
-                compiled.trim_offsets =
-                    spec.trim_offsets.then_some(spec.add_prefix_space).or(compiled.trim_offsets);
-            }
+            // It concerns offsets alone, and ours leave no white space out.
+            Self::ByteLevel(_) => {}
             Self::TemplateProcessing { single, pair, special_tokens } => {
-                let parts = |pieces: &[PieceSpec]| expand(pieces, special_tokens, id_of);
-                compiled.single = template(&parts(single)?)?;
-                let pair = parts(pair)?;
-                let n_texts = |id| {
-                    pair.iter().filter(|part| matches!(part, Part::Text(text, _) if *text == id)).count()
-                };
-                let is_pair = n_texts(SequenceId::A) == 1 && n_texts(SequenceId::B) == 1;
-                compiled.pair = is_pair.then_some(pair);
+                // Pairs are not made here, but a name that nothing explains is a broken file.
+                expand(pair, special_tokens, id_of)?;
+                templates.push(around(&expand(single, special_tokens, id_of)?)?);
             }
-            Self::BertProcessing { sep, cls } => {
+            Self::BertProcessing { sep, cls } | Self::RobertaProcessing { sep, cls, .. } => {
                 let (sep, cls) = (checked(&sep.0, sep.1, id_of)?, checked(&cls.0, cls.1, id_of)?);
-                compiled.single = Template { prefix: vec![(cls, 0)], suffix: vec![(sep, 0)], type_id: 0 };
-                let [a, b] = [Part::Text(SequenceId::A, 0), Part::Text(SequenceId::B, 1)];
-                compiled.pair =
-                    Some(vec![Part::Token(cls, 0), a, Part::Token(sep, 0), b, Part::Token(sep, 1)]);
-            }
-            Self::RobertaProcessing { sep, cls, trim_offsets, add_prefix_space } => {
-                let (sep, cls) = (checked(&sep.0, sep.1, id_of)?, checked(&cls.0, cls.1, id_of)?);
-                compiled.trim_offsets = trim_offsets.then_some(*add_prefix_space).or(compiled.trim_offsets);
-                compiled.single = Template { prefix: vec![(cls, 0)], suffix: vec![(sep, 0)], type_id: 0 };
-                let [a, b] = [SequenceId::A, SequenceId::B].map(|id| Part::Text(id, 0));
-                let sep = Part::Token(sep, 0);
-                compiled.pair = Some(vec![Part::Token(cls, 0), a, sep, sep, b, sep]);
+                templates.push(Around { prefix: vec![cls], suffix: vec![sep] });
             }
         }
         Ok(())
     }
-}
-
-/// Without a template, the second text follows the first and has another type.
-fn plain_pair() -> Vec<Part> {
-    vec![Part::Text(SequenceId::A, 0), Part::Text(SequenceId::B, 1)]
 }
 
 /// A template with ids for names.
@@ -211,12 +166,12 @@ fn expand(
 ) -> Result<Vec<Part>, Error> {
     let mut parts = Vec::with_capacity(pieces.len());
     for piece in pieces {
-        let (name, type_id) = match piece {
-            PieceSpec::Sequence { id, type_id } => {
-                parts.push(Part::Text(*id, *type_id));
+        let name = match piece {
+            PieceSpec::Sequence { id, .. } => {
+                parts.push(Part::Text(*id));
                 continue;
             }
-            PieceSpec::SpecialToken { id, type_id } => (id, *type_id),
+            PieceSpec::SpecialToken { id, .. } => id,
         };
         let Some(special) = special_tokens.get(name) else {
             return Err(unsupported(format!("the name `{name}`"), "names that `special_tokens` explains"));
@@ -230,34 +185,26 @@ fn expand(
             return Err(unsupported(format!("a template of more than {MAX_PARTS} tokens"), "shorter ones"));
         }
         for (&id, token) in special.ids.iter().zip(&special.tokens) {
-            parts.push(Part::Token(checked(token, id, id_of)?, type_id));
+            parts.push(Part::Token(checked(token, id, id_of)?));
         }
     }
     Ok(parts)
 }
 
-/// The template for one text.
-fn template(parts: &[Part]) -> Result<Template, Error> {
-    let mut template = Template::default();
-    let mut n_texts = 0;
-    for part in parts {
-        match *part {
-            Part::Token(id, type_id) if n_texts == 0 => template.prefix.push((id, type_id)),
-            Part::Token(id, type_id) => template.suffix.push((id, type_id)),
-            Part::Text(SequenceId::A, type_id) => {
-                n_texts += 1;
-                template.type_id = type_id;
-            }
-            Part::Text(SequenceId::B, _) => n_texts += 2,
-        }
-    }
-    if n_texts != 1 {
+/// What the template for one text puts around it.
+fn around(parts: &[Part]) -> Result<Around, Error> {
+    let ids = |parts: &[Part]| -> Option<Vec<u32>> {
+        parts.iter().map(|part| if let Part::Token(id) = part { Some(*id) } else { None }).collect()
+    };
+    let text = parts.iter().position(|&part| part == Part::Text(SequenceId::A));
+    let both = text.and_then(|text| Some((ids(&parts[..text])?, ids(&parts[text + 1..])?)));
+    let Some((prefix, suffix)) = both else {
         return Err(unsupported(
             "another `single` template".to_owned(),
             "one with the text `A` once and no `B`",
         ));
-    }
-    Ok(template)
+    };
+    Ok(Around { prefix, suffix })
 }
 
 /// The id of a token, which must be the vocabulary's.
@@ -289,38 +236,26 @@ mod tests {
         [("[CLS]", 7), ("[SEP]", 8)].into_iter().find(|(name, _)| *name == token).map(|(_, id)| id)
     }
 
-    fn compile(json: &str) -> Result<PostProcessor, Error> {
+    fn compile(json: &str) -> Result<Around, Error> {
         serde_json::from_str::<PostProcessorSpec>(json).unwrap().compile(id_of)
     }
 
     #[test]
-    fn a_template_says_what_berts_processor_says() {
-        let template = compile(CLS_SEP).unwrap();
-        assert_eq!(
-            template,
-            compile(r#"{"type":"BertProcessing","sep":["[SEP]",8],"cls":["[CLS]",7]}"#).unwrap()
-        );
-        assert_eq!(template.single, Template { prefix: vec![(7, 0)], suffix: vec![(8, 0)], type_id: 0 });
-        assert_eq!(template.pair.unwrap()[3..], [Part::Text(SequenceId::B, 1), Part::Token(8, 1)]);
-    }
-
-    #[test]
-    fn roberta_has_one_type_and_two_separators() {
-        let json = r#"{"type":"RobertaProcessing","sep":["[SEP]",8],"cls":["[CLS]",7],"trim_offsets":true,
+    fn a_template_says_what_the_processors_of_models_say() {
+        let around = Around { prefix: vec![7], suffix: vec![8] };
+        let roberta = r#"{"type":"RobertaProcessing","sep":["[SEP]",8],"cls":["[CLS]",7],"trim_offsets":true,
             "add_prefix_space":false}"#;
-        let roberta = compile(json).unwrap();
-        let sep = Part::Token(8, 0);
-        assert_eq!(roberta.pair.unwrap()[2..], [sep, sep, Part::Text(SequenceId::B, 0), sep]);
-        assert_eq!(roberta.trim_offsets, Some(false));
+        for json in [CLS_SEP, r#"{"type":"BertProcessing","sep":["[SEP]",8],"cls":["[CLS]",7]}"#, roberta] {
+            assert_eq!(compile(json).unwrap(), around, "{json}");
+        }
     }
 
     #[test]
-    fn a_sequence_joins_offsets_and_one_template() {
+    fn a_sequence_has_one_template() {
         let bytes = r#"{"type":"ByteLevel","add_prefix_space":true,"trim_offsets":true,"use_regex":true}"#;
         let both = compile(&format!(r#"{{"type":"Sequence","processors":[{bytes},{CLS_SEP}]}}"#)).unwrap();
-        assert_eq!((both.single.prefix, both.trim_offsets), (vec![(7, 0)], Some(true)));
-        let plain = compile(bytes).unwrap();
-        assert_eq!((plain.single, plain.pair), (Template::default(), Some(plain_pair())));
+        assert_eq!(both, compile(CLS_SEP).unwrap());
+        assert_eq!(compile(bytes).unwrap(), Around::default());
         let twice =
             compile(&format!(r#"{{"type":"Sequence","processors":[{CLS_SEP},{CLS_SEP}]}}"#)).unwrap_err();
         assert!(twice.to_string().contains("2 templates"), "{twice}");

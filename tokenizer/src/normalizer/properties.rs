@@ -110,8 +110,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn white_space_is_what_the_standard_library_says() {
-        assert!(('\0'..=char::MAX).all(|c| Props::of(c).is(Props::SPACE) == c.is_whitespace()));
+    fn white_space_is_unicodes() {
+        // `White_Space` of PropList.txt, which has not changed since Unicode 6.3.
+        let spaces = "\t\n\u{b}\u{c}\r \u{85}\u{a0}\u{1680}\u{2000}\u{2001}\u{2002}\u{2003}\u{2004}\u{2005}\u{2006}\u{2007}\
+                      \u{2008}\u{2009}\u{200a}\u{2028}\u{2029}\u{202f}\u{205f}\u{3000}";
+        assert!(('\0'..=char::MAX).all(|c| Props::of(c).is(Props::SPACE) == spaces.contains(c)));
     }
 
     #[test]
