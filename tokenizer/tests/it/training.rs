@@ -1,12 +1,12 @@
 //! Training: the configuration is checked, and the result depends on nothing but the corpus and the configuration.
 
-use std::io::{Read, Write};
+use std::io::Read;
 use std::ops::ControlFlow;
 
 use tokenizer::train::{Progress, SentencePieceTrainer, Stage, Trainer};
 use tokenizer::{Error, Kind, Split};
 
-use crate::{corpus, fixture};
+use crate::{assets, corpus, fixture};
 
 #[test]
 fn threads_and_the_order_of_documents_do_not_matter() {
@@ -215,11 +215,8 @@ fn sentencepiece_merges_are_those_of_hugging_face() {
 /// the end still fit.
 #[test]
 fn a_published_corpus_gives_the_published_merges_but_for_ties() {
-    let Some(assets) = std::env::var_os("FLINT_ASSETS") else {
-        let _ = writeln!(std::io::stderr(), "skipped: FLINT_ASSETS is not set");
-        return;
-    };
-    let dir = std::path::Path::new(&assets).join("text/cs336-bpe");
+    let Some(assets) = assets() else { return };
+    let dir = assets.join("text/cs336-bpe");
     let corpus = std::fs::read_to_string(dir.join("corpus.en")).unwrap();
     let expected = std::fs::read_to_string(dir.join("train-bpe-reference-merges.txt")).unwrap();
     let tokenizer = Trainer::new(Kind::Bpe, 500).with_split(Split::Gpt2).train([corpus]).unwrap();
