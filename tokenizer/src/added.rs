@@ -105,7 +105,7 @@ impl AddedTokens {
             }
         }
         // Where nothing changes the text and all are sought in the normalized one, that is the raw one, and what is left
-        // of it goes to the model the short way.
+        // of it goes to the model the short way. (sentencepiece's own normalizer comes with none of this kind.)
         if normalizer.is_none() && raw.contents.is_empty() {
             std::mem::swap(&mut raw, &mut normalized);
         }

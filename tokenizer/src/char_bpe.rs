@@ -67,7 +67,7 @@ pub(crate) struct CharBpe {
     user_defined: Option<Trie>,
     /// Tokens that may take part in merges but are given out as the two that they were made of, by id.
     unused: Option<Vec<bool>>,
-    /// The tokens of bytes; [`UNKNOWN`] where there is none. Empty without byte fallback.
+    /// The tokens of bytes; [`NO_BYTE`] where there is none. Empty without byte fallback.
     byte_ids: Vec<u32>,
     unk_id: Option<u32>,
     unknowns: Unknowns,
@@ -166,7 +166,7 @@ impl CharBpe {
         };
         let byte_ids = if def.byte_fallback { fallback_ids(tokens) } else { Vec::new() };
         // Ranked merges have the unknown token where bytes have none; here every character must come out.
-        if let Some(byte) = byte_ids.iter().position(|&id| scored && id == UNKNOWN) {
+        if let Some(byte) = byte_ids.iter().position(|&id| scored && id == NO_BYTE) {
             return Err(Error::MissingByte { byte: byte as u8 });
         }
         let unk_id = match (&def.unk_token, scored) {
@@ -197,7 +197,7 @@ impl CharBpe {
             && unk_id.is_none_or(|unk| scored || !table.uses(unk));
         let joined = may_cut.then(|| JoinedChars::new(tokens));
         // What stands on both sides of a character that is dropped may merge, across the start of a word too.
-        let drops = !scored && unk_id.is_none() && (byte_ids.is_empty() || byte_ids.contains(&UNKNOWN));
+        let drops = !scored && unk_id.is_none() && (byte_ids.is_empty() || byte_ids.contains(&NO_BYTE));
         let mut model = Self {
             ascii: [UNKNOWN; 128],
             vocab_size: tokens.len() as u32,
@@ -394,7 +394,7 @@ impl CharBpe {
         let suffix = self.suffix.as_deref().filter(|_| is_last).unwrap_or("");
         let spelled = || [(prefix, 0), (&word[idx..], 1), (suffix, 0)].into_iter();
         let mut bytes = spelled().flat_map(|(part, _)| part.bytes());
-        if bytes.any(|byte| self.byte_ids[usize::from(byte)] == UNKNOWN) {
+        if bytes.any(|byte| self.byte_ids[usize::from(byte)] == NO_BYTE) {
             return false;
         }
         for (part, len) in spelled() {

@@ -1,6 +1,7 @@
 //! The models behind one type: what turns a piece of text into ids.
 
 use crate::Error;
+use crate::added::MAX_CONTENT;
 use crate::alphabet;
 use crate::bpe::{self, Bpe};
 use crate::char_bpe::{self, CharBpe};
@@ -120,4 +121,16 @@ pub(crate) fn unk_id(tokens: &[&str], unk_token: &str) -> Result<u32, Error> {
         found: format!("`unk_token` `{unk_token}`, which is not in the vocabulary,"),
         supported: "a token of the vocabulary",
     })
+}
+
+/// Refuses a token that is longer than any added token may be: at every place of a text, so many bytes may be compared.
+pub(crate) fn check_lens(tokens: &[&str]) -> Result<(), Error> {
+    match tokens.iter().zip(0..).find(|(token, _)| token.len() > MAX_CONTENT) {
+        None => Ok(()),
+        Some((token, id)) => Err(Error::BadToken {
+            token: token.chars().take(100).collect(),
+            id,
+            reason: "is longer than the 4096 bytes that a token of this model may have",
+        }),
+    }
 }

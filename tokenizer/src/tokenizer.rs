@@ -54,6 +54,9 @@ pub struct EncodeOptions {
     pub add_special: bool,
 }
 
+/// Ids for which room may be left unused.
+const KEPT: usize = 1024;
+
 /// A whole text that is nothing but text.
 const PLAIN: Start = Start { is_first: true, parse_special: false };
 
@@ -100,8 +103,8 @@ impl Tokenizer {
         if options.add_special {
             ids.extend_from_slice(&self.inner.around.suffix);
         }
-        // Room is made for what a text may at most need, a token for each byte.
-        if ids.len() < ids.capacity() / 2 {
+        // Room is made for what a text may at most need, a token for each byte. Of short texts it is not worth a copy.
+        if ids.capacity() - ids.len() > ids.len().max(KEPT) {
             ids.shrink_to_fit();
         }
         ids

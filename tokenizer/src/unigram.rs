@@ -11,6 +11,7 @@
 use crate::Error;
 use crate::alphabet::{NO_BYTE, fallback_ids};
 use crate::definition::{PieceKind, UnigramDef, UnigramRule};
+use crate::model::check_lens;
 use crate::sink::Sink;
 use crate::trie::Trie;
 
@@ -64,6 +65,7 @@ impl Unigram {
         if tokens.len() != def.scores.len() {
             return Err(too_few(format!("{} scores for {} tokens", def.scores.len(), tokens.len())));
         }
+        check_lens(tokens)?;
         let unk_id = def.unk_id.ok_or(Error::Unsupported {
             part: "model",
             found: "Unigram without `unk_id`".to_owned(),

@@ -6,7 +6,7 @@
 
 use crate::Error;
 use crate::definition::WordPieceDef;
-use crate::model::unk_id;
+use crate::model::{check_lens, unk_id};
 use crate::sink::Sink;
 use crate::trie::{Node, Trie};
 
@@ -26,6 +26,7 @@ pub(crate) struct WordPiece {
 impl WordPiece {
     /// Takes the tokens in order of id, and what the file says about them.
     pub(crate) fn new(tokens: &[&str], def: &WordPieceDef) -> Result<Self, Error> {
+        check_lens(tokens)?;
         let trie = Trie::new(tokens.iter().zip(0u32..))?;
         let unk_id = unk_id(tokens, &def.unk_token)?;
         let below = |spelled: &str| trie.descend(Trie::ROOT, spelled.as_bytes());

@@ -204,7 +204,17 @@ fn bytes_that_are_no_text_get_their_tokens() {
 }
 
 #[test]
-fn very_long_added_tokens_are_refused() {
+fn very_long_tokens_that_are_sought_everywhere_are_refused() {
+    for n in [4096, 4097] {
+        let long = "a".repeat(n);
+        let unigram = json!({"type": "Unigram", "unk_id": 0, "vocab": [["?", 0.0], [long, -1.0]], "byte_fallback": false});
+        let word_piece = json!({"type": "WordPiece", "unk_token": "?", "vocab": {"?": 0, (&long): 1},
+            "continuing_subword_prefix": "##", "max_input_chars_per_word": 10_000});
+        for model in [unigram, word_piece] {
+            let read = Tokenizer::from_json(file(model, json!({})).to_string().as_bytes());
+            assert_eq!(read.map(|tokenizer| tokenizer.encode(&long)).ok(), (n == 4096).then(|| vec![1]));
+        }
+    }
     let added = |n: usize| json!({"added_tokens": [{"id": 1, "content": "a".repeat(n)}]});
     open(&file(bpe(&["a"], json!([]), json!({})), added(4096)));
     let long = file(bpe(&["a"], json!([]), json!({})), added(4097));
