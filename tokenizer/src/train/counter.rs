@@ -2,28 +2,38 @@
 
 use std::io::{self, Read};
 
-use super::Trainer;
 use super::count::{CharCounts, Cut, PieceCounts};
 use super::progress::{Observer, Stage, report};
+use super::sentencepiece::METASPACE;
+use super::{SentencePieceTrainer, Trainer};
 use crate::{Error, Kind, Tokenizer};
 
 /// Bytes of text gathered before they are counted: a few tens of milliseconds for one thread, and enough that threads
 /// rarely wait for each other.
-pub(super) const BATCH_BYTES: usize = 4 << 20;
+const BATCH_BYTES: usize = 4 << 20;
 
 /// Bytes that one thread counts at a time.
 const CHUNK_BYTES: usize = 128 << 10;
 
-/// Counts a corpus for one [`Trainer`], which made it ([`Trainer::counter`]).
+/// Counts a corpus for the trainer that made it: [`Trainer::counter`] or [`SentencePieceTrainer::counter`].
 pub struct Counter {
-    trainer: Trainer,
+    recipe: Recipe,
     cut: Cut,
     tally: Tally,
+    memory_limit: Option<u64>,
+    /// Whether a document that starts without a space is given one.
+    add_prefix: bool,
     /// Documents that are not counted yet, end to end.
     pending: String,
     /// Where each of them ends.
     ends: Vec<usize>,
     n_bytes: u64,
+}
+
+/// Who trains on the counts.
+enum Recipe {
+    Bytes(Trainer),
+    SentencePiece(SentencePieceTrainer),
 }
 
 /// What is counted.
@@ -35,12 +45,25 @@ pub(super) enum Tally {
 impl Counter {
     /// Counts nothing yet.
     pub(super) fn new(trainer: Trainer) -> Self {
-        let cut = Cut::Split(trainer.split.unwrap_or_default());
+        let (cut, memory_limit) = (Cut::Split(trainer.split.unwrap_or_default()), trainer.memory_limit);
         let tally = match trainer.kind {
             Kind::Char => Tally::Chars(CharCounts::default()),
-            _ => Tally::Pieces(PieceCounts::new(cut, trainer.memory_limit)),
+            _ => Tally::Pieces(PieceCounts::new(cut, memory_limit)),
         };
-        Self { trainer, cut, tally, pending: String::new(), ends: Vec::new(), n_bytes: 0 }
+        Self::empty(Recipe::Bytes(trainer), cut, tally, memory_limit)
+    }
+
+    /// Counts nothing yet, and cuts text as SentencePiece does.
+    pub(super) fn of_sentencepiece(trainer: SentencePieceTrainer) -> Self {
+        let (memory_limit, add_prefix) = (trainer.memory_limit, trainer.add_prefix);
+        let tally = Tally::Pieces(PieceCounts::new(Cut::Metaspace, memory_limit));
+        let empty = Self::empty(Recipe::SentencePiece(trainer), Cut::Metaspace, tally, memory_limit);
+        Self { add_prefix, ..empty }
+    }
+
+    fn empty(recipe: Recipe, cut: Cut, tally: Tally, memory_limit: Option<u64>) -> Self {
+        let (pending, ends) = (String::new(), Vec::new());
+        Self { recipe, cut, tally, memory_limit, add_prefix: false, pending, ends, n_bytes: 0 }
     }
 
     /// Bytes of text taken in so far.
@@ -59,6 +82,9 @@ impl Counter {
     /// [`Error::Cancelled`] if `observer` breaks, [`Error::Io`] if counts cannot be moved to disk.
     pub fn add(&mut self, document: &str, observer: &mut dyn Observer) -> Result<(), Error> {
         let mut rest = document;
+        if self.lacks_prefix(document) {
+            self.pending.push(' ');
+        }
         while self.pending.len() + rest.len() > BATCH_BYTES {
             let room = BATCH_BYTES.saturating_sub(self.pending.len());
             let (head, tail) = rest.split_at(self.cut.safe_cut(rest, room));
@@ -84,15 +110,19 @@ impl Counter {
     /// piece is larger than the limit; and as [`Counter::add`].
     pub fn add_reader(&mut self, mut reader: impl Read, observer: &mut dyn Observer) -> Result<(), Error> {
         self.count_pending()?;
-        let mut window = Window::default();
+        let (mut window, mut is_first) = (Window::default(), true);
         window.fill(&mut reader)?;
         loop {
             let at_end = window.at_end;
             let len = if at_end { window.text.len() } else { self.last_cut(&window.text) };
-            let head = window.take_head(len);
+            let mut head = window.take_head(len);
+            if is_first && self.lacks_prefix(&head) {
+                head.insert(0, ' ');
+            }
+            is_first &= len == 0;
             // Without a place to cut, the window grows to twice its size.
             let needed = 2 * window.text.len() as u64;
-            let limit = self.trainer.memory_limit.filter(|&limit| len == 0 && limit < needed);
+            let limit = self.memory_limit.filter(|&limit| len == 0 && limit < needed);
             if let Some(limit) = limit {
                 return Err(Error::MemoryLimit { needed, limit });
             }
@@ -123,11 +153,19 @@ impl Counter {
     pub fn finish(mut self, observer: &mut dyn Observer) -> Result<Tokenizer, Error> {
         self.count_pending()?;
         report(observer, Stage::Count, self.n_bytes, Some(self.n_bytes))?;
-        let Self { trainer, mut tally, .. } = self;
-        if let Tally::Pieces(counts) = &mut tally {
+        if let Tally::Pieces(counts) = &mut self.tally {
             counts.flush();
         }
-        trainer.finish(tally, observer)
+        match (self.recipe, self.tally) {
+            (Recipe::SentencePiece(trainer), Tally::Pieces(counts)) => trainer.finish(counts, observer),
+            (Recipe::SentencePiece(_), Tally::Chars(_)) => unreachable!("it was made to count pieces"),
+            (Recipe::Bytes(trainer), tally) => trainer.finish(tally, observer),
+        }
+    }
+
+    /// Whether a document is to be given a space in front of it.
+    fn lacks_prefix(&self, document: &str) -> bool {
+        self.add_prefix && !document.is_empty() && !document.starts_with([' ', METASPACE])
     }
 
     fn keep(&mut self, text: &str) {
@@ -178,7 +216,7 @@ impl Tally {
 }
 
 /// Cuts a document into chunks whose pre-tokens are those of the whole.
-pub(super) fn chunks(cut: Cut, mut document: &str) -> impl Iterator<Item = &str> {
+fn chunks(cut: Cut, mut document: &str) -> impl Iterator<Item = &str> {
     std::iter::from_fn(move || {
         if document.is_empty() {
             return None;

@@ -9,10 +9,10 @@ use std::collections::HashMap;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-use super::count::{CharCounts, Cut, PieceCounts, Source};
-use super::counter::{BATCH_BYTES, chunks};
+use super::count::{CharCounts, PieceCounts, Source};
+use super::counter::Counter;
 use super::merge::{self, Spellings};
-use super::progress::{Observer, Stage, report};
+use super::progress::Observer;
 use super::unigram::UnigramParams;
 use super::words::{END, Words};
 use super::{MAX_VOCAB_SIZE, check_special};
@@ -20,7 +20,7 @@ use crate::definition::{AddedTokenDef, BpeDef, Definition, Merges, ModelDef, Uni
 use crate::{Error, Kind, Tokenizer, alphabet};
 
 /// What SentencePiece and Hugging Face's `Metaspace` write for a space.
-const METASPACE: char = '▁';
+pub(super) const METASPACE: char = '▁';
 
 /// How to train a SentencePiece-style vocabulary.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -71,28 +71,72 @@ struct SentencePieceVocab {
 }
 
 impl SentencePieceTrainer {
+    /// Starts to count a corpus, in parallel on the rayon pool that is current in each call.
+    ///
+    /// # Errors
+    /// [`Error::VocabSize`], [`Error::BadSpecial`] or [`Error::Unsupported`] if the configuration is impossible.
+    pub fn counter(&self) -> Result<Counter, Error> {
+        self.check()?;
+        Ok(Counter::of_sentencepiece(self.clone()))
+    }
+
     /// Trains on documents, in parallel on the current rayon pool. One batch of text is held at a time.
     ///
     /// # Errors
-    /// [`Error::VocabSize`], [`Error::BadSpecial`] or [`Error::Unsupported`] if the configuration is impossible,
-    /// [`Error::Cancelled`] if `observer` breaks, and as [`super::Counter::finish`].
+    /// As [`SentencePieceTrainer::counter`], [`Counter::add`] and [`Counter::finish`].
     pub fn train<S: AsRef<str>>(
         &self,
         documents: impl IntoIterator<Item = S>,
         observer: &mut dyn Observer,
     ) -> Result<Tokenizer, Error> {
+        let mut counter = self.counter()?;
+        for document in documents {
+            counter.add(document.as_ref(), observer)?;
+        }
+        counter.finish(observer)
+    }
+
+    fn check(&self) -> Result<(), Error> {
+        if !matches!(self.kind, Kind::Bpe | Kind::Unigram) {
+            let found = format!("kind {:?}", self.kind);
+            return Err(Error::Unsupported { part: "trainer", found, supported: "`bpe` and `unigram`" });
+        }
         check_special(&self.special_tokens, true)?;
+        if self.kind == Kind::Unigram && self.special_tokens.is_empty() {
+            let found = "Unigram without special tokens".to_owned();
+            let supported = "a first special token, which stands for what has no other";
+            return Err(Error::Unsupported { part: "trainer", found, supported });
+        }
+        // Any text has a character.
+        self.check_size(self.reserved().len() + 1)
+    }
+
+    fn check_size(&self, least: usize) -> Result<(), Error> {
+        match (least..=MAX_VOCAB_SIZE).contains(&self.vocab_size) {
+            true => Ok(()),
+            false => Err(Error::VocabSize { asked: self.vocab_size, least, most: MAX_VOCAB_SIZE }),
+        }
+    }
+
+    /// The tokens before those that are learned: special ones and bytes.
+    fn reserved(&self) -> Vec<String> {
+        let bytes = (0..=255u8).filter(|_| self.byte_fallback).map(alphabet::fallback_spelling);
+        self.special_tokens.iter().cloned().chain(bytes).collect()
+    }
+
+    /// Trains on what was counted.
+    pub(super) fn finish(
+        &self,
+        counts: PieceCounts,
+        observer: &mut dyn Observer,
+    ) -> Result<Tokenizer, Error> {
         let (vocab, model) = match self.kind {
-            Kind::Bpe => {
-                let SentencePieceVocab { tokens, merges } = self.bpe(documents, observer)?;
+            Kind::Unigram => self.unigram(counts, observer)?,
+            _ => {
+                let SentencePieceVocab { tokens, merges } = self.bpe(counts, observer)?;
                 let merges = Merges::Ranked(merges);
                 let def = BpeDef { merges, byte_fallback: self.byte_fallback, ..self.unknown() };
                 (tokens, ModelDef::Bpe(def))
-            }
-            Kind::Unigram => self.unigram(documents, observer)?,
-            kind => {
-                let found = format!("kind {kind:?}");
-                return Err(Error::Unsupported { part: "trainer", found, supported: "`bpe` and `unigram`" });
             }
         };
         let mut normalizers = vec![json!({"type": "Replace", "pattern": {"String": " "}, "content": "▁"})];
@@ -122,12 +166,11 @@ impl SentencePieceTrainer {
     }
 
     /// Special tokens, bytes and pieces, and their scores.
-    fn unigram<S: AsRef<str>>(
+    fn unigram(
         &self,
-        documents: impl IntoIterator<Item = S>,
+        counts: PieceCounts,
         observer: &mut dyn Observer,
     ) -> Result<(Vec<String>, ModelDef), Error> {
-        let counts = self.count(documents, observer)?;
         let chars = self.alphabet(&counts)?;
         let mut words: HashMap<String, u64> = HashMap::new();
         counts.for_each(&mut |piece, count| {
@@ -139,13 +182,9 @@ impl SentencePieceTrainer {
         })?;
         drop(counts);
         let words: Vec<(String, u64)> = words.into_iter().collect();
-        let bytes = (0..=255u8).filter(|_| self.byte_fallback).map(alphabet::fallback_spelling);
-        let mut tokens: Vec<String> = self.special_tokens.iter().cloned().chain(bytes).collect();
+        let mut tokens = self.reserved();
         let n_reserved = tokens.len();
-        let (asked, least) = (self.vocab_size, n_reserved + chars.len().max(1));
-        if !(least..=MAX_VOCAB_SIZE).contains(&asked) || self.special_tokens.is_empty() {
-            return Err(Error::VocabSize { asked, least, most: MAX_VOCAB_SIZE });
-        }
+        self.check_size(n_reserved + chars.len().max(1))?;
         let params = UnigramParams::new(self.vocab_size - n_reserved);
         let (pieces, scores): (Vec<String>, Vec<f64>) =
             super::unigram::train(&words, &params, observer)?.into_iter().unzip();
@@ -163,20 +202,12 @@ impl SentencePieceTrainer {
         Ok((tokens, ModelDef::Unigram(def)))
     }
 
-    fn bpe<S: AsRef<str>>(
-        &self,
-        documents: impl IntoIterator<Item = S>,
-        observer: &mut dyn Observer,
-    ) -> Result<SentencePieceVocab, Error> {
-        let counts = self.count(documents, observer)?;
+    fn bpe(&self, counts: PieceCounts, observer: &mut dyn Observer) -> Result<SentencePieceVocab, Error> {
         let chars = self.alphabet(&counts)?;
         let mut tokens = Spellings::new(0);
-        let bytes = (0..=255u8).filter(|_| self.byte_fallback).map(alphabet::fallback_spelling);
-        let reserved: Vec<String> = self.special_tokens.iter().cloned().chain(bytes).collect();
+        let reserved = self.reserved();
         let least = reserved.len() + chars.len();
-        if !(least.max(1)..=MAX_VOCAB_SIZE).contains(&self.vocab_size) {
-            return Err(Error::VocabSize { asked: self.vocab_size, least, most: MAX_VOCAB_SIZE });
-        }
+        self.check_size(least)?;
         reserved.iter().for_each(|token| tokens.push(token.clone().into_bytes()));
         chars.iter().for_each(|c| tokens.push(c.to_string().into_bytes()));
         // A merge that spelled one of these would let plain text produce it.
@@ -193,35 +224,6 @@ impl SentencePieceTrainer {
         let merges = merge::train(words, least as u32, &limits, &mut tokens, observer)?;
         let tokens = tokens.into_bytes().map(|token| String::from_utf8_lossy(&token).into_owned()).collect();
         Ok(SentencePieceVocab { tokens, merges })
-    }
-
-    fn count<S: AsRef<str>>(
-        &self,
-        documents: impl IntoIterator<Item = S>,
-        observer: &mut dyn Observer,
-    ) -> Result<PieceCounts, Error> {
-        let mut counts = PieceCounts::new(Cut::Metaspace, self.memory_limit);
-        let (mut batch, mut n_batch, mut n_bytes) = (Vec::new(), 0, 0);
-        let mut flush = |batch: &mut Vec<String>, n_bytes: u64| {
-            let texts = batch.iter().flat_map(|text| chunks(Cut::Metaspace, text));
-            counts.count(&texts.collect::<Vec<_>>())?;
-            batch.clear();
-            report(observer, Stage::Count, n_bytes, None)
-        };
-        for document in documents {
-            let document = document.as_ref();
-            let is_open = self.add_prefix && !document.is_empty() && !document.starts_with([' ', METASPACE]);
-            batch.push(format!("{}{document}", if is_open { " " } else { "" }));
-            n_batch += document.len();
-            n_bytes += document.len() as u64;
-            if n_batch >= BATCH_BYTES {
-                n_batch = 0;
-                flush(&mut batch, n_bytes)?;
-            }
-        }
-        flush(&mut batch, n_bytes)?;
-        counts.flush();
-        Ok(counts)
     }
 
     /// The characters that become tokens, in order of code point.
@@ -252,15 +254,23 @@ fn chars_of(piece: &[u8]) -> impl Iterator<Item = char> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::count::Cut;
     use super::*;
 
     fn trainer(vocab_size: usize) -> SentencePieceTrainer {
         SentencePieceTrainer { vocab_size, character_coverage: 1.0, ..SentencePieceTrainer::default() }
     }
 
+    fn bpe(trainer: &SentencePieceTrainer, text: &str) -> SentencePieceVocab {
+        let mut counts = PieceCounts::new(Cut::Metaspace, None);
+        counts.count(&[&format!(" {text}")]).unwrap();
+        counts.flush();
+        trainer.bpe(counts, &mut ()).unwrap()
+    }
+
     #[test]
     fn tokens_come_in_order() {
-        let vocab = trainer(3 + 256 + 4 + 2).bpe(["ab ab abc"], &mut ()).unwrap();
+        let vocab = bpe(&trainer(3 + 256 + 4 + 2), "ab ab abc");
         assert_eq!(vocab.tokens[..4], ["<unk>", "<s>", "</s>", "<0x00>"]);
         assert_eq!(vocab.tokens[259..], ["a", "b", "c", "▁", "ab", "▁ab"]);
         assert_eq!(vocab.merges, [(259, 260), (262, 263)]);
@@ -269,11 +279,11 @@ mod tests {
     #[test]
     fn a_character_without_a_token_ends_a_word() {
         let limited = SentencePieceTrainer { limit_alphabet: Some(3), ..trainer(300) };
-        let vocab = limited.bpe(["axb axb ab ayb"], &mut ()).unwrap();
+        let vocab = bpe(&limited, "axb axb ab ayb");
         assert_eq!(vocab.tokens[259..262], ["a", "b", "▁"]);
         assert_eq!(vocab.tokens[262..], ["▁a"], "`ab` occurs once, and `a` `b` around `x` are no pair");
         let uncovered = SentencePieceTrainer { character_coverage: 0.5, ..trainer(300) };
-        let vocab = uncovered.bpe(["aaab aaac"], &mut ()).unwrap();
+        let vocab = bpe(&uncovered, "aaab aaac");
         assert_eq!(vocab.tokens[259..260], ["a"]);
     }
 

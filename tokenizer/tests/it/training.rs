@@ -113,16 +113,37 @@ impl Read for InParts<'_> {
 }
 
 #[test]
+fn sentencepiece_counts_a_stream_as_its_text() {
+    let text = corpus().repeat(150);
+    for kind in [Kind::Bpe, Kind::Unigram] {
+        for add_prefix in [false, true] {
+            let trainer =
+                SentencePieceTrainer { kind, vocab_size: 700, add_prefix, ..SentencePieceTrainer::default() };
+            let mut counter = trainer.counter().unwrap();
+            counter.add_reader(InParts(text.as_bytes()), &mut ()).unwrap();
+            counter.add("a document behind a stream", &mut ()).unwrap();
+            counter.add_reader(&b" and a stream behind a document"[..], &mut ()).unwrap();
+            let texts = [&text[..], "a document behind a stream", " and a stream behind a document"];
+            assert_eq!(counter.n_bytes(), texts.map(str::len).iter().sum::<usize>() as u64);
+            let expected = trainer.train(texts, &mut ()).unwrap();
+            assert_eq!(counter.finish(&mut ()).unwrap().hash(), expected.hash(), "{kind:?}");
+        }
+    }
+}
+
+#[test]
 fn a_stream_that_is_not_text_is_refused_with_the_position() {
     let mut text = "some words é ".repeat(400_000).into_bytes();
     let position = text.len() - 9 - 14 * 70_000;
     text[position] = 0xff;
-    let mut counter = Trainer::new(Kind::Bpe, 700).counter().unwrap();
-    let error = counter.add_reader(&text[..], &mut ()).unwrap_err();
-    assert_eq!(
-        error.to_string(),
-        format!("the text cannot be read at byte {position}: the text is not UTF-8")
-    );
+    let sentencepiece = SentencePieceTrainer::default().counter().unwrap();
+    for mut counter in [Trainer::new(Kind::Bpe, 700).counter().unwrap(), sentencepiece] {
+        let error = counter.add_reader(&text[..], &mut ()).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            format!("the text cannot be read at byte {position}: the text is not UTF-8")
+        );
+    }
     let mut counter = Trainer::new(Kind::Bpe, 700).counter().unwrap();
     let error = counter.add_reader(&b"cut short \xe2\x82"[..], &mut ()).unwrap_err();
     assert!(matches!(error, Error::Corpus { position: 10, .. }), "{error}");
