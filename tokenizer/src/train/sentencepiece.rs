@@ -4,8 +4,6 @@
 //! where an alphabet is limited: there a character outside of it is dropped and its neighbours become a pair, although
 //! encoding never sees them side by side; here it ends a word. Normalization (NFKC, runs of spaces) is the caller's.
 
-use std::collections::HashMap;
-
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
@@ -13,11 +11,14 @@ use super::count::{CharCounts, PieceCounts, Source};
 use super::counter::Counter;
 use super::merge::{self, Spellings};
 use super::progress::Observer;
-use super::unigram::UnigramParams;
+use super::unigram::{self, UnigramParams};
 use super::words::{END, Words};
 use super::{MAX_VOCAB_SIZE, check_special};
 use crate::definition::{AddedTokenDef, BpeDef, Definition, Merges, ModelDef, UnigramDef, UnigramRule};
 use crate::{Error, Kind, Tokenizer, alphabet};
+
+/// The characters in which bytes are spelled, as in `<0x0A>`.
+const BYTE_SPELLING: &str = "0123456789<>ABCDEFx";
 
 /// What SentencePiece and Hugging Face's `Metaspace` write for a space.
 pub(super) const METASPACE: char = '▁';
@@ -34,7 +35,8 @@ pub struct SentencePieceTrainer {
     pub min_frequency: u64,
     /// Special tokens, in order of id from 0. Default: `<unk>`, `<s>`, `</s>`.
     pub special_tokens: Vec<String>,
-    /// Most characters that become tokens, the most frequent ones; no limit if unset.
+    /// Most characters that become tokens, the most frequent ones; no limit if unset. Unigram with bytes also has the
+    /// characters that bytes are spelled with, or the text `<0x41>` would become the byte.
     pub limit_alphabet: Option<usize>,
     /// The part of the text that the characters must cover, from 0 to 1; rarer ones get no token. Default 0.9995.
     pub character_coverage: f64,
@@ -42,7 +44,8 @@ pub struct SentencePieceTrainer {
     pub byte_fallback: bool,
     /// Whether a document that starts without a space is given one. Default true.
     pub add_prefix: bool,
-    /// As [`super::Trainer::memory_limit`].
+    /// As [`super::Trainer::memory_limit`]. Unigram needs some 100 bytes for each distinct word, 50 to 200 for each of its
+    /// characters and 800 for each byte of the longest word, and is refused likewise.
     pub memory_limit: Option<u64>,
 }
 
@@ -108,7 +111,7 @@ impl SentencePieceTrainer {
             return Err(Error::Unsupported { part: "trainer", found, supported });
         }
         // Any text has a character.
-        self.check_size(self.reserved().len() + 1)
+        self.check_size(self.reserved().len() + self.spelling_without(&[]).len().max(1))
     }
 
     fn check_size(&self, least: usize) -> Result<(), Error> {
@@ -122,6 +125,13 @@ impl SentencePieceTrainer {
     fn reserved(&self) -> Vec<String> {
         let bytes = (0..=255u8).filter(|_| self.byte_fallback).map(alphabet::fallback_spelling);
         self.special_tokens.iter().cloned().chain(bytes).collect()
+    }
+
+    /// The characters that a Unigram vocabulary needs besides `chars`: were one of those that bytes are spelled with
+    /// unknown, text that spells a byte would become it.
+    fn spelling_without(&self, chars: &[char]) -> Vec<char> {
+        let is_needed = self.kind == Kind::Unigram && self.byte_fallback;
+        BYTE_SPELLING.chars().filter(|c| is_needed && chars.binary_search(c).is_err()).collect()
     }
 
     /// Trains on what was counted.
@@ -172,26 +182,19 @@ impl SentencePieceTrainer {
         observer: &mut dyn Observer,
     ) -> Result<(Vec<String>, ModelDef), Error> {
         let chars = self.alphabet(&counts)?;
-        let mut words: HashMap<String, u64> = HashMap::new();
-        counts.for_each(&mut |piece, count| {
-            // A character without a token ends a word.
-            let text: String = chars_of(piece).collect();
-            for word in text.split(|c| chars.binary_search(&c).is_err()).filter(|word| !word.is_empty()) {
-                *words.entry(word.to_owned()).or_default() += count;
-            }
-        })?;
-        drop(counts);
-        let words: Vec<(String, u64)> = words.into_iter().collect();
-        let mut tokens = self.reserved();
+        let (mut tokens, spelling) = (self.reserved(), self.spelling_without(&chars));
         let n_reserved = tokens.len();
-        self.check_size(n_reserved + chars.len().max(1))?;
-        let params = UnigramParams::new(self.vocab_size - n_reserved);
-        let (pieces, scores): (Vec<String>, Vec<f64>) =
-            super::unigram::train(&words, &params, observer)?.into_iter().unzip();
-        // Text that spells the name of a byte must not become that byte.
-        let never = scores.iter().copied().fold(0.0, f64::min) * 100.0;
+        self.check_size(n_reserved + chars.len().max(1) + spelling.len())?;
+        let params = UnigramParams::new(self.vocab_size - n_reserved - spelling.len());
+        let words = self.words(counts, &chars, &params)?;
+        let (mut pieces, mut scores): (Vec<String>, Vec<f64>) =
+            unigram::train(&words, &params, observer)?.into_iter().unzip();
+        let least = scores.iter().copied().fold(-1.0, f64::min);
+        pieces.extend(spelling.iter().map(char::to_string));
+        scores.extend(spelling.iter().map(|_| least));
         tokens.extend(pieces);
-        let scores = vec![never; n_reserved].into_iter().chain(scores).collect();
+        // Text that spells the name of a byte must not become that byte: its characters are likelier.
+        let scores = vec![least * 100.0; n_reserved].into_iter().chain(scores).collect();
         let def = UnigramDef {
             scores,
             unk_id: Some(0),
@@ -200,6 +203,40 @@ impl SentencePieceTrainer {
             kinds: Vec::new(),
         };
         Ok((tokens, ModelDef::Unigram(def)))
+    }
+
+    /// The distinct words over `chars` with their counts. A character without a token ends a word.
+    ///
+    /// # Errors
+    /// If training on them would take more memory than the limit.
+    fn words(
+        &self,
+        counts: PieceCounts,
+        chars: &[char],
+        params: &UnigramParams,
+    ) -> Result<Vec<(String, u64)>, Error> {
+        let for_each_word = |each: &mut dyn FnMut(&str, u64)| {
+            counts.for_each(&mut |piece, count| {
+                let text: String = chars_of(piece).collect();
+                let words = text.split(|c| chars.binary_search(&c).is_err());
+                words.filter(|word| !word.is_empty()).for_each(|word| each(word, count));
+            })
+        };
+        let mut sizes = unigram::Sizes::default();
+        for_each_word(&mut |word, _| sizes.add(word))?;
+        let needed = sizes.memory(params);
+        if let Some(limit) = self.memory_limit.filter(|&limit| limit < needed) {
+            return Err(Error::MemoryLimit { needed, limit });
+        }
+        let mut words = Vec::with_capacity(sizes.n_words as usize);
+        for_each_word(&mut |word, count| words.push((word.to_owned(), count)))?;
+        words.sort_unstable();
+        words.dedup_by(|(word, count), (kept, sum)| {
+            let is_same = word == kept;
+            *sum += if is_same { *count } else { 0 };
+            is_same
+        });
+        Ok(words)
     }
 
     fn bpe(&self, counts: PieceCounts, observer: &mut dyn Observer) -> Result<SentencePieceVocab, Error> {

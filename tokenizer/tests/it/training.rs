@@ -16,10 +16,15 @@ fn threads_and_the_order_of_documents_do_not_matter() {
     for trainer in [Trainer::new(Kind::Char, 400), Trainer::new(Kind::Bpe, 900)] {
         let expected = trainer.train(&lines).unwrap().hash();
         assert_eq!(trainer.train(&reversed).unwrap().hash(), expected);
-        for n_threads in [1, 3] {
+    }
+    // Enough places of one pair that several threads share a merge.
+    let words: Vec<String> = distinct_words(200_000).collect();
+    for trainer in [Trainer::new(Kind::Char, 300), Trainer::new(Kind::Bpe, 600)] {
+        let [one, three] = [1, 3].map(|n_threads| {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(n_threads).build().unwrap();
-            assert_eq!(pool.install(|| trainer.train(&lines).unwrap().hash()), expected);
-        }
+            pool.install(|| trainer.train(&words).unwrap().hash())
+        });
+        assert_eq!(one, three);
     }
 }
 
@@ -183,6 +188,42 @@ fn distinct_words_beyond_the_limit_are_refused_with_what_they_need() {
         }
         other => panic!("{other}"),
     }
+}
+
+#[test]
+fn unigram_keeps_to_the_memory_limit_or_says_what_it_needs() {
+    let trainer = SentencePieceTrainer {
+        kind: Kind::Unigram,
+        vocab_size: 400,
+        memory_limit: Some(100_000),
+        ..SentencePieceTrainer::default()
+    };
+    let long = "ab".repeat(50_000);
+    for texts in [distinct_words(3000).collect(), vec![long]] {
+        match trainer.train(&texts, &mut ()).unwrap_err() {
+            Error::MemoryLimit { needed, limit: 100_000 } => {
+                let roomy = SentencePieceTrainer { memory_limit: Some(needed), ..trainer.clone() };
+                let free = SentencePieceTrainer { memory_limit: None, ..trainer.clone() };
+                let [roomy, free] = [roomy, free].map(|trainer| trainer.train(&texts, &mut ()).unwrap());
+                assert_eq!(roomy.hash(), free.hash());
+            }
+            other => panic!("{other}"),
+        }
+    }
+}
+
+#[test]
+fn text_that_spells_a_byte_stays_text() {
+    for kind in [Kind::Bpe, Kind::Unigram] {
+        let trainer = SentencePieceTrainer { kind, vocab_size: 300, ..SentencePieceTrainer::default() };
+        // None of the characters that bytes are spelled with is in the corpus.
+        let tokenizer = trainer.train(["some words to learn", "more words"], &mut ()).unwrap();
+        for text in ["<0x41>", "a<0x0A>b <0xFF><0x00>", "<unk></s>", "é<0xC3>"] {
+            assert_eq!(tokenizer.decode(&tokenizer.encode(text)).unwrap(), text, "{kind:?}");
+        }
+    }
+    let small = SentencePieceTrainer { kind: Kind::Unigram, vocab_size: 277, ..SentencePieceTrainer::default() };
+    assert!(matches!(small.counter().err(), Some(Error::VocabSize { least: 278, .. })), "3, 256 and 19");
 }
 
 #[test]
