@@ -1,18 +1,16 @@
 //! Choosing BPE merges: again and again, the most frequent pair of neighbours becomes a token.
 //!
-//! For each pair we keep its count, and in one long list of positions the part where it was seen. Nearly every pair
-//! comes into being in a single merge, the one that makes its newer half, so its positions are written once and in
-//! order. A merge visits them, skips those that have changed since, and adds up what happens to the neighbours in two
+//! For each pair we keep its count, and in one long list of positions the part where it was seen. A pair comes into being
+//! in a single merge, the one that makes its newer half, so its positions are written once and in order. A merge visits them, skips those that have changed since, and adds up what happens to the neighbours in two
 //! arrays; only then are the counts of pairs touched, once for each different neighbour. A heap gives the most
 //! frequent pair; a count in it may be out of date, which is seen when the pair comes out. The work is proportional
 //! to the number of merged places, whatever the lengths of words.
 //!
-//! Pairs rarer than the least frequency can never win, and most pairs are: they are not kept. The one thing that can
-//! raise the count of a pair later is a second pair that spells the same token. Before such a merge the words are
-//! searched for the rare pairs that it is about to raise.
+//! Which tokens a stretch of text between two token ends has is decided by that text alone. So a token is spelled by one
+//! pair only, and all its places come into being in that merge: no pair comes back later, and no count grows but in the
+//! merge that makes the newer half. Pairs rarer than the least frequency, nearly all, can never win and are not kept.
 //!
-//! Among equal counts the smallest pair of ids wins, two pairs that spell the same token share its id, and a pair that
-//! comes back after it was merged is added to its old count: all as in Hugging Face's `BpeTrainer`.
+//! Among equal counts the smallest pair of ids wins, as in Hugging Face's `BpeTrainer`.
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap, HashSet};
@@ -46,25 +44,24 @@ pub(super) struct Limits {
 pub(super) struct Spellings {
     first_id: u32,
     tokens: Vec<Vec<u8>>,
-    /// Ids by bytes; none for bytes that must not become a token.
-    ids: HashMap<Vec<u8>, Option<u32>, Seeded>,
+    /// Bytes that must not become a token.
+    forbidden: HashSet<Vec<u8>>,
 }
 
 impl Spellings {
     /// No tokens yet; the first will have id `first_id`.
     pub(super) fn new(first_id: u32) -> Self {
-        Self { first_id, tokens: Vec::new(), ids: HashMap::default() }
+        Self { first_id, tokens: Vec::new(), forbidden: HashSet::new() }
     }
 
     /// Adds a token, which takes the next id.
     pub(super) fn push(&mut self, token: Vec<u8>) {
-        self.ids.insert(token.clone(), Some(self.first_id + self.tokens.len() as u32));
         self.tokens.push(token);
     }
 
     /// Keeps merges from giving these tokens.
     pub(super) fn forbid(&mut self, tokens: impl IntoIterator<Item = Vec<u8>>) {
-        self.ids.extend(tokens.into_iter().map(|token| (token, None)));
+        self.forbidden.extend(tokens);
     }
 
     /// All tokens in order of id.
@@ -72,17 +69,15 @@ impl Spellings {
         self.tokens.into_iter()
     }
 
-    /// The id of the token that `pair` spells, which is added unless it is there; none if it is forbidden.
-    fn merged(&mut self, (left, right): Pair) -> Option<u32> {
+    /// Adds the token that `pair` spells, unless it is forbidden; whether it is there now.
+    fn merge(&mut self, (left, right): Pair) -> bool {
         let [left, right] = [left, right].map(|id| self.tokens[(id - self.first_id) as usize].as_slice());
         let token = [left, right].concat();
-        match self.ids.get(&token) {
-            Some(&id) => id,
-            None => {
-                self.push(token);
-                Some(self.first_id + self.tokens.len() as u32 - 1)
-            }
+        let is_new = !self.forbidden.contains(&token);
+        if is_new {
+            self.push(token);
         }
+        is_new
     }
 }
 
@@ -102,28 +97,18 @@ pub(super) fn train(
         let Some(candidate) = merger.pop() else {
             break;
         };
-        let next_id = merger.lens.len() as u32;
-        let Some(id) = tokens.merged(candidate.pair()) else {
+        if !tokens.merge(candidate.pair()) {
             continue;
-        };
+        }
         merges.push(candidate.pair());
         n_visited += candidate.len as usize;
-        merger.merge(&candidate, id);
+        merger.merge(&candidate);
         if n_visited >= REPORT_EVERY || merges.len() % 1024 == 1 {
             n_visited = 0;
-            report(observer, Stage::Merge, u64::from(next_id - n_ids), total)?;
+            report(observer, Stage::Merge, merges.len() as u64 - 1, total)?;
         }
     }
-    Ok(without_repeats(merges))
-}
-
-/// Drops all but the last place of a pair that was merged more than once. That takes a token with two spellings, and
-/// the last place is the one that counts when Hugging Face reads the list back.
-fn without_repeats(merges: Vec<Pair>) -> Vec<Pair> {
-    let mut seen = HashSet::with_capacity(merges.len());
-    let mut kept: Vec<Pair> = merges.into_iter().rev().filter(|&pair| seen.insert(pair)).collect();
-    kept.reverse();
-    kept
+    Ok(merges)
 }
 
 /// A pair that may be merged, with places where it was seen.
@@ -200,15 +185,6 @@ impl Side {
         self.places.push((neighbour, position));
     }
 
-    /// Changes the count of a neighbour, whether it was met or not.
-    fn adjust(&mut self, neighbour: u32, count: i64) {
-        let change = &mut self.changes[neighbour as usize];
-        if count != 0 && change.n == 0 {
-            self.touched.push(neighbour);
-        }
-        change.count += count;
-    }
-
     /// Adds what another thread found behind the places of this one, and clears it there.
     fn absorb(&mut self, other: &mut Self) {
         for &neighbour in &other.touched {
@@ -236,7 +212,7 @@ struct Merger {
     words: Words,
     /// Slots that a token takes, by id.
     lens: Vec<u32>,
-    /// Counts of pairs. None is forgotten, since a pair that comes back is added to its old count.
+    /// Counts of pairs.
     counts: HashMap<u64, i64, Seeded>,
     queue: Queue,
     /// Positions of pairs, each list in ascending order. Some places hold another pair by now.
@@ -282,14 +258,10 @@ impl Merger {
         }
     }
 
-    /// Replaces the pair by `id` wherever it stands, from left to right within each word.
-    fn merge(&mut self, candidate: &Candidate, id: u32) {
-        let (a, b) = candidate.pair();
-        if id as usize == self.lens.len() {
-            self.lens.push(self.lens[a as usize] + self.lens[b as usize]);
-        } else if self.least > 1 {
-            self.recover(candidate, id);
-        }
+    /// Replaces the pair by the next id wherever it stands, from left to right within each word.
+    fn merge(&mut self, candidate: &Candidate) {
+        let ((a, b), id) = (candidate.pair(), self.lens.len() as u32);
+        self.lens.push(self.lens[a as usize] + self.lens[b as usize]);
         for side in [&mut self.left, &mut self.right] {
             side.changes.resize(self.lens.len(), Change::default());
         }
@@ -302,14 +274,15 @@ impl Merger {
             let neighbour = self.right.touched[idx];
             self.subtract((b, neighbour), self.right.changes[neighbour as usize].count);
         }
-        self.subtract((b, id), twins.old_count);
         // A token right behind another merged place: the pair of the new token and `a` was counted, but it is gone.
-        self.right.adjust(a, -twins.new_count);
+        if twins.count > 0 {
+            self.right.changes[a as usize].count -= twins.count;
+        }
         self.enter_side(id, true);
         self.enter_side(id, false);
         let start = self.positions.len();
         self.positions.extend(twins.positions);
-        self.enter((id, id), twins.new_count + twins.old_count, start);
+        self.enter((id, id), twins.count, start);
     }
 
     /// Merges the places of `candidate` and notes their neighbours.
@@ -341,8 +314,7 @@ impl Merger {
         }
         let mut twins = all.remove(0);
         for other in all {
-            twins.new_count += other.new_count;
-            twins.old_count += other.old_count;
+            twins.count += other.count;
             twins.positions.extend(other.positions);
         }
         twins
@@ -363,7 +335,7 @@ impl Merger {
             let change = &mut side.changes[neighbour as usize];
             let (start, n) = (self.positions.len(), change.n);
             change.n = usize::MAX;
-            if self.is_kept(pair, change.count) {
+            if change.count >= self.least as i64 {
                 change.n = start;
                 self.positions.resize(start + n, 0);
                 self.enter(pair, change.count, start);
@@ -380,62 +352,15 @@ impl Merger {
         *(if is_left { &mut self.left } else { &mut self.right }) = side;
     }
 
-    fn is_kept(&self, pair: Pair, count: i64) -> bool {
-        count >= self.least as i64 || self.counts.contains_key(&pack(pair))
-    }
-
-    /// Adds to the count of a pair, whose new positions are all from `start` on.
+    /// Enters a new pair, whose positions are all from `start` on.
     fn enter(&mut self, pair: Pair, count: i64, start: usize) {
-        if !self.is_kept(pair, count) {
+        if count < self.least as i64 {
             self.positions.truncate(start);
             return;
         }
-        let total = self.counts.entry(pack(pair)).or_insert(0);
-        *total += count;
+        self.counts.insert(pack(pair), count);
         let len = (self.positions.len() - start) as u32;
-        if len > 0 && *total > 0 {
-            self.queue.push(Candidate { count: *total as u64, pair: Reverse(pack(pair)), start, len });
-        }
-    }
-
-    /// Finds the pairs of `id` that were too rare to be kept and that merging `candidate` will raise.
-    ///
-    /// This happens only when a second pair spells the token of `id`, so a search through all words is cheap enough.
-    fn recover(&mut self, candidate: &Candidate, id: u32) {
-        let (a, b) = candidate.pair();
-        let [a_len, b_len] = [a, b].map(|id| self.lens[id as usize] as usize);
-        let symbols = &self.words.symbols;
-        let mut raised: HashMap<u64, (i64, Vec<u32>), Seeded> = HashMap::default();
-        for &position in &self.positions[candidate.start..candidate.start + candidate.len as usize] {
-            let at = position as usize;
-            if symbols[at] != a || symbols[at + a_len] != b {
-                continue;
-            }
-            let (before, after) = (symbols[at - 1], symbols[at + a_len + b_len]);
-            let pairs = [(before & !LAST, id), (id, after), (id, id)];
-            for pair in pairs.into_iter().filter(|&(left, right)| left != END & !LAST && right != END) {
-                if !self.counts.contains_key(&pack(pair)) {
-                    raised.entry(pack(pair)).or_default();
-                }
-            }
-        }
-        if raised.is_empty() {
-            return;
-        }
-        self.words.for_each_pair(&self.lens, |pair, position, count| {
-            if (pair.0 == id || pair.1 == id)
-                && let Some((total, positions)) = raised.get_mut(&pack(pair))
-            {
-                *total += count as i64;
-                positions.push(position);
-            }
-        });
-        for (pair, (total, positions)) in raised.into_iter().filter(|(_, (total, _))| *total > 0) {
-            let (start, len) = (self.positions.len(), positions.len() as u32);
-            self.positions.extend(positions);
-            self.counts.insert(pair, total);
-            self.queue.push(Candidate { count: total as u64, pair: Reverse(pair), start, len });
-        }
+        self.queue.push(Candidate { count: count as u64, pair: Reverse(pack(pair)), start, len });
     }
 
     /// Counts the pairs of symbols and lists their positions.
@@ -507,16 +432,13 @@ impl Merge<'_> {
                 let neighbour = before & !LAST;
                 let start = position - self.lens[neighbour as usize];
                 if neighbour == self.id {
-                    twins.new_count += count as i64;
+                    twins.count += count as i64;
                     twins.positions.push(start);
                 } else {
                     left.add(neighbour, start, count);
                 }
             }
-            if after == self.id {
-                twins.old_count += count as i64;
-                twins.positions.push(position);
-            } else if after != END {
+            if after != END {
                 right.add(after, position, count);
             }
         }
@@ -524,13 +446,10 @@ impl Merge<'_> {
     }
 }
 
-/// Pairs of one merge's token with itself.
+/// Pairs of one merge's token with itself: two places merged one after the other.
 #[derive(Default)]
 struct Twins {
-    /// Of two places merged one after the other.
-    new_count: i64,
-    /// Of a merged place and an equal token that stood behind it before.
-    old_count: i64,
+    count: i64,
     positions: Vec<u32>,
 }
 
@@ -604,7 +523,8 @@ mod tests {
     /// Training by definition: what Hugging Face's trainer does, with its queue as an unsorted list, whole words
     /// rewritten at each merge, and every pair kept.
     fn slow(words: &[(Vec<u8>, u64)], limits: &Limits) -> (Vec<Pair>, Vec<Vec<u8>>) {
-        let mut tokens = spellings();
+        let mut tokens = spellings().tokens;
+        let mut ids: BTreeMap<Vec<u8>, u32> = tokens.iter().cloned().zip(0..).collect();
         let mut words: Vec<(Vec<u32>, u64)> = words
             .iter()
             .map(|(word, count)| (word.iter().map(|&b| u32::from(b)).collect(), *count))
@@ -626,7 +546,7 @@ mod tests {
             }
             queue.sort_by_key(|seen| (seen.0, seen.1));
             let Some((count, Reverse(pair), idxs)) =
-                queue.pop().filter(|_| tokens.tokens.len() < limits.n_ids)
+                queue.pop().filter(|_| tokens.len() < limits.n_ids)
             else {
                 break;
             };
@@ -638,7 +558,12 @@ mod tests {
             if count < limits.min_frequency.max(1) {
                 break;
             }
-            let id = tokens.merged(pair).unwrap();
+            let token = [pair.0, pair.1].map(|id| tokens[id as usize].as_slice()).concat();
+            // Two pairs that spell the same token would share its id.
+            let id = *ids.entry(token.clone()).or_insert(tokens.len() as u32);
+            if id as usize == tokens.len() {
+                tokens.push(token);
+            }
             merges.push(pair);
             for idx in idxs {
                 let count = words[idx].1 as i64;
@@ -650,7 +575,7 @@ mod tests {
                 });
             }
         }
-        (without_repeats(merges), tokens.into_bytes().collect())
+        (merges, tokens)
     }
 
     fn rewrite(word: &mut Vec<u32>, pair: Pair, id: u32, mut change: impl FnMut(Pair, i64)) {
