@@ -59,7 +59,7 @@ pub enum Color {
 /// How documents are read.
 #[derive(Debug, Args)]
 pub struct CorpusArgs {
-    /// What a document is [default: jsonl for `.jsonl` files, else file]
+    /// What a document is [default: jsonl for `.jsonl` files, line to train sentencepiece or unigram, else file]
     #[arg(long, value_enum, value_name = "KIND")]
     pub documents: Option<DocumentKind>,
 

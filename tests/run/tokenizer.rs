@@ -33,6 +33,19 @@ fn pipe(dir: &Path, args: &[&str], input: &[u8]) -> Output {
     output
 }
 
+/// Runs with this input; it must end with exit code 2 and an error that has all these words.
+fn pipe_fails(dir: &Path, args: &[&str], input: &[u8], words: &[&str]) {
+    let mut child = command(dir, args).stdin(Stdio::piped()).spawn().expect("flint starts");
+    // A program that refuses its arguments reads nothing.
+    let _ = child.stdin.take().expect("a pipe").write_all(input);
+    let output = child.wait_with_output().expect("waited");
+    let said = stderr(&output);
+    assert_eq!(output.status.code(), Some(2), "{args:?}: {said}");
+    for word in words {
+        assert!(said.contains(word), "{args:?}: no `{word}` in: {said}");
+    }
+}
+
 fn stdout(output: &Output) -> String {
     String::from_utf8(output.stdout.clone()).expect("UTF-8")
 }
@@ -133,12 +146,56 @@ fn a_corpus_gives_one_vocabulary_however_it_is_read() {
     write(dir, "long.txt", &long);
     assert!(trained("e.json", &["long.txt"]) == trained("f.json", &["long.txt", "-t", "1"]), "a long file");
     for kind in ["sentencepiece", "unigram"] {
-        let more = ["--kind", kind, "--special", "<|a|>"];
+        let more = ["--kind", kind, "--special", "<|a|>", "--documents", "file"];
         let a = trained("g.json", &[&["long.txt"][..], &more].concat());
         let input = [&["tokenizer", "train", "-", "--vocab-size", "400", "-q", "-o", "h.json"][..], &more];
         pipe(dir, &input.concat(), long.as_bytes());
         assert!(a == fs::read(dir.join("h.json")).expect("read"), "{kind} in parts");
+        // A pipe is not held until its end: what is wrong in it is found too late to leave it out.
+        let wrong = [&text().into_bytes()[..], b"\xff"].concat();
+        let place = format!("byte {}", wrong.len() - 1);
+        pipe_fails(dir, &input.concat(), &wrong, &["stdin", &place, "not UTF-8"]);
     }
+}
+
+#[test]
+fn pieces_of_sentencepiece_end_with_the_line_unless_documents_are_files() {
+    let dir = workplace();
+    let dir = dir.path();
+    let has_line_end = |kind: &str, more: &[&str]| {
+        let args = ["tokenizer", "train", "text.txt", "--kind", kind, "--vocab-size", "400", "-o", "o.json"];
+        succeeds(dir, &[&args[..], more].concat());
+        let file: Value = serde_json::from_slice(&fs::read(dir.join("o.json")).expect("read")).expect("JSON");
+        let text = "a\nb\r\n\n c ▁ <0x0A>\n";
+        let ids = pipe(dir, &["tokenizer", "encode", "o.json"], text.as_bytes()).stdout;
+        assert_eq!(stdout(&pipe(dir, &["tokenizer", "decode", "o.json"], &ids)), text.replace('▁', " "));
+        file["model"]["vocab"].to_string().contains("\\n")
+    };
+    for kind in ["sentencepiece", "unigram"] {
+        assert!(!has_line_end(kind, &[]), "{kind}");
+        assert!(has_line_end(kind, &["--documents", "file"]), "{kind}");
+    }
+}
+
+#[test]
+fn without_text_the_file_stays_as_it_was() {
+    let dir = workplace();
+    let dir = dir.path();
+    let before = fs::read(dir.join("t.json")).expect("read");
+    fs::write(dir.join("image"), b"text\xff\xfe").expect("written");
+    write(dir, "blank.txt", " \n\n");
+    write(dir, "empty.jsonl", "{\"text\": \"\"}\n{\"text\": \" \"}\n");
+    for kind in ["bpe", "char", "sentencepiece", "unigram"] {
+        let train = ["tokenizer", "train", "--kind", kind, "-q", "-o", "t.json"];
+        for input in [&b""[..], b" \n\t\n"] {
+            pipe_fails(dir, &[&train[..], &["-"]].concat(), input, &["no text"]);
+            pipe_fails(dir, &[&train[..], &["-", "--documents", "file"]].concat(), input, &["no text"]);
+        }
+        for file in ["image", "blank.txt", "empty.jsonl"] {
+            fails(dir, &[&train[..], &[file]].concat(), &[file, "no text"]);
+        }
+    }
+    assert!(fs::read(dir.join("t.json")).expect("read") == before);
 }
 
 #[test]
@@ -251,15 +308,7 @@ fn a_line_that_is_wrong_is_named() {
     let dir = workplace();
     let dir = dir.path();
     let run = |verb: &str, input: &[u8], words: &[&str]| {
-        let mut child = command(dir, &["tokenizer", verb, "t.json", "--jsonl"])
-            .stdin(Stdio::piped())
-            .spawn()
-            .expect("flint starts");
-        child.stdin.take().expect("a pipe").write_all(input).expect("written");
-        let output = child.wait_with_output().expect("waited");
-        let said = stderr(&output);
-        assert_eq!(output.status.code(), Some(2), "{said}");
-        assert!(words.iter().all(|word| said.contains(word)), "{said}");
+        pipe_fails(dir, &["tokenizer", verb, "t.json", "--jsonl"], input, words);
     };
     run("encode", b"\"a\"\nb\n", &["line 2"]);
     run("encode", b"\"\xff\"\n", &["line 1", "UTF-8"]);

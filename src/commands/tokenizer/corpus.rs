@@ -20,7 +20,9 @@ const AT_ONCE: u64 = 8 << 20;
 /// Where text comes from, and how it is cut into documents.
 pub struct Corpus {
     inputs: Vec<Input>,
-    kind: Option<DocumentKind>,
+    /// What a document is, if the user said so, and else in all but `.jsonl` files.
+    asked: Option<DocumentKind>,
+    otherwise: DocumentKind,
     field: String,
 }
 
@@ -53,8 +55,8 @@ pub struct Seen {
 }
 
 impl Corpus {
-    /// Finds the files.
-    pub fn find(paths: &[String], args: &CorpusArgs) -> Result<Self> {
+    /// Finds the files. Unless the arguments or a file's name say what a document is, it is as `otherwise` says.
+    pub fn find(paths: &[String], args: &CorpusArgs, otherwise: DocumentKind) -> Result<Self> {
         let mut inputs = Vec::new();
         for path in paths {
             match path.as_str() {
@@ -63,7 +65,7 @@ impl Corpus {
                     .extend(source::list(std::slice::from_ref(path), &[])?.into_iter().map(Input::Source)),
             }
         }
-        Ok(Self { inputs, kind: args.documents, field: args.field.clone() })
+        Ok(Self { inputs, asked: args.documents, otherwise, field: args.field.clone() })
     }
 
     /// The streams in order.
@@ -78,14 +80,14 @@ impl Corpus {
 
     /// What a document of this input is.
     pub fn kind(&self, input: &Input) -> DocumentKind {
-        let guess = if input.name().ends_with(".jsonl") { DocumentKind::Jsonl } else { DocumentKind::File };
-        self.kind.unwrap_or(guess)
+        let is_json = input.name().ends_with(".jsonl");
+        self.asked.unwrap_or(if is_json { DocumentKind::Jsonl } else { self.otherwise })
     }
 
     /// All documents, from the first on.
     pub fn documents(&self) -> Documents<'_> {
         let inputs = 0..self.inputs.len();
-        Documents { corpus: self, inputs, lines: None, long: None, cuts_long: false, seen: Seen::default() }
+        Documents { corpus: self, inputs, lines: None, seen: Seen::default() }
     }
 
     /// The text of a document.
@@ -154,10 +156,6 @@ pub struct Documents<'a> {
     /// Inputs that are not begun.
     inputs: std::ops::Range<usize>,
     lines: Option<Lines>,
-    /// The input that comes in parts, and its index.
-    long: Option<(Long, usize)>,
-    /// Whether files too large to be read at once come in parts.
-    cuts_long: bool,
     /// What was met so far.
     pub seen: Seen,
 }
@@ -170,31 +168,15 @@ struct Lines {
     n_lines: u64,
 }
 
-/// A file that is read part by part.
-struct Long {
-    reader: Box<dyn Read + Send>,
-    /// What was read and not given out: always behind the last place to cut.
-    rest: Vec<u8>,
-}
-
 impl Documents<'_> {
-    /// Gives large files in parts, each of which but the first begins with a space: for SentencePiece's models, whose
-    /// pieces begin there too, this changes nothing.
-    pub fn in_parts(self) -> Self {
-        Self { cuts_long: true, ..self }
-    }
-
     /// Reads this input alone, and adds to what was seen.
     pub fn only(self, input_idx: usize, seen: Seen) -> Self {
         Self { inputs: input_idx..input_idx + 1, seen, ..self }
     }
 
-    /// The next document or part.
+    /// The next document.
     pub fn next(&mut self) -> Result<Option<Document>> {
         loop {
-            if let Some(document) = self.next_part()? {
-                return Ok(Some(document));
-            }
             if let Some(document) = self.next_line()? {
                 return Ok(Some(document));
             }
@@ -212,14 +194,6 @@ impl Documents<'_> {
         if kind != DocumentKind::File {
             let reader = BufReader::with_capacity(1 << 20, input.open()?);
             self.lines = Some(Lines { reader, input_idx, is_json: kind == DocumentKind::Jsonl, n_lines: 0 });
-            return Ok(None);
-        }
-        if let (true, Some((path, n_bytes))) = (self.cuts_long, input.regular_file())
-            && n_bytes > AT_ONCE
-        {
-            if self.seen.accepts(path, n_bytes)? {
-                self.long = Some((Long { reader: input.open()?, rest: Vec::new() }, input_idx));
-            }
             return Ok(None);
         }
         let mut bytes = Vec::new();
@@ -246,47 +220,6 @@ impl Documents<'_> {
                 let json = lines.is_json.then_some((lines.input_idx, lines.n_lines));
                 return Ok(Some(Document { content, json }));
             }
-        }
-    }
-
-    fn next_part(&mut self) -> Result<Option<Document>> {
-        let Some((long, input_idx)) = &mut self.long else { return Ok(None) };
-        let input = &self.corpus.inputs[*input_idx];
-        let part = long.next().with_context(|| format!("cannot read {}", input.name()))?;
-        match part {
-            Some(content) => {
-                self.seen.n_bytes += content.len() as u64;
-                Ok(Some(Document { content, json: None }))
-            }
-            None => {
-                self.long = None;
-                Ok(None)
-            }
-        }
-    }
-}
-
-impl Long {
-    /// The text up to the last space that is in memory. A text without spaces is one part.
-    fn next(&mut self) -> io::Result<Option<String>> {
-        loop {
-            let room = AT_ONCE.max(self.rest.len() as u64);
-            let n_read = self.reader.by_ref().take(room).read_to_end(&mut self.rest)? as u64;
-            // Before a space, so a character is never cut either.
-            let cut = self.rest.iter().rposition(|&byte| byte == b' ').filter(|&at| at > 0);
-            let part = match cut {
-                _ if n_read < room => std::mem::take(&mut self.rest),
-                Some(at) => {
-                    let rest = self.rest.split_off(at);
-                    std::mem::replace(&mut self.rest, rest)
-                }
-                None => continue,
-            };
-            let not_utf8 = |_| io::Error::new(io::ErrorKind::InvalidData, "it changed and is not UTF-8 now");
-            return match part.is_empty() {
-                true => Ok(None),
-                false => String::from_utf8(part).map(Some).map_err(not_utf8),
-            };
         }
     }
 }

@@ -18,7 +18,7 @@ use train::data::shards::Writer;
 
 use super::Common;
 use super::corpus::{Corpus, Document, Documents, Seen};
-use crate::args::TokenizerEncode;
+use crate::args::{DocumentKind, TokenizerEncode};
 use crate::bar::{Bar, Unit};
 use crate::stop::Stop;
 use crate::{loading, output, progress};
@@ -34,7 +34,7 @@ pub fn run(args: &TokenizerEncode, common: Common) -> Result<ExitCode> {
     if args.files.is_empty() {
         bail!("-o {} needs files, folders or globs to encode, or `-` for stdin", out.display());
     }
-    let corpus = Corpus::find(&args.files, &args.corpus)?;
+    let corpus = Corpus::find(&args.files, &args.corpus, DocumentKind::File)?;
     let folder = new_folder(out)?;
     let stop = Stop::listen(Interrupter::new())?;
     let begin = Instant::now();

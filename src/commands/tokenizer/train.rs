@@ -1,6 +1,6 @@
 //! `flint tokenizer train`: a vocabulary from a corpus that is read as a stream.
 
-use std::cell::RefCell;
+use std::io::{self, Read};
 use std::ops::ControlFlow;
 use std::path::Path;
 use std::process::ExitCode;
@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use burn::train::Interrupter;
-use tokenizer::train::{Observer, Progress, SentencePieceTrainer, Stage, Trainer};
+use tokenizer::train::{Counter, Observer, Progress, SentencePieceTrainer, Stage, Trainer};
 use tokenizer::{Error, Kind, Tokenizer};
 
 use super::Common;
@@ -24,16 +24,14 @@ const GRACE: Duration = Duration::from_secs(1);
 pub fn run(args: &TokenizerTrain, common: Common) -> Result<ExitCode> {
     let recipe = Recipe::new(args)?;
     check_out(&args.out, &recipe)?;
-    let corpus = Corpus::find(&args.files, &args.corpus)?;
+    let counter = recipe.counter()?;
+    let corpus = Corpus::find(&args.files, &args.corpus, recipe.document())?;
     let stop = Stop::listen(Interrupter::new())?;
     // Some stages are long and cannot be asked to end; nothing is written before the last.
     let insistence = stop.insist(GRACE, move || common.note("\nstopped: nothing was written"));
     let begin = Instant::now();
     let mut watch = Watch { n_bytes: corpus.n_bytes(), stop: &stop, common, drawn: None };
-    let trained = match &recipe {
-        Recipe::Bytes(trainer) => count_bytes(trainer, &corpus, &mut watch),
-        Recipe::Chars(trainer) => count_chars(trainer, &corpus, &mut watch),
-    };
+    let trained = train(counter, &corpus, &mut watch);
     drop((watch, insistence));
     let (tokenizer, seen) = match (trained, stop.exit_code()) {
         (Err(error), Some(code)) if is_cancelled(&error) => {
@@ -43,6 +41,9 @@ pub fn run(args: &TokenizerTrain, common: Common) -> Result<ExitCode> {
         (trained, _) => trained?,
     };
     seen.report(common);
+    let Some(tokenizer) = tokenizer else {
+        bail!("{}: no text to train on, nothing was written", args.files.join(", "));
+    };
     save(&tokenizer, &args.out, common)?;
     report(&tokenizer, &seen, args, begin.elapsed().as_secs_f64(), common);
     Ok(ExitCode::SUCCESS)
@@ -73,6 +74,22 @@ impl Recipe {
             VocabularyKind::Sentencepiece => Self::Chars(chars(args, Kind::Bpe)),
             VocabularyKind::Unigram => Self::Chars(chars(args, Kind::Unigram)),
         })
+    }
+
+    fn counter(&self) -> Result<Counter, Error> {
+        match self {
+            Self::Bytes(trainer) => trainer.counter(),
+            Self::Chars(trainer) => trainer.counter(),
+        }
+    }
+
+    /// What a document is by default. SentencePiece cuts text at spaces only, so that words on both sides of a line's
+    /// end would become one piece; its own trainer takes lines too.
+    fn document(&self) -> DocumentKind {
+        match self {
+            Self::Bytes(_) => DocumentKind::File,
+            Self::Chars(_) => DocumentKind::Line,
+        }
     }
 }
 
@@ -118,52 +135,48 @@ fn is_tiktoken(path: &Path) -> bool {
     path.extension().is_some_and(|extension| extension == "tiktoken")
 }
 
-fn count_bytes(trainer: &Trainer, corpus: &Corpus, watch: &mut Watch<'_>) -> Result<(Tokenizer, Seen)> {
-    let mut counter = trainer.counter()?;
-    let mut seen = Seen::default();
+/// Counts the corpus and trains on it; no tokenizer if there is no text.
+fn train(
+    mut counter: Counter,
+    corpus: &Corpus,
+    watch: &mut Watch<'_>,
+) -> Result<(Option<Tokenizer>, Seen)> {
+    let (mut seen, mut is_blank) = (Seen::default(), true);
     for (input_idx, input) in corpus.inputs().iter().enumerate() {
         // What is wrong in a pipe is found too late to leave it out; files are looked through first.
         if corpus.kind(input) == DocumentKind::File && input.is_large() {
             if seen.accepts_input(input)? {
                 let before = counter.n_bytes();
-                counter.add_reader(input.open()?, watch).with_context(|| input.name())?;
+                let mut reader = Looked { reader: input.open()?, is_blank };
+                counter.add_reader(&mut reader, watch).with_context(|| input.name())?;
+                is_blank = reader.is_blank;
                 seen.n_bytes += counter.n_bytes() - before;
             }
             continue;
         }
         let mut documents = corpus.documents().only(input_idx, seen);
         while let Some(document) = documents.next()? {
-            counter.add(&corpus.text(document)?, watch)?;
+            let text = corpus.text(document)?;
+            is_blank &= text.trim().is_empty();
+            counter.add(&text, watch)?;
         }
         seen = documents.seen;
     }
-    Ok((counter.finish(watch)?, seen))
+    let tokenizer = if is_blank { None } else { Some(counter.finish(watch)?) };
+    Ok((tokenizer, seen))
 }
 
-fn count_chars(
-    trainer: &SentencePieceTrainer,
-    corpus: &Corpus,
-    watch: &mut Watch<'_>,
-) -> Result<(Tokenizer, Seen)> {
-    let failed: RefCell<Option<anyhow::Error>> = RefCell::default();
-    let mut documents = corpus.documents().in_parts();
-    let texts = std::iter::from_fn(|| {
-        let next = documents.next();
-        let text = next.and_then(|document| document.map(|document| corpus.text(document)).transpose());
-        text.unwrap_or_else(|error| {
-            *failed.borrow_mut() = Some(error);
-            None
-        })
-    });
-    // The trainer sees the end of the corpus; that it came too early is known here.
-    let mut observer = |progress: Progress| match *failed.borrow() {
-        Some(_) => ControlFlow::Break(()),
-        None => watch.observe(progress),
-    };
-    let trained = trainer.train(texts, &mut observer);
-    match failed.into_inner() {
-        Some(error) => Err(error),
-        None => Ok((trained?, documents.seen)),
+/// A stream, and whether nothing visible has come out of it.
+struct Looked<R> {
+    reader: R,
+    is_blank: bool,
+}
+
+impl<R: Read> Read for Looked<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let n_read = self.reader.read(buffer)?;
+        self.is_blank = self.is_blank && buffer[..n_read].trim_ascii().is_empty();
+        Ok(n_read)
     }
 }
 
