@@ -51,6 +51,35 @@ pub enum Error {
         /// What is wrong there.
         reason: String,
     },
+    /// tiktoken ranks of no published encoding, which do not say how text is cut.
+    #[error(
+        "{n_tokens} tiktoken ranks are no published encoding and name no split of the text: name it (--split, or \
+         `load_tiktoken`)"
+    )]
+    UnknownSplit {
+        /// Number of ranks in the file.
+        n_tokens: usize,
+    },
+    /// A folder without a tokenizer, or with several.
+    #[error("`{}`: {reason}", path.display())]
+    InFolder {
+        /// The folder.
+        path: PathBuf,
+        /// What was sought, or what was found.
+        reason: String,
+    },
+    /// Binary data ends too early.
+    #[error("byte {offset} of {part}: {reason}")]
+    CutShort {
+        /// The file format.
+        part: &'static str,
+        /// Where it was noticed, in bytes from the start.
+        offset: usize,
+        /// Bytes that the file would need to have, at least.
+        needed: u64,
+        /// What is missing there.
+        reason: String,
+    },
     /// The file asks for something that would change ids and that this crate does not do.
     #[error("{part}: {found} is not supported (supported: {supported})")]
     Unsupported {

@@ -4,7 +4,7 @@
 //! |---|---|
 //! | `tokenizer.json` | Hugging Face's; read and written |
 //! | `vocab.json` and `merges.txt`, `encoder.json` and `vocab.bpe` | GPT-2's two files |
-//! | `*.tiktoken` | ranks of tiktoken; read and written |
+//! | `*.tiktoken` | ranks of tiktoken, also as Llama 3's `tokenizer.model`; read and written |
 //! | `*.model` | sentencepiece, BPE or Unigram |
 //! | `*.gguf` | the vocabulary inside a model |
 //!
@@ -27,6 +27,8 @@ use std::path::{Path, PathBuf};
 use crate::definition::Definition;
 use crate::{Error, Tokenizer};
 
+pub use tiktoken::TiktokenEncoding;
+
 /// Most bytes that are read. The largest vocabularies in use (about 260,000 tokens) take 35 MB.
 const MAX_LEN: u64 = 512 << 20;
 
@@ -36,33 +38,33 @@ const GGUF_HEAD: u64 = 32 << 20;
 /// The names under which a model's folder may have its tokenizer, the best first.
 const IN_FOLDER: [&str; 4] = ["tokenizer.json", "tokenizer.model", "vocab.json", "encoder.json"];
 
+/// What the only tokenizer of a folder may end with, if none has a name above.
+const ENDINGS: [&str; 3] = ["gguf", "model", "tiktoken"];
+
 /// Files.
 impl Tokenizer {
     /// Reads a tokenizer: a file of any format above, or a folder that has one. Of GPT-2's two files name the first; the
     /// other must lie beside it.
     ///
     /// # Errors
-    /// [`Error::Io`], or [`Error::InFile`] with the place and the reason.
+    /// [`Error::Io`], [`Error::InFolder`], or [`Error::InFile`] with the place and the reason: [`Error::UnknownSplit`] for
+    /// tiktoken ranks that [`Tokenizer::load_tiktoken`] reads.
     pub fn load(path: impl AsRef<Path>) -> Result<Self, Error> {
-        let path = path.as_ref();
-        if !path.is_dir() {
-            return load_file(path);
-        }
-        let found = IN_FOLDER.iter().map(|name| path.join(name)).find(|file| file.exists());
-        load_file(&found.unwrap_or_else(|| path.join(IN_FOLDER[0])))
+        load_file(&find(path.as_ref())?)
     }
 
-    /// Reads tiktoken ranks whose split is that of a published encoding: `cl100k_base`, `o200k_base`, `p50k_base` or
-    /// `r50k_base`. [`Tokenizer::load`] knows those files themselves.
+    /// Reads tiktoken ranks, from a file or a folder, for whose `encoding` the caller speaks. [`Tokenizer::load`] reads
+    /// published encodings without being told.
     ///
     /// # Errors
     /// As [`Tokenizer::load`].
-    pub fn load_tiktoken(path: impl AsRef<Path>, encoding: &str) -> Result<Self, Error> {
-        let path = path.as_ref();
-        let bytes = read_capped(path)?;
-        tiktoken::parse(&bytes, Some(encoding))
-            .and_then(Self::from_definition)
-            .map_err(|problem| problem.in_file(path))
+    pub fn load_tiktoken(
+        path: impl AsRef<Path>,
+        encoding: impl Into<TiktokenEncoding>,
+    ) -> Result<Self, Error> {
+        let path = find(path.as_ref())?;
+        let bytes = read_capped(&path)?;
+        Self::from_tiktoken(&bytes, Some(&encoding.into())).map_err(|problem| problem.in_file(&path))
     }
 
     /// Reads the contents of a `tokenizer.json`.
@@ -89,11 +91,11 @@ impl Tokenizer {
         Self::from_definition(sentencepiece::parse(bytes)?)
     }
 
-    /// Reads tiktoken ranks of a published encoding, or with the split of the one named.
+    /// Reads tiktoken ranks of `encoding`, or of a published one.
     ///
     /// # Errors
-    /// Any that tells what is wrong in a file; see [`Error`].
-    pub fn from_tiktoken(bytes: &[u8], encoding: Option<&str>) -> Result<Self, Error> {
+    /// [`Error::UnknownSplit`] for others, and any that tells what is wrong in a file; see [`Error`].
+    pub fn from_tiktoken(bytes: &[u8], encoding: Option<&TiktokenEncoding>) -> Result<Self, Error> {
         Self::from_definition(tiktoken::parse(bytes, encoding)?)
     }
 
@@ -126,12 +128,43 @@ impl Tokenizer {
     }
 }
 
+/// The file that a path means: itself, or of a folder the one that has a known name, or the only one with a known ending.
+fn find(path: &Path) -> Result<PathBuf, Error> {
+    if !path.is_dir() {
+        return Ok(path.to_owned());
+    }
+    if let Some(file) = IN_FOLDER.iter().map(|name| path.join(name)).find(|file| file.exists()) {
+        return Ok(file);
+    }
+    let names = fs::read_dir(path)
+        .and_then(|entries| entries.map(|entry| Ok(entry?.file_name())).collect::<std::io::Result<Vec<_>>>());
+    let mut names = names.map_err(|source| io("read", path, source))?;
+    names.retain(|name| {
+        Path::new(name).extension().is_some_and(|ending| ENDINGS.iter().any(|known| ending == *known))
+    });
+    names.sort_unstable();
+    let reason = match &names[..] {
+        [name] => return Ok(path.join(name)),
+        [] => {
+            let [known, endings] = [IN_FOLDER.join("`, `"), ENDINGS.join("`, `*.")];
+            format!("no tokenizer is there: neither one of `{known}` nor a single `*.{endings}`")
+        }
+        several => {
+            let names: Vec<_> = several.iter().map(|name| name.to_string_lossy()).collect();
+            format!("name one of its tokenizers: `{}`", names.join("`, `"))
+        }
+    };
+    Err(Error::InFolder { path: path.to_owned(), reason })
+}
+
 fn load_file(path: &Path) -> Result<Tokenizer, Error> {
     let (bytes, is_whole) = read_head(path)?;
     let result = match bytes.first_chunk::<4>() {
         Some(b"GGUF") => match Tokenizer::from_gguf(&bytes) {
-            // What was missing may stand further on.
-            Err(_) if !is_whole => Tokenizer::from_gguf(&read_up_to(path, MAX_LEN)?),
+            // What is missing may stand further on; what is wrong stays wrong.
+            Err(Error::CutShort { needed, .. }) if !is_whole && needed <= MAX_LEN => {
+                Tokenizer::from_gguf(&read_up_to(path, MAX_LEN)?)
+            }
             result => result,
         },
         _ => parse(path, &if is_whole { bytes } else { read_capped(path)? }),
@@ -147,8 +180,14 @@ fn parse(path: &Path, bytes: &[u8]) -> Result<Tokenizer, Error> {
     for (vocab, merges) in [("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe")] {
         // Prefixes such as `gpt2-vocab.json` are common.
         if let Some(prefix) = name.strip_suffix(vocab) {
-            let merges = read_capped(&path.with_file_name(format!("{prefix}{merges}")))?;
-            return Tokenizer::from_definition(gpt2::parse(bytes, &merges)?);
+            let beside = path.with_file_name(format!("{prefix}{merges}"));
+            let merges = read_capped(&beside)?;
+            let read = gpt2::parse(bytes, &merges).and_then(Tokenizer::from_definition);
+            return read.map_err(|problem| match problem {
+                // The vocabulary has no such places.
+                Error::Malformed { .. } | Error::BadMerge { .. } => problem.in_file(&beside),
+                problem => problem,
+            });
         }
     }
     let first = bytes.iter().find(|byte| !byte.is_ascii_whitespace());

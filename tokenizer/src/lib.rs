@@ -57,6 +57,7 @@ mod vocab;
 mod cases;
 
 pub use error::Error;
+pub use file::TiktokenEncoding;
 pub use pretoken::{Pieces, Split};
 pub use stream::DecodeStream;
 pub use tokenizer::{END_OF_TEXT, EncodeOptions, Kind, Tokenizer};

@@ -6,7 +6,7 @@
 
 use peak_alloc::PeakAlloc;
 use serde_json::{Value, json};
-use tokenizer::Tokenizer;
+use tokenizer::{Split, Tokenizer};
 
 #[global_allocator]
 static ALLOCATOR: PeakAlloc = PeakAlloc;
@@ -230,7 +230,7 @@ fn no_file_takes_more_memory_than_a_small_multiple_of_itself() {
     }
     measure("sentencepiece", &sentencepiece(100_000), &|file| Tokenizer::from_sentencepiece(file).is_ok());
     measure("tiktoken", &tiktoken(100_000), &|file| {
-        Tokenizer::from_tiktoken(file, Some("cl100k_base")).is_ok()
+        Tokenizer::from_tiktoken(file, Some(&Split::Gpt4.into())).is_ok()
     });
     measure("gguf", &gguf(100_000), &|file| Tokenizer::from_gguf(file).is_ok());
     assert!(is_within, "{}", lines.join("\n"));

@@ -82,17 +82,17 @@ impl Vocab {
         };
         let tokens: Vec<(String, u32)> = texts.into_iter().zip(0..).map(name).collect();
         ids(&tokens)?;
+        // 0 is "undefined", which llama.cpp treats as a normal token.
+        let kind = |(number, id): (i64, usize)| {
+            let kind = if number == 0 { Some(PieceKind::Normal) } else { PieceKind::from_number(number) };
+            kind.ok_or_else(|| {
+                let token = tokens.get(id).map_or("", |(token, _)| token.as_str());
+                let found = format!("type {number} of token `{token}` (id {id})");
+                unsupported("tokenizer.ggml.token_type", &found, "0 to 6")
+            })
+        };
         let kinds = match header.numbers("tokenizer.ggml.token_type")? {
-            // 0 is "undefined", which llama.cpp treats as a normal token.
-            Some(kinds) => kinds
-                .into_iter()
-                .map(
-                    |number| {
-                        if number == 0 { Some(PieceKind::Normal) } else { PieceKind::from_number(number) }
-                    },
-                )
-                .collect::<Option<Vec<_>>>()
-                .ok_or_else(|| unsupported("tokenizer.ggml.token_type", "a type outside 0 to 6", "0 to 6"))?,
+            Some(numbers) => numbers.into_iter().zip(0..).map(kind).collect::<Result<Vec<_>, _>>()?,
             None => vec![PieceKind::Normal; tokens.len()],
         };
         let scores = header.floats("tokenizer.ggml.scores")?.unwrap_or_else(|| vec![0.0; tokens.len()]);

@@ -4,10 +4,7 @@
 //! optional first line `#version`. Later lines that start so are merges. The files do not name the split of the text; it
 //! is GPT-2's.
 
-use std::fmt;
-
-use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
-
+use super::read::{VocabJson, without_place};
 use crate::definition::{AddedTokenDef, BpeDef, Definition, Merges, ModelDef, SpecialIds, byte_level};
 use crate::pieces::PieceMap;
 use crate::{END_OF_TEXT, Error};
@@ -17,10 +14,10 @@ const PART: &str = "merges";
 
 /// Reads the contents of both files.
 pub(crate) fn parse(vocab: &[u8], merges: &[u8]) -> Result<Definition, Error> {
-    let Entries(vocab) = serde_json::from_slice(vocab).map_err(|error| Error::Json {
+    let VocabJson(vocab) = serde_json::from_slice(vocab).map_err(|error| Error::Json {
         line: error.line(),
         column: error.column(),
-        reason: error.to_string(),
+        reason: without_place(&error),
     })?;
     let merges = std::str::from_utf8(merges).map_err(|error| malformed(error.valid_up_to(), "not UTF-8"))?;
     let ids = ids(&vocab)?;
@@ -96,31 +93,6 @@ fn merge_lines(text: &str) -> Result<Vec<(&str, &str)>, Error> {
 
 fn malformed(offset: usize, reason: &str) -> Error {
     Error::Malformed { part: PART, offset, reason: reason.to_owned() }
-}
-
-/// The vocabulary in the order of the file.
-struct Entries(Vec<(String, u32)>);
-
-impl<'de> Deserialize<'de> for Entries {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Object;
-        impl<'de> Visitor<'de> for Object {
-            type Value = Entries;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("an object of tokens and their ids")
-            }
-
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Entries, A::Error> {
-                let mut entries = Vec::new();
-                while let Some(entry) = map.next_entry()? {
-                    entries.push(entry);
-                }
-                Ok(Entries(entries))
-            }
-        }
-        deserializer.deserialize_map(Object)
-    }
 }
 
 #[cfg(test)]

@@ -183,7 +183,7 @@ struct WordLevelJson {
 }
 
 /// The vocabulary in the order of the file.
-struct VocabJson(Vec<(String, u32)>);
+pub(super) struct VocabJson(pub(super) Vec<(String, u32)>);
 
 impl<'de> Deserialize<'de> for VocabJson {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
@@ -378,7 +378,7 @@ fn end_of(text: &[u8]) -> (usize, usize) {
 }
 
 /// The parser's message without the place within the part, which would contradict the place within the file.
-fn without_place(error: &serde_json::Error) -> String {
+pub(super) fn without_place(error: &serde_json::Error) -> String {
     let message = error.to_string();
     match message.rsplit_once(" at line ") {
         Some((reason, _)) => reason.to_owned(),

@@ -2,14 +2,12 @@
 //!
 //! The merges are not listed. Any two neighbours whose concatenation is a token merge, lowest rank first, and a piece
 //! that is a token as a whole is that token. Nor does a file name its split of the text and its special tokens: the
-//! published encodings are recognised by their contents, for others the caller names one.
-
-use serde_json::Value;
+//! published encodings are recognised by their contents, for others the caller says both.
 
 use crate::alphabet;
 use crate::base64;
 use crate::definition::{
-    AddedTokenDef, BpeDef, Definition, Merges, ModelDef, SpecialIds, byte_level, isolated,
+    AddedTokenDef, BpeDef, Definition, Merges, ModelDef, SpecialIds, byte_level, pre_tokenizer,
 };
 use crate::hash::Fnv;
 use crate::{END_OF_TEXT, Error, Split};
@@ -17,9 +15,25 @@ use crate::{END_OF_TEXT, Error, Split};
 /// What errors call this format.
 const PART: &str = "tiktoken ranks";
 
-/// A published encoding: its name, its split and its special tokens.
-struct Encoding {
-    name: &'static str,
+/// What a file of ranks does not say.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TiktokenEncoding {
+    /// How text is cut.
+    pub split: Split,
+    /// Special tokens with their ids, which no rank may have. [`END_OF_TEXT`] ends a text.
+    pub special_tokens: Vec<(String, u32)>,
+}
+
+impl From<Split> for TiktokenEncoding {
+    /// No special tokens.
+    fn from(split: Split) -> Self {
+        Self { split, special_tokens: Vec::new() }
+    }
+}
+
+/// A published encoding.
+struct Published {
+    split: Split,
     special: &'static [(&'static str, u32)],
     /// Number of tokens in the file, and the hash of tokens and ranks; no hash for p50k_base, which is r50k_base and
     /// runs of spaces.
@@ -27,9 +41,10 @@ struct Encoding {
     hash: Option<u64>,
 }
 
-const ENCODINGS: [Encoding; 4] = [
-    Encoding {
-        name: "cl100k_base",
+const PUBLISHED: [Published; 4] = [
+    // cl100k_base
+    Published {
+        split: Split::Gpt4,
         special: &[
             (END_OF_TEXT, 100_257),
             ("<|fim_prefix|>", 100_258),
@@ -40,19 +55,22 @@ const ENCODINGS: [Encoding; 4] = [
         n_tokens: 100_256,
         hash: Some(0x7bcd_af5c_3507_bf1a),
     },
-    Encoding {
-        name: "o200k_base",
+    // o200k_base
+    Published {
+        split: Split::O200k,
         special: &[(END_OF_TEXT, 199_999), ("<|endofprompt|>", 200_018)],
         n_tokens: 199_998,
         hash: Some(0x17b3_9a97_e010_6a4e),
     },
-    Encoding {
-        name: "r50k_base",
+    // r50k_base
+    Published {
+        split: Split::Gpt2,
         special: &[(END_OF_TEXT, 50_256)],
         n_tokens: 50_256,
         hash: Some(R50K_HASH),
     },
-    Encoding { name: "p50k_base", special: &[(END_OF_TEXT, 50_256)], n_tokens: 50_280, hash: None },
+    // p50k_base
+    Published { split: Split::Gpt2, special: &[(END_OF_TEXT, 50_256)], n_tokens: 50_280, hash: None },
 ];
 
 /// The hash of r50k_base, which is GPT-2's vocabulary.
@@ -69,34 +87,23 @@ pub(super) fn is_like(bytes: &[u8]) -> bool {
         && rank.iter().all(u8::is_ascii_digit)
 }
 
-/// Reads a rank file. `encoding` names the published encoding whose split and special tokens apply; without it, the
-/// contents must be those of one.
-pub(crate) fn parse(bytes: &[u8], encoding: Option<&str>) -> Result<Definition, Error> {
+/// Reads a rank file. Without `encoding`, the contents must be those of a published encoding.
+pub(crate) fn parse(bytes: &[u8], encoding: Option<&TiktokenEncoding>) -> Result<Definition, Error> {
     let ranks = read(bytes)?;
-    let recognised = ENCODINGS.iter().find(|encoding| encoding.is(&ranks));
     let encoding = match encoding {
-        Some(name) => ENCODINGS.iter().find(|encoding| encoding.name == name),
-        None => recognised,
+        Some(encoding) => encoding,
+        None => match PUBLISHED.iter().find(|published| published.is(&ranks)) {
+            Some(published) => &published.encoding(),
+            None => return Err(Error::UnknownSplit { n_tokens: ranks.len() }),
+        },
     };
-    let Some(encoding) = encoding else {
-        return Err(Error::Unsupported {
-            part: PART,
-            found: format!(
-                "a file of {} tokens that is no published encoding, without a name for its split,",
-                ranks.len()
-            ),
-            supported: "`cl100k_base`, `o200k_base`, `p50k_base` or `r50k_base` as the name",
-        });
-    };
-    // Another vocabulary takes the split alone: its ids know nothing of the published special tokens.
-    let special =
-        if recognised.is_some_and(|same| same.name == encoding.name) { encoding.special } else { &[] };
-    let end_of_text = special.iter().find(|(token, _)| *token == END_OF_TEXT).map(|&(_, id)| id);
+    let special = &encoding.special_tokens;
+    let end_of_text = special.iter().find(|(token, _)| token == END_OF_TEXT).map(|&(_, id)| id);
     Ok(Definition {
         vocab: ranks.iter().map(|(token, rank)| (alphabet::spell(token), *rank)).collect(),
-        added: special.iter().map(|&(token, id)| AddedTokenDef::special(id, token)).collect(),
+        added: special.iter().map(|(token, id)| AddedTokenDef::special(*id, token.as_str())).collect(),
         normalizer: None,
-        pre_tokenizer: Some(encoding.pre_tokenizer()),
+        pre_tokenizer: Some(pre_tokenizer(encoding.split)),
         post_processor: None,
         decoder: Some(byte_level(true)),
         model: ModelDef::Bpe(BpeDef {
@@ -112,7 +119,7 @@ pub(crate) fn parse(bytes: &[u8], encoding: Option<&str>) -> Result<Definition, 
     })
 }
 
-impl Encoding {
+impl Published {
     fn is(&self, ranks: &[(Vec<u8>, u32)]) -> bool {
         if ranks.len() != self.n_tokens {
             return false;
@@ -129,12 +136,9 @@ impl Encoding {
         }
     }
 
-    fn pre_tokenizer(&self) -> Value {
-        match self.name {
-            "cl100k_base" => isolated(&[Split::Gpt4.regex()]),
-            "o200k_base" => isolated(&[Split::O200k.regex()]),
-            _ => byte_level(true),
-        }
+    fn encoding(&self) -> TiktokenEncoding {
+        let special_tokens = self.special.iter().map(|&(token, id)| (token.to_owned(), id)).collect();
+        TiktokenEncoding { split: self.split, special_tokens }
     }
 }
 
@@ -293,21 +297,26 @@ mod tests {
     #[test]
     fn a_file_is_read_and_written_back() {
         let file = bytes_and(&[("ab", 256), ("abc", 300), ("bc", 301)]);
-        let def = parse(file.as_bytes(), Some("cl100k_base")).unwrap();
+        let def = parse(file.as_bytes(), Some(&Split::Gpt4.into())).unwrap();
         assert_eq!(def.vocab.len(), 259);
         assert_eq!(def.vocab[257], ("abc".to_owned(), 300));
         assert!(def.added.is_empty());
         assert_eq!(write(&def).unwrap(), file);
         let message = parse(file.as_bytes(), None).unwrap_err().to_string();
-        assert!(message.contains("259 tokens that is no published encoding"), "{message}");
-        assert!(parse(file.as_bytes(), Some("gpt5")).is_err());
+        assert!(message.contains("259 tiktoken ranks are no published encoding"), "{message}");
+        assert!(message.contains("--split"), "{message}");
+        let special_tokens = vec![("<|x|>".to_owned(), 500), (END_OF_TEXT.to_owned(), 501)];
+        let def =
+            parse(file.as_bytes(), Some(&TiktokenEncoding { split: Split::Gpt2, special_tokens })).unwrap();
+        assert_eq!(def.added[0], AddedTokenDef::special(500, "<|x|>"));
+        assert_eq!((def.special.eos, def.pre_tokenizer), (Some(501), Some(byte_level(true))));
     }
 
     #[test]
     fn only_merges_that_ranks_express_are_written() {
         let file = bytes_and(&[("ab", 256), ("abc", 257), ("bc", 258)]);
         let with = |pairs: &[(u32, u32)]| {
-            let mut def = parse(file.as_bytes(), Some("cl100k_base")).unwrap();
+            let mut def = parse(file.as_bytes(), Some(&Split::Gpt4.into())).unwrap();
             def.model = ModelDef::Bpe(BpeDef {
                 merges: Merges::Ranked(pairs.to_vec()),
                 byte_level: true,
@@ -334,12 +343,13 @@ mod tests {
             ("YWI= -1", "the rank is not a number"),
             ("YWI= 4294967295", "the rank is not a number"),
         ] {
-            let message =
-                parse(format!("{good}{more}\n").as_bytes(), Some("r50k_base")).unwrap_err().to_string();
+            let message = parse(format!("{good}{more}\n").as_bytes(), Some(&Split::Gpt2.into()))
+                .unwrap_err()
+                .to_string();
             assert!(message.contains(expected), "{message}");
         }
         let missing = good.replacen("QQ== 65\n", "", 1);
-        let message = parse(missing.as_bytes(), Some("r50k_base")).unwrap_err().to_string();
+        let message = parse(missing.as_bytes(), Some(&Split::Gpt2.into())).unwrap_err().to_string();
         assert_eq!(message, "no token stands for byte 0x41");
     }
 

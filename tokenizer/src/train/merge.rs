@@ -545,8 +545,7 @@ mod tests {
                 }
             }
             queue.sort_by_key(|seen| (seen.0, seen.1));
-            let Some((count, Reverse(pair), idxs)) =
-                queue.pop().filter(|_| tokens.len() < limits.n_ids)
+            let Some((count, Reverse(pair), idxs)) = queue.pop().filter(|_| tokens.len() < limits.n_ids)
             else {
                 break;
             };

@@ -80,7 +80,10 @@ impl Sizes {
     /// and all ways to cut one word are held at once.
     pub fn memory(&self, params: &UnigramParams) -> u64 {
         let n_seeds = self.n_chars.min(params.seed_size as u64);
-        self.n_words * WORD_BYTES + self.n_bytes + self.n_chars * CHAR_BYTES + n_seeds * SEED_BYTES
+        self.n_words * WORD_BYTES
+            + self.n_bytes
+            + self.n_chars * CHAR_BYTES
+            + n_seeds * SEED_BYTES
             + self.longest * params.max_piece_chars as u64 * CUT_BYTES
     }
 }

@@ -184,6 +184,54 @@ fn an_error_names_the_file() {
 }
 
 #[test]
+fn an_error_in_the_merges_names_their_file() {
+    let (vocab, merges) = small::gpt2();
+    for (more, expected) in [("a\n", "byte "), ("Ġ nowhere\n", "merge 5"), ("t t\n", "merge 5")] {
+        let error =
+            small::read_gpt2(&vocab, &[&merges[..], more.as_bytes()].concat()).unwrap_err().to_string();
+        assert!(error.contains("merges.txt`: ") && error.contains(expected), "{error}");
+    }
+    let error = small::read_gpt2(b"{\"a\": true}", &merges).unwrap_err().to_string();
+    assert!(error.contains("vocab.json`: line 1, column ") && !error.contains("at line"), "{error}");
+}
+
+#[test]
+fn a_folder_has_the_tokenizer_with_a_known_name_or_a_single_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let error = || Tokenizer::load(dir.path()).unwrap_err().to_string();
+    std::fs::write(dir.path().join("notes.txt"), "no tokenizer").unwrap();
+    for sought in ["`tokenizer.json`", "`vocab.json`", "`*.gguf`", "`*.tiktoken`"] {
+        assert!(error().contains(sought), "{}", error());
+    }
+    let write = |name: &str, format: Format| {
+        let (_, file) = small::files().into_iter().find(|(other, _)| *other == format).unwrap();
+        std::fs::write(dir.path().join(name), &file).unwrap();
+        format.read(&file).unwrap().hash()
+    };
+    let gguf = write("b.gguf", Format::Gguf);
+    assert_eq!(Tokenizer::load(dir.path()).unwrap().hash(), gguf);
+    let model = write("a.model", Format::SentencePiece);
+    assert!(error().contains("`a.model`, `b.gguf`"), "{}", error());
+    std::fs::remove_file(dir.path().join("b.gguf")).unwrap();
+    assert_eq!(Tokenizer::load(dir.path()).unwrap().hash(), model);
+    let json = write("tokenizer.json", Format::Json);
+    assert_eq!(Tokenizer::load(dir.path()).unwrap().hash(), json);
+}
+
+#[test]
+fn many_keys_take_no_quadratic_time() {
+    let n_keys = 300_000u64;
+    let mut file = [&b"GGUF\x03\0\0\0\0\0\0\0\0\0\0\0"[..], &n_keys.to_le_bytes()].concat();
+    for n in 0..n_keys {
+        let key = format!("tokenizer.{n:06}");
+        file.extend([&16u64.to_le_bytes()[..], key.as_bytes(), &0u32.to_le_bytes(), &[1]].concat());
+    }
+    let start = Instant::now();
+    assert!(Tokenizer::from_gguf(&file).unwrap_err().to_string().contains("is missing"));
+    assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
+}
+
+#[test]
 fn saving_replaces_the_file_and_leaves_nothing_else() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("tokenizer.json");

@@ -3,7 +3,7 @@
 use std::fs;
 
 use serde_json::{Value, json};
-use tokenizer::{Error, Tokenizer};
+use tokenizer::{Error, Split, Tokenizer};
 
 /// Fixtures whose models and parts are all different.
 pub const SHAPES: [&str; 7] = ["gpt2", "qwen2", "llama2", "gemma", "bert", "xlm-roberta", "falcon"];
@@ -38,7 +38,7 @@ impl Format {
                 let mut parts = bytes.splitn(2, |&byte| byte == 0);
                 read_gpt2(parts.next().unwrap_or_default(), parts.next().unwrap_or_default())
             }
-            Self::Tiktoken => Tokenizer::from_tiktoken(bytes, Some("cl100k_base")),
+            Self::Tiktoken => Tokenizer::from_tiktoken(bytes, Some(&Split::Gpt4.into())),
             Self::SentencePiece => Tokenizer::from_sentencepiece(bytes),
             Self::Gguf => Tokenizer::from_gguf(bytes),
         }

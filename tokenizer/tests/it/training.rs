@@ -4,7 +4,7 @@ use std::io::Read;
 use std::ops::ControlFlow;
 
 use tokenizer::train::{Progress, SentencePieceTrainer, Stage, Trainer};
-use tokenizer::{Error, Kind, Split};
+use tokenizer::{Error, Kind, Split, TiktokenEncoding, Tokenizer};
 
 use crate::{assets, corpus, fixture};
 
@@ -222,8 +222,32 @@ fn text_that_spells_a_byte_stays_text() {
             assert_eq!(tokenizer.decode(&tokenizer.encode(text)).unwrap(), text, "{kind:?}");
         }
     }
-    let small = SentencePieceTrainer { kind: Kind::Unigram, vocab_size: 277, ..SentencePieceTrainer::default() };
+    let small =
+        SentencePieceTrainer { kind: Kind::Unigram, vocab_size: 277, ..SentencePieceTrainer::default() };
     assert!(matches!(small.counter().err(), Some(Error::VocabSize { least: 278, .. })), "3, 256 and 19");
+}
+
+#[test]
+fn trained_ranks_are_read_with_the_split_that_they_were_trained_with() {
+    let dir = tempfile::tempdir().unwrap();
+    let text = format!("{} don't stop 12345\n\n", corpus());
+    for (name, split) in [("a.tiktoken", Split::Gpt2), ("tokenizer.model", Split::O200k)] {
+        let trained = Trainer::new(Kind::Bpe, 700).with_split(split).train([corpus()]).unwrap();
+        trained.save_tiktoken(dir.path().join(name)).unwrap();
+        let unknown = Tokenizer::load(dir.path().join(name)).unwrap_err();
+        assert!(
+            unknown.to_string().contains("699 tiktoken ranks") && unknown.to_string().contains("--split")
+        );
+        // The folder has one file, or one that has a better name.
+        let read = Tokenizer::load_tiktoken(dir.path(), split).unwrap();
+        assert_eq!(read.encode(&text), trained.encode(&text), "{name}");
+        let special_tokens = vec![("<|endoftext|>".to_owned(), 0)];
+        let read = Tokenizer::load_tiktoken(dir.path(), TiktokenEncoding { split, special_tokens }).unwrap();
+        assert_eq!((read.eos_id(), read.encode_with_special("<|endoftext|>")), (Some(0), vec![0]));
+        let special_tokens = vec![("<|x|>".to_owned(), 9)];
+        let taken = Tokenizer::load_tiktoken(dir.path(), TiktokenEncoding { split, special_tokens });
+        assert!(taken.unwrap_err().to_string().contains("both have id 9"));
+    }
 }
 
 #[test]

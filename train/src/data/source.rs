@@ -100,7 +100,7 @@ pub fn find(config: &DataConfig) -> Result<(Vec<Source>, usize), Error> {
 }
 
 /// All sources behind the paths: files, what folders and globs hold, and embedded texts. In folders and globs only files
-/// with one of the extensions count, if any is given.
+/// with one of the extensions count, if any is given; links to files count as files, links to folders are passed over.
 ///
 /// # Errors
 /// A path that does not exist or gives no file, by name.
@@ -125,7 +125,8 @@ fn expand(path: &str, extensions: &[String], sources: &mut Vec<Source>) -> Resul
         sources.push(embedded(name)?);
         return Ok(());
     }
-    if path.contains(['*', '?', '[', '{']) {
+    // A name that exists is meant as it stands: `notes [old].txt`.
+    if path.contains(['*', '?', '[', '{']) && !Path::new(path).exists() {
         let glob = GlobBuilder::new(path).literal_separator(true).build();
         let glob = glob.map_err(|e| Error::Data(format!("`{path}`: {e}")))?.compile_matcher();
         return walk(&fixed_part(path), &|p| has_extension(p, extensions) && matches(&glob, p), sources);
@@ -165,7 +166,8 @@ fn has_extension(path: &Path, extensions: &[String]) -> bool {
         || extensions.iter().any(|wanted| path.extension().is_some_and(|e| e == wanted.as_str()))
 }
 
-/// All files below `dir` that `wanted` accepts, by name. Links are not followed: they may lead in circles.
+/// All files below `dir` that `wanted` accepts, by name, and those that links lead to. Links to folders are not followed:
+/// they may lead in circles.
 fn walk(dir: &Path, wanted: &impl Fn(&Path) -> bool, sources: &mut Vec<Source>) -> Result<(), Error> {
     let entries = fs::read_dir(dir).map_err(Error::io(dir))?;
     let mut entries = entries.collect::<Result<Vec<_>, _>>().map_err(Error::io(dir))?;
@@ -175,9 +177,12 @@ fn walk(dir: &Path, wanted: &impl Fn(&Path) -> bool, sources: &mut Vec<Source>) 
         let kind = entry.file_type().map_err(Error::io(&path))?;
         if kind.is_dir() {
             walk(&path, wanted, sources)?;
-        } else if kind.is_file() && wanted(&path) {
-            let bytes = entry.metadata().map_err(Error::io(&path))?.len();
-            sources.push(Source::File(path, bytes));
+        } else if wanted(&path) {
+            // Of a link, what it leads to; if that is not there, text is missing.
+            let file = fs::metadata(&path).map_err(Error::io(&path))?;
+            if file.is_file() {
+                sources.push(Source::File(path, file.len()));
+            }
         }
     }
     Ok(())
@@ -246,6 +251,37 @@ mod tests {
         let limited = DataConfig { max_bytes: 5, ..config(&[root.display().to_string()], &["rs"]) };
         let (found, n_left_out) = find(&limited).expect("found");
         assert_eq!((found.len(), n_left_out), (2, 2), "a.rs has 4 bytes, so one more is begun");
+    }
+
+    #[test]
+    fn a_name_with_wildcards_that_exists_is_no_glob() {
+        let dir = tempfile::tempdir().expect("a temporary folder");
+        fs::create_dir(dir.path().join("{x}")).expect("made");
+        for name in ["a[1].txt", "a1.txt", "{x}/b.txt"] {
+            fs::write(dir.path().join(name), name).expect("written");
+        }
+        for (path, name) in [("a[1].txt", "a[1].txt"), ("{x}", "b.txt"), ("a[12].txt", "a1.txt")] {
+            let found = list(&[dir.path().join(path).display().to_string()], &[]).expect("found");
+            assert!(found.len() == 1 && found[0].name().ends_with(name), "{path}: {found:?}");
+        }
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn links_to_files_are_followed() {
+        use std::os::unix::fs::symlink;
+        let dir = tempfile::tempdir().expect("a temporary folder");
+        let (root, elsewhere) = (dir.path().join("root"), dir.path().join("elsewhere.txt"));
+        fs::create_dir(&root).expect("made");
+        fs::write(&elsewhere, "four").expect("written");
+        symlink(&elsewhere, root.join("a.txt")).expect("linked");
+        symlink(&root, root.join("circle")).expect("linked");
+        let only = vec![Source::File(root.join("a.txt"), 4)];
+        assert_eq!(list(&[root.display().to_string()], &[]).expect("found"), only);
+        assert_eq!(list(&[root.join("*.txt").display().to_string()], &[]).expect("found"), only);
+        symlink(root.join("nowhere"), root.join("lost.txt")).expect("linked");
+        let lost = list(&[root.display().to_string()], &[]).unwrap_err().to_string();
+        assert!(lost.contains("lost.txt"), "{lost}");
     }
 
     #[test]

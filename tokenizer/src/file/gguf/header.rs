@@ -5,14 +5,17 @@
 //! is done with it, and an array is read as what its elements are declared to be: asked for as anything else, it is an
 //! error. Arrays of arrays, which no vocabulary has, are refused.
 
+use std::collections::HashMap;
+
 use crate::Error;
+use crate::hash::Seeded;
 
 /// What errors call this format.
 const PART: &str = "GGUF";
 
-/// The values by key, in the order of the file.
+/// The values by key.
 pub(super) struct Header<'a> {
-    values: Vec<(&'a str, Value<'a>)>,
+    values: HashMap<&'a str, Value<'a>, Seeded>,
 }
 
 /// A value: its type, for arrays the number of elements, and its bytes.
@@ -91,16 +94,13 @@ impl<'a> Header<'a> {
         }
         let _n_tensors = reader.u64()?;
         let n_values = reader.u64()?;
-        let mut values: Vec<(&str, Value<'_>)> = Vec::new();
+        let mut values = HashMap::default();
         for _ in 0..n_values {
             let offset = reader.offset;
             let key = reader.text()?;
             let value = reader.value()?;
-            if key.starts_with("tokenizer.") {
-                if values.iter().any(|&(other, _)| other == key) {
-                    return Err(malformed(offset, &format!("the key `{key}` stands twice")));
-                }
-                values.push((key, value));
+            if key.starts_with("tokenizer.") && values.insert(key, value).is_some() {
+                return Err(malformed(offset, &format!("the key `{key}` stands twice")));
             }
         }
         Ok(Self { values })
@@ -111,7 +111,7 @@ impl<'a> Header<'a> {
     }
 
     fn get(&self, key: &str) -> Option<Value<'a>> {
-        self.values.iter().find(|&&(other, _)| other == key).map(|&(_, value)| value)
+        self.values.get(key).copied()
     }
 
     /// A text.
@@ -231,7 +231,7 @@ impl<'a> Reader<'a> {
     fn take(&mut self, n: usize) -> Result<&'a [u8], Error> {
         let Some((bytes, rest)) = self.rest.split_at_checked(n) else {
             let reason = format!("{n} bytes are needed, but {} are left", self.rest.len());
-            return Err(malformed(self.offset, &reason));
+            return Err(cut_short(self.offset, self.offset, n as u64, reason));
         };
         self.rest = rest;
         self.offset += n;
@@ -254,7 +254,7 @@ impl<'a> Reader<'a> {
         fits.ok_or_else(|| {
             let reason =
                 format!("{n} elements of {size} bytes or more, but {} bytes are left", self.rest.len());
-            malformed(offset, &reason)
+            cut_short(offset, self.offset, n.saturating_mul(size as u64), reason)
         })
     }
 
@@ -290,6 +290,11 @@ impl<'a> Reader<'a> {
         let bytes = &before[..self.offset - start];
         Ok(Value { kind, n_elements: is_array.then_some(n), bytes, offset: start })
     }
+}
+
+/// `n_bytes` were to come from `start` on.
+fn cut_short(offset: usize, start: usize, n_bytes: u64, reason: String) -> Error {
+    Error::CutShort { part: PART, offset, needed: n_bytes.saturating_add(start as u64), reason }
 }
 
 fn malformed(offset: usize, reason: &str) -> Error {
