@@ -8,8 +8,8 @@ use clap::{Args as ClapArgs, Parser, Subcommand};
 use model::backend::Kind;
 
 pub use tokenizer::{
-    Color, CorpusArgs, DocumentKind, SpecialArgs, Tokenizer, TokenizerDecode, TokenizerEncode, TokenizerEval,
-    TokenizerInspect, TokenizerTrain, VocabularyKind,
+    Color, CorpusArgs, DocumentKind, SpecialArgs, SplitArgs, Tokenizer, TokenizerDecode, TokenizerEncode,
+    TokenizerEval, TokenizerInspect, TokenizerTrain, VocabularyKind,
 };
 
 /// Train, run and serve language models on your own machine.

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use model::{FusedOps, Transformer, weights};
-use tokenizer::Tokenizer;
+use tokenizer::{Error, Split, Tokenizer};
 
 /// The model folder: the path itself, or the `model` folder of a run.
 pub fn model_dir(path: &Path) -> Result<PathBuf> {
@@ -34,7 +34,37 @@ pub fn model<B: FusedOps>(dir: &Path, device: &B::Device) -> Result<Transformer<
 
 /// Reads the tokenizer: a file of any format, or what a model or run folder has.
 pub fn tokenizer(path: &Path) -> Result<Tokenizer> {
+    Tokenizer::load(tokenizer_path(path)).context("cannot open the tokenizer")
+}
+
+/// Reads tokenizers, those that are tiktoken ranks of no published encoding with `split`, which is for them alone.
+pub fn tokenizers(paths: &[PathBuf], split: Option<Split>) -> Result<Vec<Tokenizer>> {
+    let mut is_used = false;
+    let load = |path: &PathBuf| {
+        let path = tokenizer_path(path);
+        let loaded = match (Tokenizer::load(&path), split) {
+            (Err(error), Some(split)) if lacks_split(&error) => {
+                is_used = true;
+                Tokenizer::load_tiktoken(path, split)
+            }
+            (loaded, _) => loaded,
+        };
+        loaded.context("cannot open the tokenizer")
+    };
+    let tokenizers = paths.iter().map(load).collect::<Result<_>>()?;
+    if split.is_some() && !is_used {
+        let shown = paths.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(", ");
+        bail!("--split has no meaning for {shown}: it is for tiktoken ranks of no published encoding");
+    }
+    Ok(tokenizers)
+}
+
+fn lacks_split(error: &Error) -> bool {
+    matches!(error, Error::InFile { problem, .. } if matches!(**problem, Error::UnknownSplit { .. }))
+}
+
+fn tokenizer_path(path: &Path) -> PathBuf {
     let in_run = path.join("model");
     let is_run = !path.join("tokenizer.json").is_file() && in_run.join("tokenizer.json").is_file();
-    Tokenizer::load(if is_run { &in_run } else { path }).context("cannot open the tokenizer")
+    if is_run { in_run } else { path.to_owned() }
 }

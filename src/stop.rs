@@ -20,9 +20,23 @@ impl Stop {
     pub fn listen(interrupter: Interrupter) -> Result<Self> {
         let stop = Self::default();
         for signal in [SIGINT, SIGTERM] {
-            // In this order, so that the first signal arms and only the second one ends the program.
+            // Before the first signal arms, so that only the second one ends the program.
             signal_hook::flag::register_conditional_shutdown(signal, exit_code(signal), stop.armed.clone())
-                .and_then(|_| signal_hook::flag::register_usize(signal, stop.signal.clone(), signal as usize))
+                .context("cannot listen for signals")?;
+        }
+        stop.begin(interrupter)
+    }
+
+    /// As [`Stop::listen`], but a second signal does not end the program: for work that [`Stop::insist`] ends soon after
+    /// the first and cleans up after.
+    pub fn listen_once(interrupter: Interrupter) -> Result<Self> {
+        Self::default().begin(interrupter)
+    }
+
+    fn begin(self, interrupter: Interrupter) -> Result<Self> {
+        let stop = self;
+        for signal in [SIGINT, SIGTERM] {
+            signal_hook::flag::register_usize(signal, stop.signal.clone(), signal as usize)
                 .and_then(|_| signal_hook::flag::register(signal, stop.armed.clone()))
                 .context("cannot listen for signals")?;
         }
@@ -42,9 +56,9 @@ impl Stop {
         self.armed.swap(true, Ordering::Relaxed)
     }
 
-    /// Ends the program if a signal came and the work did not end within `grace`, after `say`. Only for work that leaves
-    /// nothing behind, whenever it ends; until what is returned is dropped.
-    pub fn insist(&self, grace: Duration, say: impl FnOnce() + Send + 'static) -> Insistence {
+    /// Ends the program if a signal came and the work did not end within `grace`, after `clean_up`, until what is returned
+    /// is dropped. The work must leave nothing behind, whenever it ends, that `clean_up` does not remove.
+    pub fn insist(&self, grace: Duration, clean_up: impl FnOnce() + Send + 'static) -> Insistence {
         let (stop, is_over) = (self.clone(), Arc::new(AtomicBool::new(false)));
         let insistence = Insistence(is_over.clone());
         std::thread::spawn(move || {
@@ -53,7 +67,7 @@ impl Stop {
                 let Some(code) = stop.exit_code() else { continue };
                 std::thread::sleep(grace);
                 if !is_over.load(Ordering::Relaxed) {
-                    say();
+                    clean_up();
                     std::process::exit(code.into());
                 }
             }

@@ -63,9 +63,17 @@ pub struct CorpusArgs {
     #[arg(long, value_enum, value_name = "KIND")]
     pub documents: Option<DocumentKind>,
 
-    /// The field of a JSON line that has the text
-    #[arg(long, default_value = "text", value_name = "NAME")]
-    pub field: String,
+    /// The field of a JSON line that has the text [default: text]
+    #[arg(long, value_name = "NAME")]
+    pub field: Option<String>,
+}
+
+/// What tiktoken ranks do not say.
+#[derive(Clone, Copy, Debug, Args)]
+pub struct SplitArgs {
+    /// How text is cut, for tiktoken ranks of no published encoding (for those of Llama 3: gpt4)
+    #[arg(long, value_name = "NAME", value_parser = split_names())]
+    pub split: Option<Split>,
 }
 
 /// What becomes of special tokens.
@@ -112,7 +120,8 @@ pub struct TokenizerTrain {
     #[arg(long, value_name = "TOKEN", allow_hyphen_values = true)]
     pub special: Vec<String>,
 
-    /// Memory that counts may take, as in 512M or 2G; what is more waits on disk, with the same result
+    /// Memory that training may take, as in 512M or 2G: counts wait on disk, with the same result; if the rest does not
+    /// fit, it is refused with the bytes that it needs
     #[arg(long, value_name = "SIZE", value_parser = size)]
     pub memory_limit: Option<u64>,
 
@@ -129,6 +138,9 @@ pub struct TokenizerTrain {
 pub struct TokenizerEncode {
     /// `tokenizer.json`, GGUF, sentencepiece model, tiktoken ranks, `vocab.json`, or a model or run folder
     pub tokenizer: PathBuf,
+
+    #[command(flatten)]
+    pub split: SplitArgs,
 
     /// Text file [default: stdin]; with -o any number of files, folders and globs, `-` for stdin
     pub files: Vec<String>,
@@ -166,6 +178,9 @@ pub struct TokenizerDecode {
     /// As for `encode`
     pub tokenizer: PathBuf,
 
+    #[command(flatten)]
+    pub split: SplitArgs,
+
     /// One array of ids a line in, one JSON string a line out; without it, ids between spaces or commas
     /// in, the text out
     #[arg(long)]
@@ -183,6 +198,9 @@ pub struct TokenizerEval {
     #[arg(required = true)]
     pub tokenizers: Vec<PathBuf>,
 
+    #[command(flatten)]
+    pub split: SplitArgs,
+
     /// Text files
     #[arg(long, required = true, num_args = 1.., value_name = "FILE")]
     pub text: Vec<PathBuf>,
@@ -197,6 +215,9 @@ pub struct TokenizerEval {
 pub struct TokenizerInspect {
     /// As for `encode`
     pub tokenizer: PathBuf,
+
+    #[command(flatten)]
+    pub split: SplitArgs,
 
     /// The text, or a file that has it; `-` for stdin [default: describe the tokenizer]
     pub input: Option<String>,

@@ -16,7 +16,8 @@ use anyhow::{Context, Result};
 use tokenizer::{EncodeOptions, Tokenizer};
 
 use super::Common;
-use crate::args::{SpecialArgs, Tokenizer as Verb};
+use crate::args::{SpecialArgs, SplitArgs, Tokenizer as Verb};
+use crate::loading;
 
 pub fn run(verb: Verb, common: Common) -> Result<ExitCode> {
     match verb {
@@ -34,6 +35,12 @@ impl SpecialArgs {
     fn options(self) -> EncodeOptions {
         EncodeOptions { parse_special: self.parse_special, add_special: !self.no_special }
     }
+}
+
+/// Reads one tokenizer.
+fn load(path: &Path, split: SplitArgs) -> Result<Tokenizer> {
+    let mut loaded = loading::tokenizers(&[path.to_owned()], split.split)?;
+    Ok(loaded.remove(0))
 }
 
 /// Says what the file asks for and encoding does not do.

@@ -126,7 +126,12 @@ fn a_corpus_gives_one_vocabulary_however_it_is_read() {
     for threads in ["1", "2", "5"] {
         assert!(trained("threads.json", &["text.txt", "-t", threads]) == expected, "{threads} threads");
     }
-    assert!(trained("limit.json", &["text.txt", "--memory-limit", "1M"]) == expected, "memory limit");
+    // Counts are looked at after each 4 MB; those of 200,000 words outgrow a quarter of the limit.
+    let letter = |n: usize, place: u32| char::from(b'a' + (n / 26usize.pow(place) % 26) as u8);
+    let word = |n: usize| [' ', letter(n, 3), letter(n, 2), letter(n, 1), letter(n, 0)];
+    write(dir, "words.txt", &(0..200_000).flat_map(word).collect::<String>().repeat(6));
+    let limited = trained("limit.json", &["words.txt", "--memory-limit", "28M"]);
+    assert!(limited == trained("free.json", &["words.txt"]), "memory limit");
     // Lines as files, as lines and as JSON.
     fs::create_dir_all(dir.join("lines/more")).expect("made");
     let mut jsonl = String::new();
@@ -175,6 +180,35 @@ fn pieces_of_sentencepiece_end_with_the_line_unless_documents_are_files() {
         assert!(!has_line_end(kind, &[]), "{kind}");
         assert!(has_line_end(kind, &["--documents", "file"]), "{kind}");
     }
+}
+
+#[test]
+fn ranks_of_our_own_are_read_with_their_split() {
+    let dir = workplace();
+    let dir = dir.path();
+    let train = ["tokenizer", "train", "text.txt", "--vocab-size", "400", "-q"];
+    for (file, split) in [("a.tiktoken", "gpt4"), ("tokenizer.model", "gpt2")] {
+        succeeds(dir, &[&train[..], &["-o", "ranks.tiktoken", "--split", split]].concat());
+        fs::rename(dir.join("ranks.tiktoken"), dir.join(file)).expect("renamed");
+        succeeds(dir, &[&train[..], &["-o", "same.json", "--split", split]].concat());
+        let split = ["--split", split];
+        let ids = succeeds(dir, &[&["tokenizer", "encode", file, "text.txt"][..], &split].concat()).stdout;
+        let expected = succeeds(dir, &["tokenizer", "encode", "same.json", "text.txt"]).stdout;
+        assert_eq!(ids, expected, "{file}");
+        let decode = [&["tokenizer", "decode", file][..], &split].concat();
+        assert_eq!(stdout(&pipe(dir, &decode, &ids)), text());
+        let described =
+            json(&succeeds(dir, &[&["tokenizer", "inspect", file, "--json"][..], &split].concat()));
+        assert_eq!(described["split"], split[1]);
+        let eval = ["tokenizer", "eval", "t.json", file, "--text", "text.txt", "--json"];
+        assert_eq!(json(&succeeds(dir, &[&eval[..], &split].concat()))[1]["round_trip"], true);
+        fails(dir, &["tokenizer", "encode", file, "text.txt"], &[file, "--split"]);
+        fails(dir, &eval, &[file, "--split"]);
+    }
+    for verb in [&["encode", "t.json", "text.txt"][..], &["inspect", "t.json"]] {
+        fails(dir, &[&["tokenizer"], verb, &["--split", "gpt4"]].concat(), &["--split", "t.json"]);
+    }
+    fails(dir, &["tokenizer", "inspect", "a.tiktoken", "--split", "gpt3"], &["gpt3", "o200k"]);
 }
 
 #[test]
@@ -228,8 +262,13 @@ fn impossible_vocabularies_are_refused_before_any_work() {
     write(dir, "a.jsonl", "{\"text\": \"a\"}\n{\"body\": \"b\"}\n");
     write(dir, "b.jsonl", "{\"text\": \"a\"}\n{\"text\": 3\n");
     write(dir, "c.jsonl", "{\"text\": 3}\n");
-    let cases: [(&[&str], &[&str]); 17] = [
+    let cases: [(&[&str], &[&str]); 21] = [
         (&["text.txt", "--vocab-size", "100"], &["100", "261"]),
+        // There is nothing to count, so these are refused before.
+        (&["c.jsonl", "--vocab-size", "259", "--kind", "sentencepiece"], &["259", "260"]),
+        (&["c.jsonl", "--vocab-size", "277", "--kind", "unigram"], &["277", "278"]),
+        (&["text.txt", "--field", "body"], &["--field", "JSON lines"]),
+        (&["text.txt", "--memory-limit", "1K"], &["1024", "needs"]),
         (&["text.txt", "--split", "gpt3"], &["gpt3", "gpt2", "o200k", "tekken"]),
         (&["text.txt", "--kind", "word"], &["word", "unigram"]),
         (&["text.txt", "--kind", "unigram", "--split", "gpt2"], &["--split", "unigram"]),
@@ -297,6 +336,7 @@ fn ids_come_as_the_options_say() {
     let quiet = stderr(&succeeds(dir, &["tokenizer", "encode", "around.json", "text.txt", "-q"]));
     assert_eq!(quiet, "");
     fails(dir, &["tokenizer", "encode", "t.json", "a", "b"], &["-o DIR"]);
+    fails(dir, &["tokenizer", "encode", "t.json", "text.txt", "--field", "a"], &["--field", "-o DIR"]);
     fails(dir, &["tokenizer", "encode", "t.json", "missing.txt"], &["missing.txt"]);
     fails(dir, &["tokenizer", "encode", "missing.json", "text.txt"], &["missing.json"]);
     fails(dir, &["tokenizer", "encode", "text.txt", "text.txt"], &["text.txt", "line 1"]);
@@ -346,12 +386,13 @@ fn corpora_become_shards() {
     }
     fs::create_dir(dir.join("empty")).expect("made");
     succeeds(dir, &["tokenizer", "encode", "t.json", "a.jsonl", "-o", "empty", "-q"]);
-    let cases: [(&[&str], &[&str]); 6] = [
+    let cases: [(&[&str], &[&str]); 7] = [
         (&["a.jsonl", "-o", "empty"], &["empty", "already"]),
         (&["a.jsonl", "-o", "text.txt"], &["text.txt", "already"]),
         (&["a.jsonl", "--field", "body", "-o", "new"], &["a.jsonl, line 1", "`text`"]),
         (&["a.jsonl", "--end-token", "<|x|>", "-o", "new"], &["<|x|>"]),
         (&["missing", "-o", "new"], &["missing"]),
+        (&["b", "--field", "body", "-o", "new"], &["--field", "JSON lines"]),
         (&["-o", "new"], &["files"]),
     ];
     let before = names(dir);
@@ -472,6 +513,54 @@ fn a_signal_ends_training_and_leaves_nothing() {
         assert_eq!(output.status.code(), Some(130), "{args:?}: {}", stderr(&output));
         assert!(stderr(&output).contains("nothing was written"), "{args:?}: {}", stderr(&output));
         assert_eq!(names(dir), before, "{args:?}");
+    }
+}
+
+#[cfg(unix)]
+#[test]
+fn a_stalled_input_is_left_at_a_signal_and_two_leave_no_more_than_one() {
+    let dir = workplace();
+    let dir = dir.path();
+    let before = names(dir);
+    let args = ["tokenizer", "encode", "t.json", "-", "-o", "never"];
+    for n_signals in [1, 2] {
+        let mut child = command(dir, &args).stdin(Stdio::piped()).spawn().expect("flint starts");
+        let input = child.stdin.take().expect("a pipe");
+        let patience = std::time::Instant::now();
+        while names(dir) == before {
+            assert!(patience.elapsed().as_secs() < 60, "no folder was made");
+            std::thread::sleep(std::time::Duration::from_millis(20));
+        }
+        for _ in 0..n_signals {
+            let sent = std::process::Command::new("kill").args(["-INT", &child.id().to_string()]).status();
+            assert!(sent.expect("kill starts").success());
+            std::thread::sleep(std::time::Duration::from_millis(100));
+        }
+        let output = child.wait_with_output().expect("waited");
+        drop(input);
+        assert_eq!(output.status.code(), Some(130), "{}", stderr(&output));
+        assert!(stderr(&output).contains("nothing was written"), "{}", stderr(&output));
+        assert_eq!(names(dir), before, "{n_signals} signals");
+    }
+}
+
+#[cfg(unix)]
+#[test]
+fn a_folder_that_cannot_be_written_is_refused_before_any_work() {
+    use std::os::unix::fs::PermissionsExt;
+    let dir = workplace();
+    let dir = dir.path();
+    fs::create_dir(dir.join("locked")).expect("made");
+    fs::set_permissions(dir.join("locked"), fs::Permissions::from_mode(0o555)).expect("locked");
+    if fs::write(dir.join("locked/probe"), "").is_ok() {
+        // Root may write anywhere, but not into what is no real folder.
+        fails(dir, &["tokenizer", "train", "missing.txt", "-o", "/proc/t.json"], &["/proc", "cannot write"]);
+    } else {
+        fails(
+            dir,
+            &["tokenizer", "train", "missing.txt", "-o", "locked/t.json"],
+            &["locked", "cannot write"],
+        );
     }
 }
 

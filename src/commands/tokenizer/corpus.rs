@@ -65,7 +65,13 @@ impl Corpus {
                     .extend(source::list(std::slice::from_ref(path), &[])?.into_iter().map(Input::Source)),
             }
         }
-        Ok(Self { inputs, asked: args.documents, otherwise, field: args.field.clone() })
+        let field = args.field.clone().unwrap_or_else(|| "text".to_owned());
+        let corpus = Self { inputs, asked: args.documents, otherwise, field };
+        let has_json = corpus.inputs.iter().any(|input| corpus.kind(input) == DocumentKind::Jsonl);
+        if args.field.is_some() && !has_json {
+            bail!("--field has no meaning here: no input is JSON lines (`.jsonl`, or --documents jsonl)");
+        }
+        Ok(corpus)
     }
 
     /// The streams in order.

@@ -5,10 +5,10 @@ use tokenizer::Tokenizer;
 
 use super::encode::each_line;
 use crate::args::TokenizerDecode;
-use crate::{loading, output};
+use crate::output;
 
 pub fn run(args: &TokenizerDecode) -> Result<()> {
-    let tokenizer = loading::tokenizer(&args.tokenizer)?;
+    let tokenizer = super::load(&args.tokenizer, args.split)?;
     let shown = |mut ids: Vec<u32>| {
         ids.retain(|&id| !(args.skip_special && tokenizer.is_special(id)));
         ids

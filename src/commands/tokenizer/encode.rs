@@ -9,7 +9,7 @@ use tokenizer::{EncodeOptions, Tokenizer};
 
 use super::Common;
 use crate::args::TokenizerEncode;
-use crate::{loading, output};
+use crate::output;
 
 pub fn run(args: &TokenizerEncode, common: Common) -> Result<()> {
     let file = match &args.files[..] {
@@ -20,7 +20,10 @@ pub fn run(args: &TokenizerEncode, common: Common) -> Result<()> {
     if args.corpus.documents.is_some() {
         bail!("--documents has no meaning without -o DIR");
     }
-    let tokenizer = loading::tokenizer(&args.tokenizer)?;
+    if args.corpus.field.is_some() {
+        bail!("--field has no meaning without -o DIR");
+    }
+    let tokenizer = super::load(&args.tokenizer, args.split)?;
     super::note_truncation(&tokenizer, common);
     let options = args.special.options();
     if args.jsonl {

@@ -23,8 +23,9 @@ pub fn run(args: &TokenizerEval, common: Common) -> Result<()> {
         texts.push((path, super::read(Some(path))?));
     }
     let mut rows = Vec::new();
-    for path in &args.tokenizers {
-        let tokenizer = loading::tokenizer(path)?;
+    for (path, tokenizer) in
+        args.tokenizers.iter().zip(loading::tokenizers(&args.tokenizers, args.split.split)?)
+    {
         super::note_truncation(&tokenizer, common);
         for (text_path, text) in &texts {
             rows.push(Row::measure(path, &tokenizer, text_path, text)?);

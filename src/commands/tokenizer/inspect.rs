@@ -13,7 +13,7 @@ use tokenizer::{EncodeOptions, Split, Tokenizer};
 
 use super::Common;
 use crate::args::{Color, TokenizerInspect};
-use crate::{loading, output};
+use crate::output;
 
 /// Backgrounds of neighbours, numbers of the 256-color palette: light, for black letters.
 const BACKGROUNDS: [u8; 5] = [153, 157, 223, 219, 229];
@@ -25,7 +25,7 @@ const SPECIAL: u8 = 250;
 const MOST_LISTED: usize = 12;
 
 pub fn run(args: &TokenizerInspect, common: Common) -> Result<()> {
-    let tokenizer = loading::tokenizer(&args.tokenizer)?;
+    let tokenizer = super::load(&args.tokenizer, args.split)?;
     let Some(text) = text(args, common)? else {
         return describe(&tokenizer, args);
     };

@@ -6,7 +6,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use burn::train::Interrupter;
@@ -21,22 +21,31 @@ use super::corpus::{Corpus, Document, Documents, Seen};
 use crate::args::{DocumentKind, TokenizerEncode};
 use crate::bar::{Bar, Unit};
 use crate::stop::Stop;
-use crate::{loading, output, progress};
+use crate::{output, progress};
+
+/// How long encoding may take to notice a signal.
+const GRACE: Duration = Duration::from_secs(1);
 
 /// Bytes of text that are encoded together: enough for all threads, little beside a vocabulary.
 const BATCH_BYTES: u64 = 8 << 20;
 
 pub fn run(args: &TokenizerEncode, common: Common) -> Result<ExitCode> {
     let out = args.out.as_deref().expect("the caller looked");
-    let tokenizer = loading::tokenizer(&args.tokenizer)?;
+    let tokenizer = super::load(&args.tokenizer, args.split)?;
     super::note_truncation(&tokenizer, common);
     let job = Job { tokenizer: &tokenizer, options: args.special.options(), end: end_id(args, &tokenizer)? };
     if args.files.is_empty() {
         bail!("-o {} needs files, folders or globs to encode, or `-` for stdin", out.display());
     }
     let corpus = Corpus::find(&args.files, &args.corpus, DocumentKind::File)?;
+    let stop = Stop::listen_once(Interrupter::new())?;
     let folder = new_folder(out)?;
-    let stop = Stop::listen(Interrupter::new())?;
+    let unfinished = folder.path().to_owned();
+    // A pipe may give nothing for hours.
+    let insistence = stop.insist(GRACE, move || {
+        let _ = fs::remove_dir_all(unfinished);
+        common.note("\nstopped: nothing was written");
+    });
     let begin = Instant::now();
     let writer = Writer::new(folder.path(), "tokens", tokenizer.vocab_size(), tokenizer.hash());
     let bar = Bar::new("encoding", Unit::Bytes, corpus.n_bytes(), common.quiet);
@@ -45,8 +54,10 @@ pub fn run(args: &TokenizerEncode, common: Common) -> Result<ExitCode> {
         bar.set(n_bytes);
         stop.exit_code().is_none()
     });
-    drop(bar);
-    let Some((counts, shards)) = written? else {
+    drop((bar, insistence));
+    // From here on nobody removes the folder; a signal before may have.
+    let written = if stop.exit_code().is_some() { None } else { written? };
+    let Some((counts, shards)) = written else {
         common.note("stopped: nothing was written");
         return Ok(ExitCode::from(stop.exit_code().unwrap_or(2)));
     };

@@ -121,9 +121,11 @@ fn check_out(out: &Path, recipe: &Recipe) -> Result<()> {
     if out.is_dir() {
         bail!("-o {shown} is a folder: name a file in it, such as {}", out.join("tokenizer.json").display());
     }
-    if let Some(dir) = out.parent().filter(|dir| !dir.as_os_str().is_empty() && !dir.is_dir()) {
+    let dir = out.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    if !dir.is_dir() {
         bail!("-o {shown}: there is no folder {}, make it first", dir.display());
     }
+    tempfile::tempfile_in(dir).with_context(|| format!("-o {shown}: cannot write to {}", dir.display()))?;
     let is_bytes = matches!(recipe, Recipe::Bytes(trainer) if trainer.kind == Kind::Bpe);
     if is_tiktoken(out) && !is_bytes {
         bail!("-o {shown}: tiktoken ranks are --kind bpe only, write a tokenizer.json");
@@ -136,11 +138,7 @@ fn is_tiktoken(path: &Path) -> bool {
 }
 
 /// Counts the corpus and trains on it; no tokenizer if there is no text.
-fn train(
-    mut counter: Counter,
-    corpus: &Corpus,
-    watch: &mut Watch<'_>,
-) -> Result<(Option<Tokenizer>, Seen)> {
+fn train(mut counter: Counter, corpus: &Corpus, watch: &mut Watch<'_>) -> Result<(Option<Tokenizer>, Seen)> {
     let (mut seen, mut is_blank) = (Seen::default(), true);
     for (input_idx, input) in corpus.inputs().iter().enumerate() {
         // What is wrong in a pipe is found too late to leave it out; files are looked through first.

@@ -1,10 +1,11 @@
 //! Choosing BPE merges: again and again, the most frequent pair of neighbours becomes a token.
 //!
 //! For each pair we keep its count, and in one long list of positions the part where it was seen. A pair comes into being
-//! in a single merge, the one that makes its newer half, so its positions are written once and in order. A merge visits them, skips those that have changed since, and adds up what happens to the neighbours in two
-//! arrays; only then are the counts of pairs touched, once for each different neighbour. A heap gives the most
-//! frequent pair; a count in it may be out of date, which is seen when the pair comes out. The work is proportional
-//! to the number of merged places, whatever the lengths of words.
+//! in a single merge, the one that makes its newer half, so its positions are written once and in order. A merge visits
+//! them, skips those that have changed since, and adds up what happens to the neighbours in two arrays; only then are the
+//! counts of pairs touched, once for each different neighbour. A heap gives the most frequent pair; a count in it may be
+//! out of date, which is seen when the pair comes out. The work is proportional to the number of merged places, whatever
+//! the lengths of words.
 //!
 //! Which tokens a stretch of text between two token ends has is decided by that text alone. So a token is spelled by one
 //! pair only, and all its places come into being in that merge: no pair comes back later, and no count grows but in the
