@@ -200,7 +200,9 @@ impl Job<'_> {
             self.document(&text, buffer);
             Ok((buffer.to_vec(), text.len()))
         };
-        batch.into_par_iter().map_init(Vec::new, encode).collect()
+        let encoded: Vec<Result<_>> = batch.into_par_iter().map_init(Vec::new, encode).collect();
+        // Of several errors, the first in the corpus, whichever thread was faster.
+        encoded.into_iter().collect()
     }
 
     /// The ids of a document and what goes around it.
