@@ -1,8 +1,11 @@
 //! Causal attention with grouped queries: training over whole sequences, and decoding over a cache.
 //!
 //! ```text
-//! out[i] = Σ_t softmax_t(scale q[i]·k[t]) v[t]    over the keys t a query sees: those up to its position
+//! out[i] = Σ_t softmax_t(scale q[i]·k[t]) v[t]    over the keys t a query sees: those up to its position,
+//!                                                 with a window the last so many of them
 //! ```
+//! A soft cap `c` puts `c tanh(s / c)` in the place of each score `s`.
+//!
 //! Queries go in blocks of 64 positions of one head. A block's scores against all the keys it
 //! can see are a matrix product, as is their product with V; a block of scores (64 x keys) stays in L2 for a
 //! few thousand keys, and whole rows of it let the softmax be exact, without the corrections of an online
@@ -63,6 +66,10 @@ pub struct Dims {
     pub head_dim: usize,
     /// Multiplies the scores, usually `1 / √head_dim`.
     pub scale: f32,
+    /// How many keys a query sees at most, its own position's being the last.
+    pub window: Option<usize>,
+    /// Bounds the scaled scores smoothly.
+    pub softcap: Option<f32>,
 }
 
 impl Dims {
@@ -100,14 +107,30 @@ impl Dims {
             self.n_kv_head > 0 && self.n_head.is_multiple_of(self.n_kv_head) && self.scale > 0.0,
             "attention: heads must be a multiple of key heads and scale positive: {self:?}"
         );
+        assert!(
+            self.window != Some(0) && self.softcap.is_none_or(|cap| cap > 0.0),
+            "attention: window and soft cap must be positive: {self:?}"
+        );
+    }
+
+    /// The first key that the query at a position sees.
+    fn first_seen(&self, position: usize) -> usize {
+        self.window.map_or(0, |window| (position + 1).saturating_sub(window))
+    }
+
+    /// Caps a row of products, if scores are capped, and returns what they are still to be multiplied by.
+    fn cap(&self, row: &mut [f32]) -> f32 {
+        let Some(cap) = self.softcap else { return self.scale };
+        cap_scores(row, self.scale, cap);
+        1.0
     }
 }
 
 impl<'a> Heads<'a> {
-    /// The first `n` positions of a head. `[n, head_dim]`
-    fn positions(&self, batch: usize, head: usize, n: usize, head_dim: usize) -> Mat<'a> {
-        let offset = batch * self.batch_stride + head * self.head_stride;
-        Mat::strided(&self.data[offset..], [n, head_dim], [self.pos_stride, 1])
+    /// Some positions of a head. `[positions.len(), head_dim]`
+    fn positions(&self, batch: usize, head: usize, positions: Range<usize>, head_dim: usize) -> Mat<'a> {
+        let offset = batch * self.batch_stride + head * self.head_stride + positions.start * self.pos_stride;
+        Mat::strided(&self.data[offset..], [positions.len(), head_dim], [self.pos_stride, 1])
     }
 
     /// Position 0 of `n` heads. `[n, head_dim]`
@@ -140,7 +163,8 @@ pub fn forward(dims: &Dims, q: Heads, k: Heads, v: Heads, out: &mut [f32], lse: 
     let out = SharedSlice::new(out);
     let lse = lse.map(SharedSlice::new);
     let task = Forward { dims, q, k, v, out, lse };
-    let work = batch * n_head * q_len * (dims.start + q_len) * head_dim * 2;
+    let n_seen = dims.window.unwrap_or(usize::MAX).min(dims.start + q_len);
+    let work = batch * n_head * q_len * n_seen * head_dim * 2;
     if q_len == 1 {
         for_each_task(batch * dims.n_kv_head, work, |i| {
             task.attend_group(i / dims.n_kv_head, i % dims.n_kv_head)
@@ -227,64 +251,72 @@ struct QueryBlock<'a> {
     v: Mat<'a>,              // [n_keys, head_dim]
     out: MatMut<'a>,         // [rows, head_dim]
     lse: Option<MatMut<'a>>, // [1, rows]
-    /// Keys that the first row sees; if it is fewer than `n_keys`, each further row sees one more.
+    /// Keys that the first row sees; if it is fewer than `n_keys`, each further row sees one more, and with a window
+    /// loses the first.
     visible: usize,
-    scale: f32,
+    dims: &'a Dims,
 }
 
 impl Forward<'_> {
     /// The only query of each head in a group.
     fn attend_group(&self, batch: usize, kv_head: usize) {
-        let Dims { n_head, head_dim, scale, start, .. } = *self.dims;
+        let Dims { n_head, head_dim, start, .. } = *self.dims;
         let group = self.dims.group();
         let first = kv_head * group;
         let row = batch * n_head + first;
+        let seen = self.dims.first_seen(start)..start + 1;
         attend(QueryBlock {
             q: self.q.heads(batch, first, group, head_dim),
-            k: self.k.positions(batch, kv_head, start + 1, head_dim),
-            v: self.v.positions(batch, kv_head, start + 1, head_dim),
+            k: self.k.positions(batch, kv_head, seen.clone(), head_dim),
+            v: self.v.positions(batch, kv_head, seen.clone(), head_dim),
             // SAFETY: each (batch, head) belongs to one task, and its row of `out` and `lse` with it.
             out: unsafe { self.out.matrix(row * head_dim, [group, head_dim], head_dim) },
             // SAFETY: as above.
             lse: self.lse.map(|lse| unsafe { lse.matrix(row, [1, group], group) }),
-            visible: start + 1,
-            scale,
+            visible: seen.len(),
+            dims: self.dims,
         });
     }
 
     /// Queries `first..first + BLOCK` of a head.
     fn attend_block(&self, batch: usize, head: usize, first: usize) {
-        let Dims { q_len, n_head, head_dim, scale, start, .. } = *self.dims;
+        let Dims { q_len, n_head, head_dim, start, .. } = *self.dims;
         let rows = BLOCK.min(q_len - first);
         let kv_head = head / self.dims.group();
-        let n_keys = start + first + rows;
+        let first_key = self.dims.first_seen(start + first);
+        let keys = first_key..start + first + rows;
         let row = batch * q_len + first;
         let out_width = n_head * head_dim;
         attend(QueryBlock {
-            q: self.q.positions(batch, head, first + rows, head_dim).sub_rows(first, rows),
-            k: self.k.positions(batch, kv_head, n_keys, head_dim),
-            v: self.v.positions(batch, kv_head, n_keys, head_dim),
+            q: self.q.positions(batch, head, first..first + rows, head_dim),
+            k: self.k.positions(batch, kv_head, keys.clone(), head_dim),
+            v: self.v.positions(batch, kv_head, keys, head_dim),
             // SAFETY: each (batch, head, block) is one task: its positions' rows, its head's columns.
             out: unsafe { self.out.matrix(row * out_width + head * head_dim, [rows, head_dim], out_width) },
             // SAFETY: as above.
             lse: self
                 .lse
                 .map(|lse| unsafe { lse.matrix((batch * n_head + head) * q_len + first, [1, rows], rows) }),
-            visible: start + first + 1,
-            scale,
+            visible: start + first + 1 - first_key,
+            dims: self.dims,
         });
     }
 }
 
 fn attend(block: QueryBlock) {
-    let QueryBlock { q, k, v, mut out, mut lse, visible, scale } = block;
+    let QueryBlock { q, k, v, mut out, mut lse, visible, dims } = block;
     let (rows, n_keys) = (q.rows(), k.rows());
     let visible_to = |row: usize| (visible + row).min(n_keys);
     with_scratch(rows * n_keys + rows, |scratch| {
         let (scores, sums) = scratch.split_at_mut(rows * n_keys);
         matmul_serial(q, k.t(), MatMut::new(scores, rows, n_keys));
         for (r, (row, sum)) in scores.chunks_exact_mut(n_keys).zip(&mut *sums).enumerate() {
-            let row = &mut row[..visible_to(r)];
+            let visible = visible_to(r);
+            // What has left the window weighs nothing. It is multiplied by zero, which adds nothing to a sum.
+            let (left, row) =
+                row[..visible].split_at_mut(visible - visible.min(dims.window.unwrap_or(visible)));
+            left.fill(0.0);
+            let scale = dims.cap(row);
             let max = softmax::max(row) * scale;
             *sum = softmax::exp_in_place(row, scale, -max);
             if let Some(lse) = &mut lse {
@@ -409,11 +441,12 @@ impl Backward<'_> {
     fn block(&self, [batch, head, first]: [usize; 3], dq: &mut MatMut, dk: &mut MatMut, dv: &mut MatMut) {
         let Dims { q_len, n_head, head_dim, scale, .. } = *self.dims;
         let rows = BLOCK.min(q_len - first);
-        let n_keys = first + rows;
+        let first_key = self.dims.first_seen(first);
+        let n_keys = first + rows - first_key;
         let kv_head = head / self.dims.group();
-        let q = self.q.positions(batch, head, n_keys, head_dim).sub_rows(first, rows);
-        let k = self.k.positions(batch, kv_head, n_keys, head_dim);
-        let v = self.v.positions(batch, kv_head, n_keys, head_dim);
+        let q = self.q.positions(batch, head, first..first + rows, head_dim);
+        let k = self.k.positions(batch, kv_head, first_key..first + rows, head_dim);
+        let v = self.v.positions(batch, kv_head, first_key..first + rows, head_dim);
         let lse = &self.saved.lse[(batch * n_head + head) * q_len + first..][..rows];
         let out_width = n_head * head_dim;
         let out_offset = (batch * q_len + first) * out_width + head * head_dim;
@@ -425,16 +458,27 @@ impl Backward<'_> {
             for (r, (p, ds)) in p.chunks_exact_mut(n_keys).zip(ds.chunks_exact_mut(n_keys)).enumerate() {
                 let row = out_offset + r * out_width..out_offset + r * out_width + head_dim;
                 let delta = dot(&self.dout[row.clone()], &self.saved.out[row]);
-                let (p, p_hidden) = p.split_at_mut(first + r + 1);
-                let (ds, ds_hidden) = ds.split_at_mut(first + r + 1);
-                softmax::exp_in_place(p, scale, -lse[r]);
+                let seen = self.dims.first_seen(first + r) - first_key..first + r + 1 - first_key;
+                for row in [&mut *p, &mut *ds] {
+                    row[..seen.start].fill(0.0);
+                    row[seen.end..].fill(0.0);
+                }
+                let (p, ds) = (&mut p[seen.clone()], &mut ds[seen]);
+                let left = self.dims.cap(p);
+                let delta = match self.dims.softcap {
+                    // Before the scores become probabilities, because the slope of the cap depends on them.
+                    Some(cap) => {
+                        cap_gradient(p, ds, delta, cap);
+                        0.0
+                    }
+                    None => delta,
+                };
+                softmax::exp_in_place(p, left, -lse[r]);
                 score_gradient(p, ds, delta, scale);
-                p_hidden.fill(0.0);
-                ds_hidden.fill(0.0);
             }
             let (p, ds) = (Mat::new(p, rows, n_keys), Mat::new(ds, rows, n_keys));
-            matmul_add_serial(p.t(), dout, dv.sub_rows(0, n_keys));
-            matmul_add_serial(ds.t(), q, dk.sub_rows(0, n_keys));
+            matmul_add_serial(p.t(), dout, dv.sub_rows(first_key, n_keys));
+            matmul_add_serial(ds.t(), q, dk.sub_rows(first_key, n_keys));
             matmul_serial(ds, k, dq.sub_rows(first, rows));
         });
     }
@@ -442,6 +486,8 @@ impl Backward<'_> {
 
 dispatch!(fn dot(x: &[f32], y: &[f32]) -> f32 = dot_impl);
 dispatch!(fn score_gradient(p: &[f32], ds: &mut [f32], delta: f32, scale: f32) = score_gradient_impl);
+dispatch!(fn cap_scores(row: &mut [f32], scale: f32, cap: f32) = cap_scores_impl);
+dispatch!(fn cap_gradient(s: &[f32], ds: &mut [f32], delta: f32, cap: f32) = cap_gradient_impl);
 
 #[inline(always)]
 fn dot_impl<S: Simd>(x: &[f32], y: &[f32]) -> f32 {
@@ -455,6 +501,21 @@ fn score_gradient_impl<S: Simd>(p: &[f32], ds: &mut [f32], delta: f32, scale: f3
     map!(S, |p in p, dp in ds| -> [ds] [p * (dp - delta) * scale]);
 }
 
+/// `c tanh(scale x / c)`.
+#[inline(always)]
+fn cap_scores_impl<S: Simd>(row: &mut [f32], scale: f32, cap: f32) {
+    let (twice, cap, one, two) = (S::splat(2.0 * scale / cap), S::splat(cap), S::splat(1.0), S::splat(2.0));
+    // tanh(y) = 1 - 2 / (e^2y + 1), which is right at both ends.
+    map!(S, |x in row| -> [row] [cap * (one - two / ((x * twice).exp() + one))]);
+}
+
+/// `(ds - delta) (1 - (s / c)²)`: the gradient of a capped score, for the score before the cap.
+#[inline(always)]
+fn cap_gradient_impl<S: Simd>(s: &[f32], ds: &mut [f32], delta: f32, cap: f32) {
+    let (delta, inverse, one) = (S::splat(delta), S::splat(1.0 / cap), S::splat(1.0));
+    map!(S, |s in s, dp in ds| -> [ds] [(dp - delta) * (one - s * inverse * (s * inverse))]);
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -462,7 +523,14 @@ mod tests {
     use crate::reference::{assert_all_close, bits, on_threads, values};
 
     fn dims(batch: usize, q_len: usize, n_head: usize, n_kv_head: usize, head_dim: usize) -> Dims {
-        Dims { batch, q_len, start: 0, n_head, n_kv_head, head_dim, scale: 1.0 / (head_dim as f32).sqrt() }
+        let scale = 1.0 / (head_dim as f32).sqrt();
+        Dims { batch, q_len, start: 0, n_head, n_kv_head, head_dim, scale, window: None, softcap: None }
+    }
+
+    /// The same with a window, with a soft cap and with both.
+    fn variants(plain: Dims) -> [Dims; 4] {
+        let (window, softcap) = (Some(20), Some(1.5));
+        [plain, Dims { window, ..plain }, Dims { softcap, ..plain }, Dims { window, softcap, ..plain }]
     }
 
     /// Whole sequences in a fused buffer: `(out, lse)`.
@@ -487,12 +555,17 @@ mod tests {
             let kv = h / (n_head / n_kv_head);
             let score = |t: usize| {
                 let dot: f64 = (0..head_dim).map(|d| at(b, i, h, d) * at(b, t, n_head + kv, d)).sum();
-                (dot * f64::from(dims.scale)).exp()
+                let score = dot * f64::from(dims.scale);
+                match dims.softcap.map(f64::from) {
+                    Some(cap) => (cap * (score / cap).tanh()).exp(),
+                    None => score.exp(),
+                }
             };
-            let total: f64 = (0..=i).map(score).sum();
+            let first = dims.window.map_or(0, |window| (i + 1).saturating_sub(window));
+            let total: f64 = (first..=i).map(score).sum();
             lse[(b * n_head + h) * q_len + i] = total.ln();
             for d in 0..head_dim {
-                let sum: f64 = (0..=i).map(|t| score(t) * at(b, t, n_head + n_kv_head + kv, d)).sum();
+                let sum: f64 = (first..=i).map(|t| score(t) * at(b, t, n_head + n_kv_head + kv, d)).sum();
                 out[((b * q_len + i) * n_head + h) * head_dim + d] = sum / total;
             }
         }
@@ -509,13 +582,14 @@ mod tests {
             let shapes =
                 [(1, 1, 1, 1, 1), (2, 3, 2, 1, 5), (1, 17, 3, 3, 8), (2, 65, 4, 2, 16), (1, 200, 2, 1, 24)];
             for (batch, q_len, n_head, n_kv_head, head_dim) in shapes {
-                let dims = dims(batch, q_len, n_head, n_kv_head, head_dim);
-                let qkv = values(batch * q_len * dims.qkv_width(), 1);
-                let (out, lse) = run(&dims, &qkv);
-                let wide: Vec<f64> = qkv.iter().copied().map(f64::from).collect();
-                let (out_exact, lse_exact) = reference(&dims, &wide);
-                assert_all_close(&out, &out_exact, 3e-6, "out");
-                assert_all_close(&lse, &lse_exact, 3e-6, "lse");
+                for dims in variants(dims(batch, q_len, n_head, n_kv_head, head_dim)) {
+                    let qkv = values(batch * q_len * dims.qkv_width(), 1);
+                    let (out, lse) = run(&dims, &qkv);
+                    let wide: Vec<f64> = qkv.iter().copied().map(f64::from).collect();
+                    let (out_exact, lse_exact) = reference(&dims, &wide);
+                    assert_all_close(&out, &out_exact, 3e-6, "out");
+                    assert_all_close(&lse, &lse_exact, 3e-6, "lse");
+                }
             }
         });
     }
@@ -557,8 +631,12 @@ mod tests {
     #[test]
     fn cached_is_whole_to_the_bit_and_never_reads_ahead() {
         on_each(|| {
-            for (batch, n_head, n_kv_head, head_dim) in [(2, 4, 2, 16), (1, 7, 1, 20), (1, 3, 3, 7)] {
-                let dims = dims(batch, 150, n_head, n_kv_head, head_dim);
+            let shapes = [(2, 4, 2, 16), (1, 7, 1, 20), (1, 3, 3, 7)];
+            let all = shapes.map(|(batch, n_head, n_kv_head, head_dim)| {
+                variants(dims(batch, 150, n_head, n_kv_head, head_dim))
+            });
+            for dims in all.into_iter().flatten() {
+                let Dims { batch, n_head, head_dim, .. } = dims;
                 let qkv = values(batch * dims.q_len * dims.qkv_width(), 2);
                 let (whole, _) = run(&dims, &qkv);
                 let width = n_head * head_dim;
@@ -619,9 +697,11 @@ mod tests {
     fn backward_agrees_with_finite_differences() {
         on_each(|| {
             let shapes = [(1, 1, 1, 1, 3), (2, 9, 4, 2, 5), (1, 70, 2, 1, 8)];
-            for (batch, q_len, n_head, n_kv_head, head_dim) in shapes {
-                let dims = dims(batch, q_len, n_head, n_kv_head, head_dim);
-                let qkv = values(batch * q_len * dims.qkv_width(), 6);
+            let all = shapes.map(|(batch, q_len, n_head, n_kv_head, head_dim)| {
+                variants(dims(batch, q_len, n_head, n_kv_head, head_dim))
+            });
+            for dims in all.into_iter().flatten() {
+                let qkv = values(dims.batch * dims.q_len * dims.qkv_width(), 6);
                 let (out, lse) = run(&dims, &qkv);
                 let dout = values(out.len(), 7);
                 let mut dqkv = vec![f32::NAN; qkv.len()];
