@@ -3,10 +3,11 @@
 use burn::prelude::*;
 
 use crate::cache::LayerCache;
-use crate::config::Config;
+use crate::config::{Config, LayerKind, QkNorm};
 use crate::linear::Linear;
+use crate::norm::Norm;
 use crate::ops::{self, AttentionDims, FusedOps};
-use crate::position::Rope;
+use crate::position::Ropes;
 use crate::rng::Rng;
 
 /// One projection to all queries, keys and values, and one back to the residual stream.
@@ -14,47 +15,104 @@ use crate::rng::Rng;
 pub struct Attention<B: Backend> {
     /// `[(n_head + 2 * n_kv_head) * head_dim, n_embd]`: queries, then keys, then values
     pub qkv: Linear<B>,
-    /// `[n_embd, n_embd]`
+    /// `[n_embd, n_head * head_dim]`
     pub out: Linear<B>,
+    /// Of queries, where they are normalised: `[head_dim]` or `[n_head * head_dim]`
+    pub q_norm: Option<Norm<B>>,
+    /// Of keys: `[head_dim]` or `[n_kv_head * head_dim]`
+    pub k_norm: Option<Norm<B>>,
+    #[module(skip)]
+    spec: Spec,
+}
+
+/// What is the same in every call.
+#[derive(Clone, Copy, Debug)]
+struct Spec {
     n_head: usize,
     n_kv_head: usize,
     head_dim: usize,
+    kind: LayerKind,
+    window: Option<usize>,
+    scale: f32,
+    softcap: Option<f32>,
 }
 
 impl<B: Backend> Attention<B> {
-    /// Initialised as in GPT-2: the projection back onto the residual stream gets the deviation `out_std`.
-    pub fn init(config: &Config, std: f64, out_std: f64, rng: &mut Rng, device: &B::Device) -> Self {
-        let c = config.n_embd;
+    /// The attention of layer `layer_idx`, initialised as in GPT-2: the projection back onto the residual stream gets the
+    /// deviation `out_std`.
+    pub fn init(
+        config: &Config,
+        layer_idx: usize,
+        std: f64,
+        out_std: f64,
+        rng: &mut Rng,
+        device: &B::Device,
+    ) -> Self {
+        let (c, head_dim, n_kv_head) = (config.n_embd, config.head_dim(), config.n_kv_head());
+        let norm = |n_head: usize| {
+            config.qk_norm.map(|kind| match kind {
+                QkNorm::Head => Norm::rms(head_dim, config.norm_eps, device),
+                QkNorm::Whole => Norm::rms(n_head * head_dim, config.norm_eps, device),
+            })
+        };
+        let kind = config.layer(layer_idx);
         Self {
-            qkv: Linear::init(config.qkv_width(), c, config.bias, std, rng, device),
-            out: Linear::init(c, c, config.bias, out_std, rng, device),
-            n_head: config.n_head,
-            n_kv_head: config.n_kv_head(),
-            head_dim: config.head_dim(),
+            qkv: Linear::init(config.qkv_width(), c, config.qkv_bias(), std, rng, device),
+            out: Linear::init(c, config.attention_width(), config.bias, out_std, rng, device),
+            q_norm: norm(config.n_head),
+            k_norm: norm(n_kv_head),
+            spec: Spec {
+                n_head: config.n_head,
+                n_kv_head,
+                head_dim,
+                kind,
+                window: config.window.filter(|_| kind == LayerKind::Sliding),
+                scale: config.attention_scale.unwrap_or((head_dim as f64).powf(-0.5)) as f32,
+                softcap: config.attention_softcap.map(|cap| cap as f32),
+            },
         }
     }
 }
 
 impl<B: FusedOps> Attention<B> {
     fn dims(&self, batch: usize, seq_len: usize, start: usize) -> AttentionDims {
-        AttentionDims {
-            batch,
-            seq_len,
-            start,
-            n_head: self.n_head,
-            n_kv_head: self.n_kv_head,
-            head_dim: self.head_dim,
-        }
+        let Spec { n_head, n_kv_head, head_dim, window, scale, softcap, .. } = self.spec;
+        AttentionDims { batch, seq_len, start, n_head, n_kv_head, head_dim, scale, window, softcap }
+    }
+
+    /// Queries, keys and values, the first two normalised where the model does so.
+    ///
+    /// # Shapes
+    /// - `x`: `[rows, n_embd]`
+    /// - output: `[rows, (n_head + 2 * n_kv_head) * head_dim]`
+    fn project(&self, x: Tensor<B, 2>) -> Tensor<B, 2> {
+        let qkv = self.qkv.forward(x);
+        let (Some(q_norm), Some(k_norm)) = (&self.q_norm, &self.k_norm) else { return qkv };
+        let rows = qkv.dims()[0];
+        let widths = [self.spec.n_head, self.spec.n_kv_head].map(|n| n * self.spec.head_dim);
+        let mut start = 0;
+        let mut parts: Vec<Tensor<B, 2>> = [q_norm, k_norm]
+            .into_iter()
+            .zip(widths)
+            .map(|(norm, width)| {
+                let part = qkv.clone().narrow(1, start, width);
+                start += width;
+                let of_one = norm.weight.dims()[0];
+                norm.forward(part.reshape([rows * width / of_one, of_one])).reshape([rows, width])
+            })
+            .collect();
+        parts.push(qkv.narrow(1, start, widths[1]));
+        Tensor::cat(parts, 1)
     }
 
     /// Attention within each of `batch` sequences.
     ///
     /// # Shapes
     /// - `x`, output: `[batch * seq_len, n_embd]`
-    pub fn forward(&self, x: Tensor<B, 2>, batch: usize, rope: Option<&Rope<B>>) -> Tensor<B, 2> {
+    pub fn forward(&self, x: Tensor<B, 2>, batch: usize, ropes: &Ropes<B>) -> Tensor<B, 2> {
         let seq_len = x.dims()[0] / batch;
-        let qkv = self.qkv.forward(x);
-        self.out.forward(ops::attention(qkv, rope, self.dims(batch, seq_len, 0)))
+        let rope = ropes.of(self.spec.kind);
+        self.out.forward(ops::attention(self.project(x), rope, self.dims(batch, seq_len, 0)))
     }
 
     /// Attention to everything in `cache` and to the new positions, whose keys and values are stored
@@ -67,11 +125,12 @@ impl<B: FusedOps> Attention<B> {
         x: Tensor<B, 2>,
         batch: usize,
         start: usize,
-        rope: Option<&Rope<B>>,
+        ropes: &Ropes<B>,
         cache: &mut LayerCache<B>,
     ) -> Tensor<B, 2> {
         let seq_len = x.dims()[0] / batch;
-        let qkv = self.qkv.forward(x);
+        let rope = ropes.of(self.spec.kind);
+        let qkv = self.project(x);
         self.out.forward(ops::attention_cached(qkv, rope, cache, self.dims(batch, seq_len, start)))
     }
 }

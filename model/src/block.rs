@@ -1,42 +1,51 @@
-//! One pre-norm residual block: attention, then the MLP, each added to the stream.
+//! One residual block: attention, then the MLP, each normalised before or after and added to the stream.
 
 use burn::nn::{Dropout, DropoutConfig};
 use burn::prelude::*;
 
 use crate::attention::Attention;
 use crate::cache::LayerCache;
-use crate::config::Config;
+use crate::config::{Config, NormPlace};
 use crate::mlp::Mlp;
 use crate::norm::Norm;
 use crate::ops::FusedOps;
-use crate::position::Rope;
+use crate::position::Ropes;
 use crate::rng::Rng;
 
 /// The parts of one block.
 #[derive(Module, Debug)]
 pub struct Block<B: Backend> {
     /// Before attention.
-    pub attention_norm: Norm<B>,
+    pub attention_norm: Option<Norm<B>>,
     /// Mixes positions.
     pub attention: Attention<B>,
+    /// Of what attention gives.
+    pub attention_out_norm: Option<Norm<B>>,
     /// Before the MLP.
-    pub mlp_norm: Norm<B>,
+    pub mlp_norm: Option<Norm<B>>,
     /// Mixes channels.
     pub mlp: Mlp<B>,
+    /// Of what the MLP gives.
+    pub mlp_out_norm: Option<Norm<B>>,
     dropout: Dropout,
+    is_parallel: bool,
 }
 
 impl<B: Backend> Block<B> {
-    /// Initialised as in GPT-2: deviation `std`, and `std / sqrt(2 * n_layer)` for the two projections
+    /// Block `layer_idx`, initialised as in GPT-2: deviation `std`, and `std / sqrt(2 * n_layer)` for the two projections
     /// that write to the residual stream, so that its variance does not grow with depth.
-    pub fn init(config: &Config, std: f64, rng: &mut Rng, device: &B::Device) -> Self {
+    pub fn init(config: &Config, layer_idx: usize, std: f64, rng: &mut Rng, device: &B::Device) -> Self {
         let out_std = std / (2.0 * config.n_layer as f64).sqrt();
+        let norm = |place| (place != config.norm_place).then(|| Norm::init(config, device));
         Self {
-            attention_norm: Norm::init(config, device),
-            attention: Attention::init(config, std, out_std, rng, device),
-            mlp_norm: Norm::init(config, device),
+            attention_norm: norm(NormPlace::Post),
+            attention: Attention::init(config, layer_idx, std, out_std, rng, device),
+            attention_out_norm: norm(NormPlace::Pre),
+            mlp_norm: norm(NormPlace::Post),
             mlp: Mlp::init(config, std, out_std, rng, device),
+            mlp_out_norm: norm(NormPlace::Pre),
             dropout: DropoutConfig::new(config.dropout).init(),
+            is_parallel: config.parallel_residual,
         }
     }
 }
@@ -47,11 +56,8 @@ pub(crate) const INIT_STD: f64 = 0.02;
 impl<B: FusedOps> Block<B> {
     /// # Shapes
     /// - `x`, output: `[batch * seq_len, n_embd]`
-    pub fn forward(&self, x: Tensor<B, 2>, batch: usize, rope: Option<&Rope<B>>) -> Tensor<B, 2> {
-        let a = self.attention.forward(self.attention_norm.forward(x.clone()), batch, rope);
-        let x = x + self.dropout.forward(a);
-        let m = self.mlp.forward(self.mlp_norm.forward(x.clone()));
-        x + self.dropout.forward(m)
+    pub fn forward(&self, x: Tensor<B, 2>, batch: usize, ropes: &Ropes<B>) -> Tensor<B, 2> {
+        self.sum(x, |h| self.attention.forward(h, batch, ropes))
     }
 
     /// The same for new positions at `start`, with what came before in `cache`.
@@ -63,12 +69,29 @@ impl<B: FusedOps> Block<B> {
         x: Tensor<B, 2>,
         batch: usize,
         start: usize,
-        rope: Option<&Rope<B>>,
+        ropes: &Ropes<B>,
         cache: &mut LayerCache<B>,
     ) -> Tensor<B, 2> {
-        let h = self.attention_norm.forward(x.clone());
-        let x = x + self.attention.forward_cached(h, batch, start, rope, cache);
-        let h = self.mlp_norm.forward(x.clone());
-        x + self.mlp.forward(h)
+        self.sum(x, |h| self.attention.forward_cached(h, batch, start, ropes, cache))
+    }
+
+    /// The stream and what both branches add to it.
+    fn sum(&self, x: Tensor<B, 2>, attention: impl FnOnce(Tensor<B, 2>) -> Tensor<B, 2>) -> Tensor<B, 2> {
+        let a = normalised(&self.attention_out_norm, attention(normalised(&self.attention_norm, x.clone())));
+        let a = self.dropout.forward(a);
+        let (x, rest) = if self.is_parallel { (x, Some(a)) } else { (x + a, None) };
+        let m = self.mlp.forward(normalised(&self.mlp_norm, x.clone()));
+        let m = self.dropout.forward(normalised(&self.mlp_out_norm, m));
+        match rest {
+            Some(a) => x + a + m,
+            None => x + m,
+        }
+    }
+}
+
+fn normalised<B: FusedOps>(norm: &Option<Norm<B>>, x: Tensor<B, 2>) -> Tensor<B, 2> {
+    match norm {
+        Some(norm) => norm.forward(x),
+        None => x,
     }
 }

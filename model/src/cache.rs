@@ -6,6 +6,7 @@
 use burn::prelude::*;
 
 use crate::config::Config;
+use crate::position::Ropes;
 
 /// One layer's keys and values.
 ///
@@ -22,6 +23,8 @@ pub struct LayerCache<B: Backend> {
 pub struct Cache<B: Backend> {
     pub(crate) layers: Vec<LayerCache<B>>,
     pub(crate) len: usize,
+    /// Larger tables than the model has, once they were needed.
+    ropes: Option<Ropes<B>>,
     batch: usize,
     capacity: usize,
 }
@@ -32,7 +35,20 @@ impl<B: Backend> Cache<B> {
         let capacity = capacity.min(config.context);
         let shape = [batch, config.n_kv_head(), capacity, config.head_dim()];
         let layer = || LayerCache { kv: Some((Tensor::zeros(shape, device), Tensor::zeros(shape, device))) };
-        Self { layers: (0..config.n_layer).map(|_| layer()).collect(), len: 0, batch, capacity }
+        Self { layers: (0..config.n_layer).map(|_| layer()).collect(), len: 0, ropes: None, batch, capacity }
+    }
+
+    /// Tables for so many positions: the model's own, or larger ones that are kept here.
+    pub(crate) fn ropes(
+        &mut self,
+        own: &Ropes<B>,
+        n_positions: usize,
+        config: &Config,
+        device: &B::Device,
+    ) -> Ropes<B> {
+        let ropes = self.ropes.as_ref().unwrap_or(own).with_positions(n_positions, config, device);
+        self.ropes = Some(ropes.clone());
+        ropes
     }
 
     /// Positions stored.

@@ -2,17 +2,58 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::position::RopeScaling;
+
 /// How a token's position enters the model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Position {
     /// A learned vector per position, added to the embedding (GPT-2).
     Learned,
+    /// Fixed sines and cosines, added to the embedding (Vaswani et al. 2017).
+    Sinusoidal,
     /// Rotation of queries and keys, half-split form (Su et al. 2021, as LLaMA applies it).
     Rotary,
+    /// Not at all: causality alone tells positions apart.
+    None,
 }
 
-/// Which normalisation stands before attention, before the MLP and before the head.
+/// What the attention of one layer sees.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LayerKind {
+    /// All positions so far.
+    Full,
+    /// The last [`Config::window`] positions, its own among them.
+    Sliding,
+    /// All positions so far, with queries and keys as they are, whatever the rest of the model does (Yang et al. 2025).
+    FullUnrotated,
+}
+
+/// Where the norms of a block stand.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum NormPlace {
+    /// Before attention and before the MLP.
+    #[default]
+    Pre,
+    /// After each of them, before the sum (OLMo 2).
+    Post,
+    /// Before and after (Gemma 2).
+    Both,
+}
+
+/// RMSNorm of queries and keys before they are turned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum QkNorm {
+    /// Each head by itself (Qwen3, Gemma 3).
+    Head,
+    /// All heads of a position as one vector (OLMo 2).
+    Whole,
+}
+
+/// Which normalisation the blocks and the head have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum NormKind {
@@ -30,8 +71,27 @@ pub enum MlpKind {
     Gelu,
     /// The same with the tanh approximation that GPT-2 uses.
     GeluTanh,
+    /// `down(silu(up(x)))`.
+    Silu,
+    /// `down(relu(up(x)))`.
+    Relu,
+    /// `down(relu(up(x))²)` (So et al. 2021).
+    ReluSquared,
     /// `down(silu(gate(x)) * up(x))` (Shazeer 2020).
     SwiGlu,
+    /// `down(gelu(gate(x)) * up(x))` with the exact GELU (Shazeer 2020).
+    GeGlu,
+    /// The same with the tanh approximation (Gemma).
+    GeGluTanh,
+    /// `down(relu(gate(x)) * up(x))` (Shazeer 2020).
+    ReGlu,
+}
+
+impl MlpKind {
+    /// Whether a second projection multiplies the activation.
+    pub fn is_gated(self) -> bool {
+        matches!(self, Self::SwiGlu | Self::GeGlu | Self::GeGluTanh | Self::ReGlu)
+    }
 }
 
 /// The shape of a decoder-only transformer.
@@ -53,7 +113,10 @@ pub struct Config {
     /// Number of key and value heads; default `n_head`.
     #[serde(default)]
     pub n_kv_head: Option<usize>,
-    /// Width of the feed-forward part; default 4 × `n_embd`, for SwiGLU 8/3 of it rounded up to 64.
+    /// Width of one head; default `n_embd / n_head`.
+    #[serde(default)]
+    pub head_dim: Option<usize>,
+    /// Width of the feed-forward part; default 4 × `n_embd`, with a gate 8/3 of it rounded up to 64.
     #[serde(default)]
     pub n_ff: Option<usize>,
     /// The most positions the model attends over.
@@ -64,18 +127,57 @@ pub struct Config {
     /// Base of the rotary frequencies; default 10,000.
     #[serde(default = "rope_theta")]
     pub rope_theta: f64,
+    /// How many elements of each head turn; default all.
+    #[serde(default)]
+    pub rotary_dim: Option<usize>,
+    /// How the angles are stretched for contexts longer than those of training; default not.
+    #[serde(default)]
+    pub rope_scaling: Option<RopeScaling>,
+    /// Base of the frequencies in sliding layers, never scaled; default as in the others (Gemma 3).
+    #[serde(default)]
+    pub local_rope_theta: Option<f64>,
+    /// What each layer sees; default all positions, or the window where one is given.
+    #[serde(default)]
+    pub layers: Vec<LayerKind>,
+    /// How many positions a sliding layer sees.
+    #[serde(default)]
+    pub window: Option<usize>,
+    /// What scores are multiplied by; default `head_dim^(-1/2)` (Vaswani et al. 2017).
+    #[serde(default)]
+    pub attention_scale: Option<f64>,
+    /// `c` of `c · tanh(score / c)`, applied to scores before the softmax (Gemma 2).
+    #[serde(default)]
+    pub attention_softcap: Option<f64>,
+    /// The same for the logits.
+    #[serde(default)]
+    pub logit_softcap: Option<f64>,
+    /// Default: queries and keys are not normalised.
+    #[serde(default)]
+    pub qk_norm: Option<QkNorm>,
     /// Default: RMSNorm.
     #[serde(default = "rms_norm")]
     pub norm: NormKind,
     /// Added to the variance before the square root; default 1e-5.
     #[serde(default = "norm_eps")]
     pub norm_eps: f64,
+    /// Default: pre.
+    #[serde(default)]
+    pub norm_place: NormPlace,
+    /// Whether attention and MLP read the same stream and are added to it together (GPT-NeoX); default no.
+    #[serde(default)]
+    pub parallel_residual: bool,
+    /// What embeddings are multiplied by before the first block; default 1.
+    #[serde(default)]
+    pub embedding_scale: Option<f64>,
     /// Default: SwiGLU.
     #[serde(default = "swiglu")]
     pub mlp: MlpKind,
     /// Whether linear layers and LayerNorms have biases; default no.
     #[serde(default)]
     pub bias: bool,
+    /// Whether the projection to queries, keys and values has biases; default as `bias`.
+    #[serde(default)]
+    pub qkv_bias: Option<bool>,
     /// Whether the head is the embedding matrix itself; default yes.
     #[serde(default = "yes")]
     pub tie_embeddings: bool,
@@ -132,14 +234,28 @@ impl Config {
             n_embd,
             n_head,
             n_kv_head: None,
+            head_dim: None,
             n_ff: None,
             context,
             position: rotary(),
             rope_theta: rope_theta(),
+            rotary_dim: None,
+            rope_scaling: None,
+            local_rope_theta: None,
+            layers: Vec::new(),
+            window: None,
+            attention_scale: None,
+            attention_softcap: None,
+            logit_softcap: None,
+            qk_norm: None,
             norm: rms_norm(),
             norm_eps: norm_eps(),
+            norm_place: NormPlace::Pre,
+            parallel_residual: false,
+            embedding_scale: None,
             mlp: swiglu(),
             bias: false,
+            qkv_bias: None,
             tie_embeddings: true,
             dropout: 0.0,
         }
@@ -152,14 +268,45 @@ impl Config {
 
     /// Width of one head.
     pub fn head_dim(&self) -> usize {
-        self.n_embd / self.n_head
+        self.head_dim.unwrap_or(self.n_embd / self.n_head)
+    }
+
+    /// Width of all query heads together.
+    pub fn attention_width(&self) -> usize {
+        self.n_head * self.head_dim()
+    }
+
+    /// Elements of a head that turn with the position.
+    pub fn rotary_dim(&self) -> usize {
+        self.rotary_dim.unwrap_or(self.head_dim())
+    }
+
+    /// What the layer's attention sees.
+    pub fn layer(&self, layer_idx: usize) -> LayerKind {
+        let default = if self.window.is_some() { LayerKind::Sliding } else { LayerKind::Full };
+        self.layers.get(layer_idx).copied().unwrap_or(default)
+    }
+
+    /// Whether the projection to queries, keys and values has biases.
+    pub fn qkv_bias(&self) -> bool {
+        self.qkv_bias.unwrap_or(self.bias)
+    }
+
+    /// Width of the MLP's first projection: with a gate, that and the other factor.
+    pub fn up_width(&self) -> usize {
+        if self.mlp.is_gated() { 2 * self.n_ff() } else { self.n_ff() }
+    }
+
+    /// Norms of a block, those of queries and keys aside.
+    pub fn norms_per_block(&self) -> usize {
+        if self.norm_place == NormPlace::Both { 4 } else { 2 }
     }
 
     /// Width of the feed-forward part.
     pub fn n_ff(&self) -> usize {
-        self.n_ff.unwrap_or(match self.mlp {
-            MlpKind::SwiGlu => (8 * self.n_embd / 3).next_multiple_of(64),
-            MlpKind::Gelu | MlpKind::GeluTanh => 4 * self.n_embd,
+        self.n_ff.unwrap_or(match self.mlp.is_gated() {
+            true => (8 * self.n_embd / 3).next_multiple_of(64),
+            false => 4 * self.n_embd,
         })
     }
 
@@ -179,7 +326,9 @@ impl Config {
             ("n_embd", self.n_embd),
             ("n_head", self.n_head),
             ("n_kv_head", self.n_kv_head()),
+            ("head_dim", self.head_dim.unwrap_or(1)),
             ("n_ff", self.n_ff.unwrap_or(1)),
+            ("window", self.window.unwrap_or(1)),
             ("context", self.context),
         ];
         for (key, value) in sizes {
@@ -187,7 +336,7 @@ impl Config {
                 return Err(invalid(key, value, format!("must be 1 to {MAX_SIZE}")));
             }
         }
-        if !self.n_embd.is_multiple_of(self.n_head) {
+        if self.head_dim.is_none() && !self.n_embd.is_multiple_of(self.n_head) {
             return Err(invalid("n_head", self.n_head, format!("must divide `n_embd`, {}", self.n_embd)));
         }
         if !self.n_head.is_multiple_of(self.n_kv_head()) {
@@ -197,20 +346,52 @@ impl Config {
                 format!("must divide `n_head`, {}", self.n_head),
             ));
         }
-        if self.position == Position::Rotary && !self.head_dim().is_multiple_of(2) {
-            let why = format!("rotary positions need an even `n_embd` / `n_head`, not {}", self.head_dim());
-            return Err(invalid("n_head", self.n_head, why));
+        let rotary_dim = self.rotary_dim();
+        if self.position == Position::Rotary && !(rotary_dim.is_multiple_of(2) && rotary_dim > 0) {
+            let key = if self.rotary_dim.is_some() { "rotary_dim" } else { "n_head" };
+            let why = "rotary positions need an even number of elements of a head".to_owned();
+            return Err(invalid(key, rotary_dim, why));
+        }
+        if rotary_dim > self.head_dim() {
+            return Err(invalid(
+                "rotary_dim",
+                rotary_dim,
+                format!("a head has {} elements", self.head_dim()),
+            ));
+        }
+        if ![0, self.n_layer].contains(&self.layers.len()) {
+            let why = format!("must be one for each of the {} layers, or none", self.n_layer);
+            return Err(invalid("layers", self.layers.len(), why));
+        }
+        if self.window.is_none() && self.layers.contains(&LayerKind::Sliding) {
+            return Err(invalid("layers", "sliding", "needs `window`".into()));
+        }
+        if self.parallel_residual && self.norm_place != NormPlace::Pre {
+            return Err(invalid("parallel_residual", true, "goes with `norm_place: pre`".into()));
         }
         if self.n_params_wide() > MAX_PARAMS {
             let why =
                 format!("with these widths a model of {} parameters, more than 2^44", self.n_params_wide());
             return Err(invalid("n_layer", self.n_layer, why));
         }
-        if !(self.rope_theta.is_finite() && self.rope_theta > 0.0) {
-            return Err(invalid("rope_theta", self.rope_theta, "must be a positive number".into()));
+        let positive = [
+            ("rope_theta", Some(self.rope_theta)),
+            ("local_rope_theta", self.local_rope_theta),
+            ("norm_eps", Some(self.norm_eps)),
+            ("attention_scale", self.attention_scale),
+            ("attention_softcap", self.attention_softcap),
+            ("logit_softcap", self.logit_softcap),
+            ("embedding_scale", self.embedding_scale),
+        ];
+        for (key, value) in positive {
+            if let Some(value) = value.filter(|value| !(value.is_finite() && *value > 0.0)) {
+                return Err(invalid(key, value, "must be a positive number".into()));
+            }
         }
-        if !(self.norm_eps.is_finite() && self.norm_eps > 0.0) {
-            return Err(invalid("norm_eps", self.norm_eps, "must be a positive number".into()));
+        if let Some(scaling) = &self.rope_scaling {
+            scaling
+                .validate(self.rotary_dim())
+                .map_err(|(value, why)| invalid("rope_scaling", value, why))?;
         }
         if !(0.0..1.0).contains(&self.dropout) {
             return Err(invalid("dropout", self.dropout, "must be at least 0 and below 1".into()));
@@ -226,11 +407,18 @@ impl Config {
     /// The same for sizes of any product, as a config has them before it is validated.
     fn n_params_wide(&self) -> u128 {
         let [v, c, f, layers] = [self.vocab_size, self.n_embd, self.n_ff(), self.n_layer].map(|n| n as u128);
-        let (qkv, context) = (self.qkv_width() as u128, self.context as u128);
+        let [qkv, width, up, head_dim, context] =
+            [self.qkv_width(), self.attention_width(), self.up_width(), self.head_dim(), self.context]
+                .map(|n| n as u128);
         let norm = if self.norm == NormKind::LayerNorm && self.bias { 2 * c } else { c };
-        let up = if self.mlp == MlpKind::SwiGlu { 2 * f } else { f };
-        let biases = if self.bias { qkv + c + up + c } else { 0 };
-        let block = qkv * c + c * c + up * c + c * f + biases + 2 * norm;
+        let biases = if self.bias { c + up + c } else { 0 } + if self.qkv_bias() { qkv } else { 0 };
+        let qk_norm = match self.qk_norm {
+            Some(QkNorm::Head) => 2 * head_dim,
+            Some(QkNorm::Whole) => width + self.n_kv_head() as u128 * head_dim,
+            None => 0,
+        };
+        let norms = self.norms_per_block() as u128 * norm + qk_norm;
+        let block = qkv * c + width * c + up * c + c * f + biases + norms;
         let positions = if self.position == Position::Learned { context * c } else { 0 };
         let head = if self.tie_embeddings { 0 } else { v * c };
         v * c + positions + layers * block + norm + head
@@ -240,11 +428,15 @@ impl Config {
     /// a matrix product, and 12 · layers · width · context for full attention (Chowdhery et al. 2022,
     /// appendix B; the causal half is counted, as is usual, in full).
     pub fn train_flops_per_token(&self, seq_len: usize) -> f64 {
-        let up = if self.mlp == MlpKind::SwiGlu { 2 } else { 1 } * self.n_ff();
-        let c = self.n_embd;
-        let block = self.qkv_width() * c + c * c + up * c + c * self.n_ff();
+        let (c, width) = (self.n_embd, self.attention_width());
+        let block = self.qkv_width() * c + width * c + self.up_width() * c + c * self.n_ff();
         let weights = (self.n_layer * block + self.vocab_size * c) as f64;
-        6.0 * weights + 12.0 * (self.n_layer * c * seq_len) as f64
+        let seen = |layer_idx| match (self.layer(layer_idx), self.window) {
+            (LayerKind::Sliding, Some(window)) => window.min(seq_len),
+            _ => seq_len,
+        };
+        let seen: usize = (0..self.n_layer).map(seen).sum();
+        6.0 * weights + 12.0 * (width * seen) as f64
     }
 }
 
@@ -260,7 +452,7 @@ mod tests {
     fn each_impossible_value_is_named() {
         let good = Config::new(100, 2, 48, 4, 16);
         assert_eq!(good.validate(), Ok(()));
-        let cases: [(&str, Config); 9] = [
+        let cases: [(&str, Config); 15] = [
             ("vocab_size", Config { vocab_size: 0, ..good.clone() }),
             ("n_layer", Config { n_layer: usize::MAX, ..good.clone() }),
             ("n_head", Config { n_head: 5, ..good.clone() }),
@@ -270,6 +462,12 @@ mod tests {
             ("dropout", Config { dropout: 1.0, ..good.clone() }),
             ("rope_theta", Config { rope_theta: f64::NAN, ..good.clone() }),
             ("norm_eps", Config { norm_eps: 0.0, ..good.clone() }),
+            ("head_dim", Config { head_dim: Some(0), ..good.clone() }),
+            ("rotary_dim", Config { rotary_dim: Some(14), ..good.clone() }),
+            ("rotary_dim", Config { rotary_dim: Some(7), ..good.clone() }),
+            ("layers", Config { layers: vec![LayerKind::Full], ..good.clone() }),
+            ("layers", Config { layers: vec![LayerKind::Sliding; 2], ..good.clone() }),
+            ("logit_softcap", Config { logit_softcap: Some(-1.0), ..good.clone() }),
         ];
         for (key, config) in cases {
             assert_eq!(config.validate().map_err(|e| e.key), Err(key), "{config:?}");

@@ -24,8 +24,14 @@ impl Plan {
     pub fn training(config: &Config, batch: usize, seq_len: usize) -> Self {
         let weights = (config.n_params() as u64).saturating_mul(4);
         let (c, f) = (config.n_embd, config.n_ff());
-        let up = if config.mlp == crate::config::MlpKind::SwiGlu { 2 * f } else { f };
-        let block = 5 * c + config.qkv_width() + config.n_head + up + f;
+        let norms = (config.norms_per_block() - 2) * c;
+        let block = 4 * c
+            + norms
+            + config.attention_width()
+            + config.qkv_width()
+            + config.n_head
+            + config.up_width()
+            + f;
         let position = config.n_layer * block + 3 * c + 2 * config.vocab_size;
         Self {
             weights_bytes: weights,

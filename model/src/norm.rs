@@ -9,16 +9,16 @@ use crate::ops::{self, FusedOps, NormSpec};
 /// The learned gain and bias of a normalisation.
 #[derive(Module, Debug)]
 pub struct Norm<B: Backend> {
-    /// `[n_embd]`
+    /// `[n]`
     pub weight: Param<Tensor<B, 1>>,
-    /// `[n_embd]`
+    /// `[n]`
     pub bias: Option<Param<Tensor<B, 1>>>,
     #[module(skip)]
     spec: NormSpec,
 }
 
 impl<B: Backend> Norm<B> {
-    /// Gain one, bias zero.
+    /// The norm of a config's residual stream: gain one, bias zero.
     pub fn init(config: &Config, device: &B::Device) -> Self {
         let center = config.norm == NormKind::LayerNorm;
         let bias = center && config.bias;
@@ -28,13 +28,22 @@ impl<B: Backend> Norm<B> {
             spec: NormSpec { eps: config.norm_eps as f32, center },
         }
     }
+
+    /// An RMSNorm of rows of `n`, gain one.
+    pub fn rms(n: usize, eps: f64, device: &B::Device) -> Self {
+        Self {
+            weight: Param::from_tensor(Tensor::ones([n], device)),
+            bias: None,
+            spec: NormSpec { eps: eps as f32, center: false },
+        }
+    }
 }
 
 impl<B: FusedOps> Norm<B> {
     /// Normalises every row.
     ///
     /// # Shapes
-    /// - `x`, output: `[rows, n_embd]`
+    /// - `x`, output: `[rows, n]`
     pub fn forward(&self, x: Tensor<B, 2>) -> Tensor<B, 2> {
         let y = ops::norm(x, self.weight.val(), self.spec);
         match &self.bias {

@@ -1,37 +1,270 @@
-//! Rotary position tables (Su et al. 2021), half-split as LLaMA has them.
+//! Rotary position tables (Su et al. 2021), half-split as LLaMA has them, and their scalings to longer contexts.
 //!
-//! Element `i` of a head's first half and element `i` of its second half form a pair that position `p`
-//! turns by the angle `p · theta^(-2i / head_dim)`. The table is computed once per model in f64 and
-//! shared by all layers.
+//! Element `i` of the first half of what turns in a head and element `i` of its second half form a pair that position
+//! `p` turns by the angle `p · f[i]`, where `f[i] = theta^(-2i / rotary_dim)` unless a scaling changes it. Tables are
+//! computed in f64 and shared by all layers of a kind.
+
+use std::f64::consts::TAU;
 
 use burn::prelude::*;
+use serde::{Deserialize, Serialize};
 
-use crate::config::{Config, Position};
+use crate::config::{Config, LayerKind, Position};
 
-/// Cosines and sines of every position and pair.
+/// How angles are stretched, so that a context longer than that of training looks like one of its length.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum RopeScaling {
+    /// Positions divided by `factor` (Chen et al. 2023).
+    Linear {
+        /// How many times longer the context is.
+        factor: f64,
+    },
+    /// A larger base, so that slow pairs are stretched and fast ones hardly ("NTK-aware", bloc97 2023).
+    Ntk {
+        /// How many times longer the context is.
+        factor: f64,
+    },
+    /// Slow pairs stretched, fast ones not, a ramp between (Peng et al. 2023).
+    Yarn {
+        /// How many times longer the context is.
+        factor: f64,
+        /// The context of training.
+        original_context: usize,
+        /// Pairs that turn more often than this in the original context stay; default 32.
+        #[serde(default = "beta_fast")]
+        beta_fast: f64,
+        /// Pairs that turn less often than this are stretched in full; default 1.
+        #[serde(default = "beta_slow")]
+        beta_slow: f64,
+        /// What the tables are multiplied by; default `0.1 ln(factor) + 1`.
+        #[serde(default)]
+        attention_factor: Option<f64>,
+        /// Whether the ramp begins and ends at whole pairs; default yes.
+        #[serde(default = "yes")]
+        truncate: bool,
+    },
+    /// As LLaMA 3.1 stretches: by wavelength, with a smooth part between.
+    Llama3 {
+        /// How many times longer the context is.
+        factor: f64,
+        /// Wavelengths above `original_context / low_freq_factor` are stretched in full.
+        low_freq_factor: f64,
+        /// Wavelengths below `original_context / high_freq_factor` stay.
+        high_freq_factor: f64,
+        /// The context of training.
+        original_context: usize,
+    },
+}
+
+fn beta_fast() -> f64 {
+    32.0
+}
+fn beta_slow() -> f64 {
+    1.0
+}
+fn yes() -> bool {
+    true
+}
+
+impl RopeScaling {
+    /// Checks every value; the error is the value and what is wrong with it.
+    pub(crate) fn validate(&self, rotary_dim: usize) -> Result<(), (String, String)> {
+        let positive = |name: &str, value: f64| match value.is_finite() && value > 0.0 {
+            true => Ok(()),
+            false => Err((value.to_string(), format!("`{name}` must be a positive number"))),
+        };
+        match *self {
+            Self::Linear { factor } => positive("factor", factor),
+            Self::Ntk { factor } => {
+                positive("factor", factor)?;
+                let why = "NTK scaling needs heads of which more than two elements turn";
+                if rotary_dim > 2 { Ok(()) } else { Err((rotary_dim.to_string(), why.into())) }
+            }
+            Self::Yarn { factor, original_context, beta_fast, beta_slow, attention_factor, .. } => {
+                positive("factor", factor)?;
+                positive("original_context", original_context as f64)?;
+                positive("beta_fast", beta_fast)?;
+                positive("beta_slow", beta_slow)?;
+                positive("attention_factor", attention_factor.unwrap_or(1.0))
+            }
+            Self::Llama3 { factor, low_freq_factor, high_freq_factor, original_context } => {
+                positive("factor", factor)?;
+                positive("low_freq_factor", low_freq_factor)?;
+                positive("original_context", original_context as f64)?;
+                let why = format!("`high_freq_factor` must be above `low_freq_factor`, {low_freq_factor}");
+                let is_above = high_freq_factor.is_finite() && high_freq_factor > low_freq_factor;
+                if is_above { Ok(()) } else { Err((high_freq_factor.to_string(), why)) }
+            }
+        }
+    }
+
+    /// What cosines and sines are multiplied by.
+    fn attention_factor(&self) -> f64 {
+        match *self {
+            Self::Yarn { factor, attention_factor, .. } => {
+                attention_factor.unwrap_or(if factor > 1.0 { 0.1 * factor.ln() + 1.0 } else { 1.0 })
+            }
+            _ => 1.0,
+        }
+    }
+}
+
+/// The angle per position of each pair, in radians. `[rotary_dim / 2]`
+pub fn frequencies(theta: f64, rotary_dim: usize, scaling: Option<&RopeScaling>) -> Vec<f64> {
+    let dim = rotary_dim as f64;
+    let pairs = 0..rotary_dim / 2;
+    let plain = |theta: f64, i: usize| theta.powf(-2.0 * i as f64 / dim);
+    match scaling {
+        None => pairs.map(|i| plain(theta, i)).collect(),
+        Some(&RopeScaling::Linear { factor }) => pairs.map(|i| plain(theta, i) / factor).collect(),
+        Some(&RopeScaling::Ntk { factor }) => {
+            let theta = theta * factor.powf(dim / (dim - 2.0));
+            pairs.map(|i| plain(theta, i)).collect()
+        }
+        Some(&RopeScaling::Yarn { factor, original_context, beta_fast, beta_slow, truncate, .. }) => {
+            // The pair that turns so many times in the original context.
+            let pair = |turns: f64| dim * (original_context as f64 / (turns * TAU)).ln() / (2.0 * theta.ln());
+            let (low, high) = (pair(beta_fast), pair(beta_slow));
+            let (low, high) = if truncate { (low.floor(), high.ceil()) } else { (low, high) };
+            let (low, high) = (low.max(0.0), high.min(dim - 1.0));
+            let width = if high == low { 0.001 } else { high - low };
+            let stretched = |i: usize| ((i as f64 - low) / width).clamp(0.0, 1.0);
+            pairs.map(|i| plain(theta, i) * ((1.0 - stretched(i)) + stretched(i) / factor)).collect()
+        }
+        Some(&RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_context }) => {
+            let context = original_context as f64;
+            let scaled = |f: f64| {
+                let turns = context * f / TAU;
+                let kept = (turns - low_freq_factor) / (high_freq_factor - low_freq_factor);
+                let kept = kept.clamp(0.0, 1.0);
+                f * (kept + (1.0 - kept) / factor)
+            };
+            pairs.map(|i| scaled(plain(theta, i))).collect()
+        }
+    }
+}
+
+/// Cosines and sines of positions and pairs.
 #[derive(Module, Debug)]
 pub struct Rope<B: Backend> {
-    /// `[context, head_dim / 2]`
+    /// `[n_positions, rotary_dim / 2]`
     pub cos: Tensor<B, 2>,
-    /// `[context, head_dim / 2]`
+    /// `[n_positions, rotary_dim / 2]`
     pub sin: Tensor<B, 2>,
 }
 
 impl<B: Backend> Rope<B> {
-    /// The tables of a config, or `None` where positions are not rotary.
-    pub fn init(config: &Config, device: &B::Device) -> Option<Self> {
-        if config.position != Position::Rotary {
-            return None;
-        }
-        let half = config.head_dim() / 2;
-        let angle = |p: usize, i: usize| {
-            p as f64 * config.rope_theta.powf(-2.0 * i as f64 / config.head_dim() as f64)
-        };
-        let angles = || (0..config.context).flat_map(|p| (0..half).map(move |i| (p, i)));
+    fn new(n_positions: usize, frequencies: &[f64], factor: f64, device: &B::Device) -> Self {
         let table = |f: fn(f64) -> f64| {
-            let values: Vec<f32> = angles().map(|(p, i)| f(angle(p, i)) as f32).collect();
-            Tensor::from_data(TensorData::new(values, [config.context, half]), device)
+            let row = |p: usize| frequencies.iter().map(move |w| (f(p as f64 * w) * factor) as f32);
+            let values: Vec<f32> = (0..n_positions).flat_map(row).collect();
+            Tensor::from_data(TensorData::new(values, [n_positions, frequencies.len()]), device)
         };
-        Some(Self { cos: table(f64::cos), sin: table(f64::sin) })
+        Self { cos: table(f64::cos), sin: table(f64::sin) }
+    }
+}
+
+/// The tables of a model: those of its full layers and those of its sliding ones, as far as they turn.
+#[derive(Module, Debug)]
+pub struct Ropes<B: Backend> {
+    full: Option<Rope<B>>,
+    /// Where sliding layers have frequencies of their own.
+    local: Option<Rope<B>>,
+    n_positions: usize,
+}
+
+/// Positions that tables have from the start; more are computed when they are asked for.
+const READY: usize = 4096;
+
+impl<B: Backend> Ropes<B> {
+    /// The tables of a config for the first positions of its context.
+    pub fn init(config: &Config, device: &B::Device) -> Self {
+        Self::covering(config, config.context.min(READY), device)
+    }
+
+    fn covering(config: &Config, n_positions: usize, device: &B::Device) -> Self {
+        let turns = config.position == Position::Rotary;
+        let dim = config.rotary_dim();
+        let scaling = config.rope_scaling.as_ref();
+        let factor = scaling.map_or(1.0, RopeScaling::attention_factor);
+        let full = turns
+            .then(|| Rope::new(n_positions, &frequencies(config.rope_theta, dim, scaling), factor, device));
+        let theta = config.local_rope_theta.filter(|_| turns);
+        let local = theta.map(|theta| Rope::new(n_positions, &frequencies(theta, dim, None), 1.0, device));
+        Self { full, local, n_positions }
+    }
+
+    /// These tables if they have so many positions, or larger ones.
+    pub fn with_positions(&self, n_positions: usize, config: &Config, device: &B::Device) -> Self {
+        match n_positions <= self.n_positions {
+            true => self.clone(),
+            false => Self::covering(config, n_positions.next_power_of_two().min(config.context), device),
+        }
+    }
+
+    /// The tables of a layer, unless it does not turn.
+    pub fn of(&self, kind: LayerKind) -> Option<&Rope<B>> {
+        match kind {
+            LayerKind::Full => self.full.as_ref(),
+            LayerKind::Sliding => self.local.as_ref().or(self.full.as_ref()),
+            LayerKind::FullUnrotated => None,
+        }
+    }
+}
+
+/// The fixed vectors of positions `start..start + n` (Vaswani et al. 2017): sines in the first half of the width,
+/// cosines in the second. `[n, width]`
+pub fn sinusoids<B: Backend>(start: usize, n: usize, width: usize, device: &B::Device) -> Tensor<B, 2> {
+    let half = width / 2;
+    // From 1 down to 1/10,000, as fairseq and after it others have them.
+    let frequency = |i: usize| 10_000f64.powf(-(i as f64) / (half.max(2) - 1) as f64);
+    let element = |p: usize, d: usize| match d {
+        d if d < half => (p as f64 * frequency(d)).sin(),
+        d if d < 2 * half => (p as f64 * frequency(d - half)).cos(),
+        _ => 0.0,
+    };
+    let values: Vec<f32> =
+        (start..start + n).flat_map(|p| (0..width).map(move |d| element(p, d) as f32)).collect();
+    Tensor::from_data(TensorData::new(values, [n, width]), device)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn scalings_keep_fast_pairs_and_stretch_slow_ones() {
+        let plain = frequencies(500_000.0, 128, None);
+        let llama3 = RopeScaling::Llama3 {
+            factor: 8.0,
+            low_freq_factor: 1.0,
+            high_freq_factor: 4.0,
+            original_context: 8192,
+        };
+        let yarn = RopeScaling::Yarn {
+            factor: 8.0,
+            original_context: 8192,
+            beta_fast: 32.0,
+            beta_slow: 1.0,
+            attention_factor: None,
+            truncate: true,
+        };
+        for scaling in [llama3, yarn] {
+            let scaled = frequencies(500_000.0, 128, Some(&scaling));
+            assert_eq!(scaled[0], plain[0], "{scaling:?}");
+            assert_eq!(scaled[63], plain[63] / 8.0, "{scaling:?}");
+            let ratios: Vec<f64> = scaled.iter().zip(&plain).map(|(s, p)| p / s).collect();
+            assert!(
+                ratios.is_sorted() && ratios.iter().all(|r| (1.0..=8.0 + 1e-12).contains(r)),
+                "{scaling:?}"
+            );
+        }
+        let linear = frequencies(10_000.0, 8, Some(&RopeScaling::Linear { factor: 4.0 }));
+        assert_eq!(linear, frequencies(10_000.0, 8, None).iter().map(|f| f / 4.0).collect::<Vec<_>>());
+        // The slowest pair is stretched by the factor itself, the fastest not at all.
+        let ntk = frequencies(10_000.0, 8, Some(&RopeScaling::Ntk { factor: 4.0 }));
+        assert_eq!(ntk[0], 1.0);
+        assert!((frequencies(10_000.0, 8, None)[3] / ntk[3] - 4.0).abs() < 1e-12);
     }
 }

@@ -13,7 +13,7 @@ use crate::config::{Config, Position};
 use crate::linear::{self, Linear};
 use crate::norm::Norm;
 use crate::ops::{self, FusedOps};
-use crate::position::Rope;
+use crate::position::{Ropes, sinusoids};
 use crate::rng::Rng;
 
 /// A decoder-only transformer.
@@ -29,7 +29,7 @@ pub struct Transformer<B: Backend> {
     pub norm: Norm<B>,
     /// `[vocab_size, n_embd]`; absent where the head is the embedding
     pub head: Option<Linear<B>>,
-    rope: Option<Rope<B>>,
+    ropes: Ropes<B>,
     dropout: Dropout,
     #[module(skip)]
     config: Config,
@@ -56,10 +56,10 @@ impl<B: Backend> Transformer<B> {
         Self {
             embedding: table(v, rng),
             positions: (config.position == Position::Learned).then(|| table(config.context, rng)),
-            blocks: (0..config.n_layer).map(|_| Block::init(config, std, rng, device)).collect(),
+            blocks: (0..config.n_layer).map(|i| Block::init(config, i, std, rng, device)).collect(),
             norm: Norm::init(config, device),
             head: (!config.tie_embeddings).then(|| Linear::init(v, c, false, std, rng, device)),
-            rope: Rope::init(config, device),
+            ropes: Ropes::init(config, device),
             dropout: DropoutConfig::new(config.dropout).init(),
             config: config.clone(),
         }
@@ -83,10 +83,11 @@ impl<B: FusedOps> Transformer<B> {
     /// - `ids`: `[batch, seq_len]`, `seq_len` at most the context
     /// - output: `[batch * seq_len, vocab_size]`
     pub fn forward(&self, ids: Tensor<B, 2, Int>) -> Tensor<B, 2> {
-        let [batch, _] = ids.dims();
+        let [batch, seq_len] = ids.dims();
+        let ropes = self.ropes.with_positions(seq_len, &self.config, &ids.device());
         let mut x = self.dropout.forward(self.embed(ids, 0));
         for block in &self.blocks {
-            x = block.forward(x, batch, self.rope.as_ref());
+            x = block.forward(x, batch, &ropes);
         }
         self.logits(x)
     }
@@ -136,9 +137,10 @@ impl<B: FusedOps> Transformer<B> {
             cache.batch(),
             cache.capacity()
         );
+        let ropes = cache.ropes(&self.ropes, start + seq_len, &self.config, &ids.device());
         let mut x = self.embed(ids, start);
         for (block, layer) in self.blocks.iter().zip(&mut cache.layers) {
-            x = block.forward_cached(x, batch, start, self.rope.as_ref(), layer);
+            x = block.forward_cached(x, batch, start, &ropes, layer);
         }
         cache.len += seq_len;
         x
@@ -153,23 +155,30 @@ impl<B: FusedOps> Transformer<B> {
             start + seq_len,
             self.config.context
         );
+        let c = self.config.n_embd;
         let x = self.embedding.val().select(0, ids.reshape([batch * seq_len]));
-        match &self.positions {
-            Some(table) => {
-                let c = self.config.n_embd;
-                let p = table.val().narrow(0, start, seq_len).unsqueeze::<3>();
-                (x.reshape([batch, seq_len, c]) + p).reshape([batch * seq_len, c])
-            }
+        let x = match self.config.embedding_scale {
+            Some(scale) => x * scale,
             None => x,
-        }
+        };
+        let positions = match (&self.positions, self.config.position) {
+            (Some(table), _) => table.val().narrow(0, start, seq_len),
+            (None, Position::Sinusoidal) => sinusoids(start, seq_len, c, &x.device()),
+            _ => return x,
+        };
+        (x.reshape([batch, seq_len, c]) + positions.unsqueeze::<3>()).reshape([batch * seq_len, c])
     }
 
     /// `[rows, n_embd]` to `[rows, vocab_size]`.
     fn logits(&self, x: Tensor<B, 2>) -> Tensor<B, 2> {
         let x = self.norm.forward(x);
-        match &self.head {
+        let logits = match &self.head {
             Some(head) => head.forward(x),
             None => ops::linear(x, self.embedding.val()),
+        };
+        match self.config.logit_softcap {
+            Some(cap) => (logits / cap).tanh() * cap,
+            None => logits,
         }
     }
 }

@@ -130,7 +130,9 @@ fn kernel_dims(dims: AttentionDims) -> Dims {
         n_head: dims.n_head,
         n_kv_head: dims.n_kv_head,
         head_dim: dims.head_dim,
-        scale: dims.scale(),
+        scale: dims.scale,
+        window: dims.window,
+        softcap: dims.softcap,
     }
 }
 
@@ -147,7 +149,7 @@ fn rotated<B: Slices>(
         row_width: dims.qkv_width(),
         n_head: dims.n_head + dims.n_kv_head,
         head_dim: dims.head_dim,
-        rotary_dim: dims.head_dim,
+        rotary_dim: 2 * rows_cols::<B>(&cos)[1],
         cos: B::slice(&cos),
         sin: B::slice(&sin),
         start: dims.start,

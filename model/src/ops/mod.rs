@@ -42,7 +42,7 @@ pub enum Gelu {
 }
 
 /// The sizes of one attention call.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct AttentionDims {
     /// Sequences.
     pub batch: usize,
@@ -56,12 +56,29 @@ pub struct AttentionDims {
     pub n_kv_head: usize,
     /// Width of a head.
     pub head_dim: usize,
+    /// What scores are multiplied by.
+    pub scale: f32,
+    /// How many of the last positions a query sees, its own among them; all of them if none is given.
+    pub window: Option<usize>,
+    /// `c` of `c · tanh(score / c)`, applied to scaled scores.
+    pub softcap: Option<f32>,
 }
 
 impl AttentionDims {
-    /// Scores are divided by the root of the head's width (Vaswani et al. 2017).
-    pub fn scale(&self) -> f32 {
-        1.0 / (self.head_dim as f32).sqrt()
+    /// One position of one sequence, with the usual scale (Vaswani et al. 2017) and neither window nor cap.
+    pub fn new(n_head: usize, n_kv_head: usize, head_dim: usize) -> Self {
+        let scale = 1.0 / (head_dim as f32).sqrt();
+        Self {
+            batch: 1,
+            seq_len: 1,
+            start: 0,
+            n_head,
+            n_kv_head,
+            head_dim,
+            scale,
+            window: None,
+            softcap: None,
+        }
     }
 
     /// Width of a row of queries, keys and values.
@@ -70,7 +87,8 @@ impl AttentionDims {
     }
 }
 
-/// Cosine and sine tables as primitives, `[context, head_dim / 2]` each.
+/// Cosine and sine tables as primitives, `[n_positions, rotary_dim / 2]` each: the first `rotary_dim` elements of a head
+/// turn.
 pub type RopeTables<B> = Option<(FloatTensor<B>, FloatTensor<B>)>;
 
 /// What attention computes, and what its backward needs.

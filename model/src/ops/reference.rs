@@ -106,26 +106,23 @@ pub fn swiglu_backward<B: Backend>(gate_up: FloatTensor<B>, dy: FloatTensor<B>) 
     unwrap(Tensor::cat(vec![dy.clone() * up * slope, dy * silu], 1))
 }
 
-/// Cosines and sines of positions `start..start + T` as `[1, 1, T, D/2]`.
+/// Cosines and sines of positions `start..start + T` as `[1, 1, T, R/2]`, where R elements of a head turn.
 fn rope_slice<B: Backend>(rope: RopeTables<B>, dims: AttentionDims) -> Option<(Tensor<B, 4>, Tensor<B, 4>)> {
     rope.map(|(cos, sin)| {
-        let slice = |t: FloatTensor<B>| {
-            wrap::<B, 2>(t).narrow(0, dims.start, dims.seq_len).reshape([
-                1,
-                1,
-                dims.seq_len,
-                dims.head_dim / 2,
-            ])
-        };
+        let slice = |t: FloatTensor<B>| wrap::<B, 2>(t).narrow(0, dims.start, dims.seq_len).unsqueeze::<4>();
         (slice(cos), slice(sin))
     })
 }
 
-/// Turns the pairs (i, i + D/2) of `x` `[B, H, T, D]`.
+/// Turns the pairs (i, i + R/2) of the first R elements of each head in `x` `[B, H, T, D]`.
 fn turn<B: Backend>(x: Tensor<B, 4>, cos: Tensor<B, 4>, sin: Tensor<B, 4>) -> Tensor<B, 4> {
-    let half = x.dims()[3] / 2;
-    let (a, b) = (x.clone().narrow(3, 0, half), x.narrow(3, half, half));
-    Tensor::cat(vec![a.clone() * cos.clone() - b.clone() * sin.clone(), b * cos + a * sin], 3)
+    let (head_dim, half) = (x.dims()[3], cos.dims()[3]);
+    let (a, b) = (x.clone().narrow(3, 0, half), x.clone().narrow(3, half, half));
+    let mut parts = vec![a.clone() * cos.clone() - b.clone() * sin.clone(), b * cos + a * sin];
+    if 2 * half < head_dim {
+        parts.push(x.narrow(3, 2 * half, head_dim - 2 * half));
+    }
+    Tensor::cat(parts, 3)
 }
 
 /// `[B * T, width]` to queries `[B, H, T, D]`, keys and values `[B, K, T, D]`.
@@ -168,14 +165,27 @@ fn probabilities<B: Backend>(
     let [batch, n_head, seq_len, head_dim] = q.dims();
     let [_, n_kv_head, seen, _] = k.dims();
     let grouped = [batch, n_kv_head, n_head / n_kv_head * seq_len, head_dim];
-    let scores = q.mul_scalar(dims.scale()).reshape(grouped).matmul(k.transpose());
-    let scores = scores.reshape([batch, n_head, seq_len, seen]);
-    let hidden = Tensor::<B, 2, Bool>::tril_mask([seq_len, seen], dims.start as i64, &scores.device());
-    let scores = scores.mask_fill(hidden.unsqueeze::<4>(), f32::NEG_INFINITY);
+    let scores = q.mul_scalar(dims.scale).reshape(grouped).matmul(k.transpose());
+    let scores = capped(scores, dims.softcap).reshape([batch, n_head, seq_len, seen]);
+    let device = scores.device();
+    let future = Tensor::<B, 2, Bool>::tril_mask([seq_len, seen], dims.start as i64, &device);
+    let mut scores = scores.mask_fill(future.unsqueeze::<4>(), f32::NEG_INFINITY);
+    if let Some(window) = dims.window {
+        let last_hidden = dims.start as i64 - window as i64;
+        let past = Tensor::<B, 2, Bool>::tril_mask([seq_len, seen], last_hidden, &device).bool_not();
+        scores = scores.mask_fill(past.unsqueeze::<4>(), f32::NEG_INFINITY);
+    }
     let max = scores.clone().max_dim(3);
     let lse = (scores.clone() - max.clone()).exp().sum_dim(3).log() + max;
     let p = softmax(scores, 3).reshape([batch, n_kv_head, n_head / n_kv_head * seq_len, seen]);
     (p, lse.reshape([batch, n_head, seq_len]))
+}
+
+fn capped<B: Backend>(scores: Tensor<B, 4>, cap: Option<f32>) -> Tensor<B, 4> {
+    match cap {
+        Some(cap) => (scores / cap).tanh() * cap,
+        None => scores,
+    }
 }
 
 /// `[B, H, T, D]` to `[B * T, H * D]`.
@@ -208,7 +218,15 @@ pub fn attention_backward<B: Backend>(
     let dv = p.clone().transpose().matmul(dout.clone());
     let dp = dout.matmul(v.transpose());
     let mean = (dp.clone() * p.clone()).sum_dim(3);
-    let ds = (dp - mean) * p * dims.scale();
+    let ds = (dp - mean) * p * dims.scale;
+    let ds = match dims.softcap {
+        // The slope of c tanh(s / c) is 1 - tanh²(s / c).
+        Some(cap) => {
+            let scores = q.clone().mul_scalar(dims.scale).reshape(grouped).matmul(k.clone().transpose());
+            ds * (scores / cap).tanh().square().neg().add_scalar(1.0)
+        }
+        None => ds,
+    };
     let dq = ds.clone().matmul(k).reshape([batch, n_head, seq_len, head_dim]);
     let dk = ds.transpose().matmul(q.reshape(grouped));
     let [dq, dk] = match rope_slice(rope, dims) {
@@ -226,7 +244,7 @@ pub fn cached_attention<B: Backend>(
     cache: (FloatTensor<B>, FloatTensor<B>),
     dims: AttentionDims,
 ) -> (FloatTensor<B>, (FloatTensor<B>, FloatTensor<B>)) {
-    let AttentionDims { batch, seq_len, start, n_kv_head, head_dim, n_head } = dims;
+    let AttentionDims { batch, seq_len, start, n_kv_head, head_dim, n_head, .. } = dims;
     let seen = start + seq_len;
     let place = [0..batch, 0..n_kv_head, start..seen, 0..head_dim];
     let [q, k, v] = split_and_turn::<B>(qkv, rope, dims);

@@ -3,7 +3,8 @@
 use std::ops::Range;
 
 use burn::prelude::*;
-use model::config::{MlpKind, NormKind, Position};
+use model::config::{LayerKind, MlpKind, NormKind, NormPlace, Position, QkNorm};
+use model::position::RopeScaling;
 use model::rng::Rng;
 use model::{Config, Transformer};
 
@@ -41,9 +42,76 @@ pub fn wide() -> Config {
     }
 }
 
+/// Heads of a width of their own, norms before and after, of queries and keys too, soft caps, a window in one layer,
+/// where positions turn at another rate.
+pub fn gemma_like() -> Config {
+    Config {
+        n_kv_head: Some(2),
+        head_dim: Some(12),
+        norm_place: NormPlace::Both,
+        qk_norm: Some(QkNorm::Head),
+        layers: vec![LayerKind::Sliding, LayerKind::Full],
+        window: Some(20),
+        rope_theta: 100_000.0,
+        local_rope_theta: Some(1000.0),
+        rope_scaling: Some(RopeScaling::Linear { factor: 4.0 }),
+        attention_scale: Some(0.3),
+        attention_softcap: Some(3.0),
+        logit_softcap: Some(2.0),
+        embedding_scale: Some(1.5),
+        mlp: MlpKind::GeGluTanh,
+        ..Config::new(59, 2, 32, 4, 160)
+    }
+}
+
+/// Both branches side by side, half of each head turns, LayerNorm, biases, a head of its own.
+pub fn neox_like() -> Config {
+    Config {
+        rotary_dim: Some(4),
+        norm: NormKind::LayerNorm,
+        parallel_residual: true,
+        bias: true,
+        mlp: MlpKind::ReluSquared,
+        tie_embeddings: false,
+        ..Config::new(71, 2, 32, 4, 160)
+    }
+}
+
+/// Norms after the branches, one for all heads of queries and one for those of keys; biases of these alone; a layer
+/// without positions; angles stretched.
+pub fn olmo_like() -> Config {
+    Config {
+        n_kv_head: Some(2),
+        norm_place: NormPlace::Post,
+        qk_norm: Some(QkNorm::Whole),
+        qkv_bias: Some(true),
+        layers: vec![LayerKind::Full, LayerKind::FullUnrotated],
+        rope_scaling: Some(RopeScaling::Yarn {
+            factor: 4.0,
+            original_context: 40,
+            beta_fast: 32.0,
+            beta_slow: 1.0,
+            attention_factor: None,
+            truncate: true,
+        }),
+        mlp: MlpKind::GeGlu,
+        ..Config::new(43, 2, 32, 4, 160)
+    }
+}
+
+/// Fixed positions, a window in every layer, no gate.
+pub fn sinusoidal() -> Config {
+    Config {
+        position: Position::Sinusoidal,
+        window: Some(33),
+        mlp: MlpKind::Silu,
+        ..Config::new(47, 2, 32, 4, 160)
+    }
+}
+
 /// All of them.
-pub fn all() -> [Config; 4] {
-    [gpt2_like(), llama_like(), multi_query(), wide()]
+pub fn all() -> [Config; 8] {
+    [gpt2_like(), llama_like(), multi_query(), wide(), gemma_like(), neox_like(), olmo_like(), sinusoidal()]
 }
 
 /// A model in which every parameter, biases and gains too, is random, and large enough to matter.

@@ -10,8 +10,9 @@
 use burn::backend::Autodiff;
 use burn::prelude::*;
 use burn::tensor::ops::{FloatTensor, IntTensor};
+use model::config::LayerKind;
 use model::ops::{self, AdamW, Attended, AttentionDims, Gelu, NormSpec, reference};
-use model::position::Rope;
+use model::position::Ropes;
 use model::rng::Rng;
 use model::{Config, FusedOps};
 
@@ -182,14 +183,20 @@ fn attention_case(rng: &mut Rng, case: usize) -> (AttentionDims, bool) {
     let n_head = [1, 4, 2, 3][case / 2 % 4] * n_kv_head;
     let head_dim = if rotary { 2 * up_to(rng, 16) } else { up_to(rng, 33) };
     let seq_len = if case == 0 { 1 } else { up_to(rng, 150) };
-    (AttentionDims { batch: up_to(rng, 3), seq_len, start: 0, n_head, n_kv_head, head_dim }, rotary)
+    let dims =
+        AttentionDims { batch: up_to(rng, 3), seq_len, ..AttentionDims::new(n_head, n_kv_head, head_dim) };
+    // Every third case has a window, every fourth a soft cap, and so some have both.
+    let window = case.is_multiple_of(3).then(|| up_to(rng, 40));
+    let softcap = case.is_multiple_of(4).then_some(1.5);
+    (AttentionDims { window, softcap, ..dims }, rotary)
 }
 
 fn tables<B: Backend>(dims: AttentionDims, rotary: bool) -> ops::RopeTables<B> {
     let context = dims.start + dims.seq_len + 3;
     let config = Config::new(1, 1, dims.n_head * dims.head_dim, dims.n_head, context);
-    let rope = rotary.then(|| Rope::<B>::init(&config, &Default::default()).expect("the default is rotary"));
-    rope.map(|rope| (primitive(rope.cos), primitive(rope.sin)))
+    let ropes = Ropes::<B>::init(&config, &Default::default());
+    let rope = ropes.of(LayerKind::Full).filter(|_| rotary);
+    rope.map(|rope| (primitive(rope.cos.clone()), primitive(rope.sin.clone())))
 }
 
 fn attention<B: FusedOps>() {
@@ -361,7 +368,7 @@ fn views_are_read_as_what_they_show<B: FusedOps>() {
     let w: Tensor<B, 2> = normal(rng, [9, n]);
     let gain = || primitive(normal::<B, 1>(&mut Rng::new(11), [n]));
     let spec = NormSpec { eps: 1e-5, center: true };
-    let dims = AttentionDims { batch: 2, seq_len: 3, start: 0, n_head: 2, n_kv_head: 1, head_dim: 6 };
+    let dims = AttentionDims { batch: 2, seq_len: 3, ..AttentionDims::new(2, 1, 6) };
     let own = || primitive(x.clone());
 
     assert_views_agree("linear, x", &x, |x| B::fused_linear(x, primitive(w.clone())));
@@ -409,7 +416,7 @@ fn what_another_handle_holds_is_not_changed<B: FusedOps>() {
     let cache: Tensor<B, 4> = normal(rng, [2, 1, 5, 6]);
     let before = (bits(x.clone()), bits(square.clone()), bits(cache.clone()));
 
-    let dims = AttentionDims { batch: 2, seq_len: 3, start: 1, n_head: 2, n_kv_head: 1, head_dim: 6 };
+    let dims = AttentionDims { batch: 2, seq_len: 3, start: 1, ..AttentionDims::new(2, 1, 6) };
     let own = || primitive(x.clone());
     let shared = (primitive(cache.clone()), primitive(cache.clone()));
     let _ = B::fused_cached_attention(own(), tables::<B>(dims, true), shared, dims);

@@ -3,12 +3,13 @@
 
 use burn::backend::Autodiff;
 use burn::prelude::*;
+use burn::tensor::activation::sigmoid;
 use model::block::Block;
-use model::config::{MlpKind, NormKind};
+use model::config::{LayerKind, MlpKind, NormKind, Position};
 use model::linear::Linear;
 use model::norm::Norm;
 use model::ops::{AttentionDims, Gelu, NormSpec, RopeTables, reference};
-use model::position::Rope;
+use model::position::{Ropes, sinusoids};
 use model::rng::Rng;
 use model::{Config, FusedOps, Transformer};
 
@@ -111,18 +112,29 @@ fn loss_by_reference<B: Backend>(
     let config = model.config();
     let ([batch, seq_len], device) = (ids.dims(), ids.device());
     let n_rows = batch * seq_len;
-    let rope = Rope::<B>::init(config, &device).map(|rope| (primitive(rope.cos), primitive(rope.sin)));
-    let mut x = model.embedding.val().select(0, ids.reshape([n_rows]));
-    if let Some(table) = &model.positions {
+    let ropes = Ropes::<B>::init(config, &device);
+    let mut x =
+        model.embedding.val().select(0, ids.reshape([n_rows])) * config.embedding_scale.unwrap_or(1.0);
+    let table = match config.position {
+        Position::Sinusoidal => Some(sinusoids(0, seq_len, config.n_embd, &device)),
+        _ => model.positions.as_ref().map(|table| table.val()),
+    };
+    if let Some(table) = table {
         let positions = Tensor::<B, 1, Int>::arange(0..seq_len as i64, &device).repeat_dim(0, batch);
-        x = x + table.val().select(0, positions);
+        x = x + table.select(0, positions);
     }
-    for block in &model.blocks {
-        x = block_by_reference(block, x, batch, &rope, config);
+    for (layer_idx, block) in model.blocks.iter().enumerate() {
+        let kind = config.layer(layer_idx);
+        let rope = ropes.of(kind).map(|rope| (primitive(rope.cos.clone()), primitive(rope.sin.clone())));
+        x = block_by_reference(block, x, batch, rope, kind, config);
     }
     let x = norm(&model.norm, x, config);
     let head = model.head.as_ref().map_or(&model.embedding, |head| &head.weight);
-    let logits = reference::linear::<B>(primitive(x), primitive(head.val()));
+    let mut logits = tensor::<B, 2>(reference::linear::<B>(primitive(x), primitive(head.val())));
+    if let Some(cap) = config.logit_softcap {
+        logits = (logits / cap).tanh() * cap;
+    }
+    let logits = primitive(logits);
     tensor(reference::cross_entropy::<B>(logits, targets.into_primitive(), scale).0)
 }
 
@@ -130,27 +142,58 @@ fn block_by_reference<B: Backend>(
     block: &Block<B>,
     x: Tensor<B, 2>,
     batch: usize,
-    rope: &RopeTables<B>,
+    rope: RopeTables<B>,
+    kind: LayerKind,
     config: &Config,
 ) -> Tensor<B, 2> {
+    let dims = AttentionDims::new(config.n_head, config.n_kv_head(), config.head_dim());
     let dims = AttentionDims {
         batch,
         seq_len: x.dims()[0] / batch,
-        start: 0,
-        n_head: config.n_head,
-        n_kv_head: config.n_kv_head(),
-        head_dim: config.head_dim(),
+        scale: config.attention_scale.map_or(dims.scale, |scale| scale as f32),
+        window: config.window.filter(|_| kind == LayerKind::Sliding),
+        softcap: config.attention_softcap.map(|cap| cap as f32),
+        ..dims
     };
-    let qkv = linear(&block.attention.qkv, norm(&block.attention_norm, x.clone(), config));
-    let attended = tensor(reference::attention::<B>(primitive(qkv), rope.clone(), dims).out);
-    let x = x + linear(&block.attention.out, attended);
-    let up = primitive(linear(&block.mlp.up, norm(&block.mlp_norm, x.clone(), config)));
+    let maybe_norm = |norm: &Option<Norm<B>>, x: Tensor<B, 2>| match norm {
+        Some(part) => self::norm(part, x, config),
+        None => x,
+    };
+    let qkv = linear(&block.attention.qkv, maybe_norm(&block.attention_norm, x.clone()));
+    let (q_width, k_width) = (config.attention_width(), config.n_kv_head() * config.head_dim());
+    let heads_norm = |norm: &Option<Norm<B>>, x: Tensor<B, 2>| match norm {
+        Some(norm) => {
+            let (shape, n) = (x.dims(), norm.weight.dims()[0]);
+            let spec = NormSpec { eps: config.norm_eps as f32, center: false };
+            let rows = primitive(x.reshape([-1, n as i32]));
+            tensor::<B, 2>(reference::norm::<B>(rows, primitive(norm.weight.val()), spec)).reshape(shape)
+        }
+        None => x,
+    };
+    let q = heads_norm(&block.attention.q_norm, qkv.clone().narrow(1, 0, q_width));
+    let k = heads_norm(&block.attention.k_norm, qkv.clone().narrow(1, q_width, k_width));
+    let qkv = Tensor::cat(vec![q, k, qkv.narrow(1, q_width + k_width, k_width)], 1);
+    let attended = tensor(reference::attention::<B>(primitive(qkv), rope, dims).out);
+    let a = maybe_norm(&block.attention_out_norm, linear(&block.attention.out, attended));
+    let stream = if config.parallel_residual { x.clone() } else { x.clone() + a.clone() };
+    let up = linear(&block.mlp.up, maybe_norm(&block.mlp_norm, stream));
+    let gelu = |x: Tensor<B, 2>, kind| tensor::<B, 2>(reference::gelu::<B>(primitive(x), kind));
+    let halves = || {
+        let n = up.dims()[1] / 2;
+        (up.clone().narrow(1, 0, n), up.clone().narrow(1, n, n))
+    };
     let hidden = match config.mlp {
-        MlpKind::Gelu => reference::gelu::<B>(up, Gelu::Exact),
-        MlpKind::GeluTanh => reference::gelu::<B>(up, Gelu::Tanh),
-        MlpKind::SwiGlu => reference::swiglu::<B>(up),
+        MlpKind::Gelu => gelu(up, Gelu::Exact),
+        MlpKind::GeluTanh => gelu(up, Gelu::Tanh),
+        MlpKind::Silu => up.clone() * sigmoid(up),
+        MlpKind::Relu => up.clamp_min(0.0),
+        MlpKind::ReluSquared => up.clamp_min(0.0).powi_scalar(2),
+        MlpKind::SwiGlu => tensor(reference::swiglu::<B>(primitive(up))),
+        MlpKind::GeGlu => gelu(halves().0, Gelu::Exact) * halves().1,
+        MlpKind::GeGluTanh => gelu(halves().0, Gelu::Tanh) * halves().1,
+        MlpKind::ReGlu => halves().0.clamp_min(0.0) * halves().1,
     };
-    x + linear(&block.mlp.down, tensor(hidden))
+    x + a + maybe_norm(&block.mlp_out_norm, linear(&block.mlp.down, hidden))
 }
 
 fn linear<B: Backend>(linear: &Linear<B>, x: Tensor<B, 2>) -> Tensor<B, 2> {
