@@ -105,9 +105,7 @@ pub fn run<B: FusedOps>(
             (hooks.notice)(&format!("going on from step {}", state.step));
             // Into a model made by the config: a file does not keep what acts in training only (dropout).
             let transformer = Transformer::<Autodiff<B>>::init(&config.model, config.seed, device);
-            let transformer =
-                weights::safetensors::load(transformer, &path.join("model.safetensors"), device)?;
-            (Lm { transformer }, state, Some(path))
+            (Lm { transformer: weights::fill(transformer, &path, device)? }, state, Some(path))
         }
         None => {
             let transformer = Transformer::<Autodiff<B>>::init(&config.model, config.seed, device);

@@ -1,119 +1,619 @@
-//! `config.json`: LLaMA's keys where the model is a LLaMA, so that other programs open it; Flint's own
-//! otherwise.
+//! `config.json` of the families in [`Family`], as transformers reads and writes it, and Flint's own for models that are
+//! of no family.
+//!
+//! A key that could change what a model computes is either understood or named in an error. Both spellings of rotary
+//! parameters are read: `rope_theta` beside `rope_scaling`, and `rope_parameters`, which newer files have.
+
+use std::cell::RefCell;
+use std::collections::BTreeSet;
 
 use serde_json::{Map, Value, json};
 
-use crate::config::{Config, MlpKind, NormKind, Position};
+use super::family::Family;
+use crate::config::{Config, LayerKind, MlpKind, NormKind, NormPlace, Position, QkNorm};
+use crate::position::RopeScaling;
+
+/// Reads a `config.json`.
+///
+/// # Errors
+/// The key and value that are not understood.
+pub fn parse(text: &str) -> Result<(Family, Config), String> {
+    let value: Value = serde_json::from_str(text).map_err(|e| e.to_string())?;
+    let map = value.as_object().ok_or("not a JSON object")?;
+    let model_type = map.get("model_type").and_then(Value::as_str).ok_or("key `model_type` is missing")?;
+    let family = Family::of_model_type(model_type).ok_or_else(|| {
+        let known: Vec<_> = Family::ALL.iter().map(|family| family.model_type()).collect();
+        format!("`model_type` is \"{model_type}\": only {} are read", known.join(", "))
+    })?;
+    if family == Family::Flint {
+        let config = map.get("flint").ok_or("key `flint` is missing")?;
+        let config = serde_json::from_value(config.clone()).map_err(|e| format!("in `flint`: {e}"))?;
+        return Ok((family, config));
+    }
+    let keys = Keys { map, seen: RefCell::default() };
+    let config = match family {
+        Family::Gpt2 => gpt2(&keys)?,
+        Family::GptNeoX => gpt_neox(&keys)?,
+        _ => llama_like(family, &keys)?,
+    };
+    keys.all_understood()?;
+    config.validate().map_err(|e| e.to_string())?;
+    Ok((family, config))
+}
 
 /// The text of `config.json`.
 pub fn write(config: &Config) -> String {
-    let value = if is_llama(config) {
-        json!({
-            "architectures": ["LlamaForCausalLM"],
-            "model_type": "llama",
+    let value = match family_of(config) {
+        Family::Flint => json!({
+            "architectures": [Family::Flint.architecture()],
+            "model_type": Family::Flint.model_type(),
+            "flint": config,
+        }),
+        family => to_json(family, config),
+    };
+    serde_json::to_string_pretty(&value).expect("plain data") + "\n"
+}
+
+/// The family that a model is written as: the first whose files can say all of it.
+pub fn family_of(config: &Config) -> Family {
+    let says_all = |family: &Family| {
+        *family != Family::Flint
+            && parse(&to_json(*family, config).to_string())
+                .is_ok_and(|(_, read)| spelled_out(&read) == spelled_out(config))
+    };
+    // LLaMA before the families that would do as well.
+    [Family::Llama].into_iter().chain(Family::ALL).find(says_all).unwrap_or(Family::Flint)
+}
+
+/// The config with its defaults filled in, so that equal models have equal ones. Dropout acts in training only.
+fn spelled_out(config: &Config) -> Config {
+    let scale = config.attention_scale.unwrap_or((config.head_dim() as f64).powf(-0.5));
+    Config {
+        n_kv_head: Some(config.n_kv_head()),
+        head_dim: Some(config.head_dim()),
+        n_ff: Some(config.n_ff()),
+        rotary_dim: Some(config.rotary_dim()),
+        layers: (0..config.n_layer).map(|i| config.layer(i)).collect(),
+        qkv_bias: Some(config.qkv_bias()),
+        // Files have its inverse square; what counts is the number that scores are multiplied by.
+        attention_scale: Some(f64::from(scale as f32)),
+        dropout: 0.0,
+        ..config.clone()
+    }
+}
+
+/// The config as files of a family have it, as far as they can say it.
+fn to_json(family: Family, config: &Config) -> Value {
+    let mut map = match family {
+        Family::Gpt2 => json!({
+            "vocab_size": config.vocab_size,
+            "n_positions": config.context,
+            "n_embd": config.n_embd,
+            "n_layer": config.n_layer,
+            "n_head": config.n_head,
+            "n_inner": config.n_ff(),
+            "activation_function": activation(config.mlp),
+            "layer_norm_epsilon": config.norm_eps,
+        }),
+        _ => json!({
             "vocab_size": config.vocab_size,
             "hidden_size": config.n_embd,
             "intermediate_size": config.n_ff(),
             "num_hidden_layers": config.n_layer,
             "num_attention_heads": config.n_head,
-            "num_key_value_heads": config.n_kv_head(),
-            "head_dim": config.head_dim(),
             "max_position_embeddings": config.context,
             "rope_theta": config.rope_theta,
-            "rms_norm_eps": config.norm_eps,
-            "hidden_act": "silu",
-            "attention_bias": false,
-            "mlp_bias": false,
-            "tie_word_embeddings": config.tie_embeddings,
-            "torch_dtype": "float32",
-        })
-    } else {
-        json!({ "architectures": ["FlintForCausalLM"], "model_type": "flint", "flint": config })
+            "rope_scaling": config.rope_scaling.as_ref().map(rope_scaling),
+            "hidden_act": activation(config.mlp),
+        }),
     };
-    serde_json::to_string_pretty(&value).expect("plain data") + "\n"
-}
-
-/// What LLaMA's code can run. Dropout acts in training only and is no obstacle.
-fn is_llama(config: &Config) -> bool {
-    config.position == Position::Rotary
-        && config.norm == NormKind::RmsNorm
-        && config.mlp == MlpKind::SwiGlu
-        && !config.bias
-}
-
-/// Reads what [`write()`] writes, and LLaMA's own files as far as the architecture goes.
-///
-/// # Errors
-/// The key and value that are not understood.
-pub fn parse(text: &str) -> Result<Config, String> {
-    let value: Value = serde_json::from_str(text).map_err(|e| e.to_string())?;
-    let map = value.as_object().ok_or("not a JSON object")?;
-    match map.get("model_type").and_then(Value::as_str) {
-        Some("flint") => {
-            let config = map.get("flint").ok_or("key `flint` is missing")?;
-            serde_json::from_value(config.clone()).map_err(|e| format!("in `flint`: {e}"))
+    let part = config.rotary_dim() as f64 / config.head_dim() as f64;
+    let more = match family {
+        Family::Gpt2 => json!({}),
+        Family::GptNeoX => json!({
+            "layer_norm_eps": config.norm_eps,
+            "use_parallel_residual": config.parallel_residual,
+            "attention_bias": true,
+            "rotary_pct": part,
+            "rotary_emb_base": config.rope_theta,
+        }),
+        _ => json!({
+            "num_key_value_heads": config.n_kv_head(),
+            "head_dim": config.head_dim(),
+            "rms_norm_eps": config.norm_eps,
+            "attention_bias": config.bias,
+            "sliding_window": config.window,
+            "partial_rotary_factor": (part != 1.0).then_some(part),
+        }),
+    };
+    let kinds: Vec<_> = (0..config.n_layer).map(|i| config.layer(i)).collect();
+    let layer_types = kinds.iter().map(|kind| match kind {
+        LayerKind::Sliding => "sliding_attention",
+        LayerKind::Full | LayerKind::FullUnrotated => "full_attention",
+    });
+    let special = match family {
+        Family::Gemma2 | Family::Gemma3 => json!({
+            "hidden_activation": activation(config.mlp),
+            "query_pre_attn_scalar": config.attention_scale.map(|scale| scale.powi(-2)),
+            "attn_logit_softcapping": config.attention_softcap,
+            "final_logit_softcapping": config.logit_softcap,
+            "rope_local_base_freq": config.local_rope_theta,
+            "layer_types": layer_types.collect::<Vec<_>>(),
+        }),
+        Family::Qwen2 | Family::Qwen3 => json!({
+            "use_sliding_window": config.window.is_some(),
+            "layer_types": layer_types.collect::<Vec<_>>(),
+        }),
+        Family::SmolLm3 => json!({
+            "mlp_bias": config.bias,
+            "use_sliding_window": config.window.is_some(),
+            "layer_types": layer_types.collect::<Vec<_>>(),
+            "no_rope_layers": kinds.iter().map(|&kind| u8::from(kind != LayerKind::FullUnrotated)).collect::<Vec<_>>(),
+        }),
+        Family::Llama => json!({ "mlp_bias": config.bias }),
+        _ => json!({}),
+    };
+    let always = json!({
+        "architectures": [family.architecture()],
+        "model_type": family.model_type(),
+        "tie_word_embeddings": config.tie_embeddings,
+        "torch_dtype": "float32",
+    });
+    if let Value::Object(map) = &mut map {
+        for entries in [more, special, always] {
+            let Value::Object(entries) = entries else { continue };
+            map.extend(entries.into_iter().filter(|(_, value)| !value.is_null()));
         }
-        Some("llama") => llama(map),
-        Some(other) => Err(format!("`model_type` is `{other}`: only `llama` and `flint` are read")),
-        None => Err("key `model_type` is missing".into()),
+        map.retain(|_, value| !value.is_null());
+    }
+    map
+}
+
+fn activation(mlp: MlpKind) -> &'static str {
+    match mlp {
+        MlpKind::SwiGlu | MlpKind::Silu => "silu",
+        MlpKind::GeluTanh => "gelu_new",
+        MlpKind::GeGluTanh => "gelu_pytorch_tanh",
+        MlpKind::Gelu | MlpKind::GeGlu => "gelu",
+        MlpKind::Relu | MlpKind::ReGlu => "relu",
+        MlpKind::ReluSquared => "relu2",
     }
 }
 
-fn llama(map: &Map<String, Value>) -> Result<Config, String> {
-    let size = |key: &str| match map.get(key) {
-        Some(value) => {
-            value.as_u64().map(|n| n as usize).ok_or(format!("`{key}` is {value}: must be a whole number"))
+fn rope_scaling(scaling: &RopeScaling) -> Value {
+    match scaling {
+        RopeScaling::Linear { factor } => json!({ "rope_type": "linear", "factor": factor }),
+        RopeScaling::Ntk { factor } => json!({ "rope_type": "ntk", "factor": factor }),
+        RopeScaling::Yarn { factor, original_context, beta_fast, beta_slow, attention_factor, truncate } => {
+            json!({
+                "rope_type": "yarn",
+                "factor": factor,
+                "original_max_position_embeddings": original_context,
+                "beta_fast": beta_fast,
+                "beta_slow": beta_slow,
+                "attention_factor": attention_factor,
+                "truncate": truncate,
+            })
         }
-        None => Err(format!("key `{key}` is missing")),
-    };
-    let number = |key: &str, default: f64| match map.get(key) {
-        Some(value) => value.as_f64().ok_or(format!("`{key}` is {value}: must be a number")),
-        None => Ok(default),
-    };
-    let must_be = |key: &str, wanted: Value| match map.get(key) {
-        Some(value) if *value != wanted && !value.is_null() => {
-            Err(format!("`{key}` is {value}: only {wanted} is read"))
+        RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_context } => json!({
+            "rope_type": "llama3",
+            "factor": factor,
+            "low_freq_factor": low_freq_factor,
+            "high_freq_factor": high_freq_factor,
+            "original_max_position_embeddings": original_context,
+        }),
+    }
+}
+
+/// Keys that do not change the logits: ids and defaults for generating, dropout, initialisation, bookkeeping.
+const WITHOUT_EFFECT: [&str; 37] = [
+    "_name_or_path",
+    "_sliding_window_pattern",
+    "architectures",
+    "attention_dropout",
+    "attn_pdrop",
+    "auto_map",
+    "bos_token_id",
+    "cache_implementation",
+    "classifier_dropout",
+    "dtype",
+    "embd_pdrop",
+    "eos_token_id",
+    "finetuning_task",
+    "gradient_checkpointing",
+    "hidden_dropout",
+    "id2label",
+    "initializer_range",
+    "is_decoder",
+    "label2id",
+    "max_window_layers",
+    "model_type",
+    "n_ctx",
+    "output_past",
+    "pad_token_id",
+    "pretraining_tp",
+    "reorder_and_upcast_attn",
+    "resid_pdrop",
+    "sliding_window_pattern",
+    "summary_activation",
+    "summary_first_dropout",
+    "summary_proj_to_labels",
+    "summary_type",
+    "summary_use_proj",
+    "task_specific_params",
+    "torch_dtype",
+    "transformers_version",
+    "use_cache",
+];
+
+/// The keys of a config; remembers which were asked for. A value of null counts as absent.
+struct Keys<'a> {
+    map: &'a Map<String, Value>,
+    seen: RefCell<BTreeSet<&'static str>>,
+}
+
+impl<'a> Keys<'a> {
+    fn get(&self, key: &'static str) -> Option<&'a Value> {
+        self.seen.borrow_mut().insert(key);
+        self.map.get(key).filter(|value| !value.is_null())
+    }
+
+    fn read<T>(
+        &self,
+        key: &'static str,
+        what: &str,
+        read: impl Fn(&'a Value) -> Option<T>,
+    ) -> Result<Option<T>, String> {
+        let Some(value) = self.get(key) else { return Ok(None) };
+        read(value).map(Some).ok_or_else(|| format!("`{key}` is {value}: must be {what}"))
+    }
+
+    fn size_if_there(&self, key: &'static str) -> Result<Option<usize>, String> {
+        self.read(key, "a whole number", |value| value.as_u64().and_then(|n| n.try_into().ok()))
+    }
+
+    fn size(&self, key: &'static str) -> Result<usize, String> {
+        self.size_if_there(key)?.ok_or_else(|| format!("key `{key}` is missing"))
+    }
+
+    fn number(&self, key: &'static str) -> Result<Option<f64>, String> {
+        self.read(key, "a number", Value::as_f64)
+    }
+
+    fn flag(&self, key: &'static str, default: bool) -> Result<bool, String> {
+        Ok(self.read(key, "true or false", Value::as_bool)?.unwrap_or(default))
+    }
+
+    /// Refuses anything but this value, which is the default.
+    fn only(&self, key: &'static str, wanted: Value) -> Result<(), String> {
+        match self.get(key) {
+            Some(value) if *value != wanted => Err(format!("`{key}` is {value}: only {wanted} is read")),
+            _ => Ok(()),
         }
-        _ => Ok(()),
+    }
+
+    fn text(&self, key: &'static str) -> Result<Option<&'a str>, String> {
+        self.read(key, "a string", Value::as_str)
+    }
+
+    fn all_understood(&self) -> Result<(), String> {
+        let seen = self.seen.borrow();
+        let unknown = |(key, value): &(&String, &Value)| {
+            !seen.contains(key.as_str()) && !WITHOUT_EFFECT.contains(&key.as_str()) && !value.is_null()
+        };
+        match self.map.iter().find(unknown) {
+            Some((key, value)) => Err(format!("`{key}` is {value}: this key is not understood")),
+            None => Ok(()),
+        }
+    }
+}
+
+fn gpt2(keys: &Keys) -> Result<Config, String> {
+    keys.only("add_cross_attention", json!(false))?;
+    keys.only("scale_attn_weights", json!(true))?;
+    keys.only("scale_attn_by_inverse_layer_idx", json!(false))?;
+    let mlp = match keys.text("activation_function")?.unwrap_or("gelu_new") {
+        "gelu_new" | "gelu_pytorch_tanh" => MlpKind::GeluTanh,
+        "gelu" => MlpKind::Gelu,
+        "relu" => MlpKind::Relu,
+        "silu" => MlpKind::Silu,
+        other => return Err(format!("`activation_function` is \"{other}\": this activation is not read")),
     };
-    must_be("hidden_act", json!("silu"))?;
-    must_be("attention_bias", json!(false))?;
-    must_be("mlp_bias", json!(false))?;
-    must_be("rope_scaling", Value::Null)?;
-    let config = Config {
-        n_kv_head: map
-            .contains_key("num_key_value_heads")
-            .then(|| size("num_key_value_heads"))
-            .transpose()?,
-        n_ff: Some(size("intermediate_size")?),
-        rope_theta: match map.get("rope_parameters") {
-            Some(parameters) => rope_theta(parameters)?,
-            None => number("rope_theta", 10_000.0)?,
-        },
-        norm_eps: number("rms_norm_eps", 1e-6)?,
-        tie_embeddings: map.get("tie_word_embeddings").is_some_and(|v| v == &json!(true)),
+    Ok(Config {
+        n_ff: keys.size_if_there("n_inner")?,
+        position: Position::Learned,
+        norm: NormKind::LayerNorm,
+        norm_eps: keys.number("layer_norm_epsilon")?.unwrap_or(1e-5),
+        mlp,
+        bias: true,
+        tie_embeddings: keys.flag("tie_word_embeddings", true)?,
         ..Config::new(
-            size("vocab_size")?,
-            size("num_hidden_layers")?,
-            size("hidden_size")?,
-            size("num_attention_heads")?,
-            size("max_position_embeddings")?,
+            keys.size("vocab_size")?,
+            keys.size("n_layer")?,
+            keys.size("n_embd")?,
+            keys.size("n_head")?,
+            keys.size("n_positions")?,
         )
+    })
+}
+
+fn gpt_neox(keys: &Keys) -> Result<Config, String> {
+    keys.only("attention_bias", json!(true))?;
+    let mlp = match keys.text("hidden_act")?.unwrap_or("gelu") {
+        "gelu" => MlpKind::Gelu,
+        "gelu_new" | "gelu_fast" | "gelu_pytorch_tanh" => MlpKind::GeluTanh,
+        "relu" => MlpKind::Relu,
+        "silu" => MlpKind::Silu,
+        other => return Err(format!("`hidden_act` is \"{other}\": this activation is not read")),
     };
-    // Checked before `head_dim` divides by the number of heads.
-    config.validate().map_err(|e| e.to_string())?;
-    must_be("head_dim", json!(config.head_dim()))?;
+    let mut config = Config {
+        n_ff: Some(keys.size("intermediate_size")?),
+        norm: NormKind::LayerNorm,
+        norm_eps: keys.number("layer_norm_eps")?.unwrap_or(1e-5),
+        parallel_residual: keys.flag("use_parallel_residual", true)?,
+        mlp,
+        bias: true,
+        tie_embeddings: keys.flag("tie_word_embeddings", false)?,
+        ..sizes(keys)?
+    };
+    let rope = Rope::read(keys, 10_000.0)?;
+    config.rope_theta = keys.number("rotary_emb_base")?.unwrap_or(rope.theta);
+    config.rope_scaling = rope.scaling;
+    // Older files say it beside, newer ones among the rotary parameters; the default is a quarter.
+    let part = keys.number("rotary_pct")?.or(rope.part).unwrap_or(0.25);
+    config.rotary_dim = rotary_dim(&config, part)?;
     Ok(config)
 }
 
-/// The base of the frequencies as newer files have it, beside the kind of scaling.
-fn rope_theta(parameters: &Value) -> Result<f64, String> {
-    match (&parameters["rope_type"], parameters["rope_theta"].as_f64()) {
-        (Value::Null, Some(theta)) => Ok(theta),
-        (Value::String(kind), Some(theta)) if kind == "default" => Ok(theta),
-        _ => {
-            Err(format!("`rope_parameters` is {parameters}: only `rope_theta` with the default type is read"))
+/// The sizes that all families but GPT-2 name alike.
+fn sizes(keys: &Keys) -> Result<Config, String> {
+    let config = Config::new(
+        keys.size("vocab_size")?,
+        keys.size("num_hidden_layers")?,
+        keys.size("hidden_size")?,
+        keys.size("num_attention_heads")?,
+        keys.size("max_position_embeddings")?,
+    );
+    // Checked before the width of a head is asked for, which divides by their number.
+    if config.n_head == 0 {
+        return Err("`num_attention_heads` is 0: must be at least 1".into());
+    }
+    Ok(config)
+}
+
+fn llama_like(family: Family, keys: &Keys) -> Result<Config, String> {
+    let is_gemma = matches!(family, Family::Gemma2 | Family::Gemma3);
+    let mut config = Config {
+        n_kv_head: keys.size_if_there("num_key_value_heads")?,
+        head_dim: keys.size_if_there("head_dim")?,
+        n_ff: Some(keys.size("intermediate_size")?),
+        norm_eps: keys.number("rms_norm_eps")?.unwrap_or(1e-6),
+        mlp: gated_mlp(keys, is_gemma)?,
+        tie_embeddings: keys.flag("tie_word_embeddings", is_gemma || family == Family::SmolLm3)?,
+        ..sizes(keys)?
+    };
+    // One name for what is the default keeps equal models equal.
+    config.head_dim = config.head_dim.filter(|&width| width * config.n_head != config.n_embd);
+    match family {
+        Family::Llama | Family::SmolLm3 => {
+            config.bias = keys.flag("mlp_bias", false)?;
+            keys.only("attention_bias", json!(config.bias))?;
         }
+        _ => keys.only("attention_bias", json!(false))?,
+    }
+    match family {
+        Family::Qwen2 => config.qkv_bias = Some(true),
+        Family::Qwen3 => config.qk_norm = Some(QkNorm::Head),
+        Family::Olmo2 => {
+            config.qk_norm = Some(QkNorm::Whole);
+            config.norm_place = NormPlace::Post;
+        }
+        Family::Gemma2 | Family::Gemma3 => {
+            keys.only("use_bidirectional_attention", json!(false))?;
+            config.qk_norm = (family == Family::Gemma3).then_some(QkNorm::Head);
+            config.norm_place = NormPlace::Both;
+            config.embedding_scale = Some((config.n_embd as f64).sqrt());
+            config.attention_scale = Some(keys.number("query_pre_attn_scalar")?.unwrap_or(256.0).powf(-0.5));
+            config.attention_softcap = keys.number("attn_logit_softcapping")?;
+            config.logit_softcap = keys.number("final_logit_softcapping")?;
+        }
+        _ => {}
+    }
+    (config.window, config.layers) = layers(family, &config, keys)?;
+    let theta = match family {
+        Family::Gemma3 => 1_000_000.0,
+        Family::SmolLm3 => 2_000_000.0,
+        _ => 10_000.0,
+    };
+    let rope = Rope::read(keys, theta)?;
+    config.rope_theta = rope.theta;
+    config.rope_scaling = rope.scaling;
+    config.rotary_dim = match keys.number("partial_rotary_factor")?.or(rope.part) {
+        Some(part) => rotary_dim(&config, part)?,
+        None => None,
+    };
+    if family == Family::Gemma3 {
+        config.local_rope_theta =
+            rope.local_theta.or(keys.number("rope_local_base_freq")?).or(Some(10_000.0));
+    }
+    Ok(config)
+}
+
+fn gated_mlp(keys: &Keys, is_gemma: bool) -> Result<MlpKind, String> {
+    // Gemma's first files name an activation that its code never ran, and a second that it did.
+    let plain = keys.text("hidden_act")?;
+    let name = match is_gemma {
+        true => keys.text("hidden_activation")?.unwrap_or("gelu_pytorch_tanh"),
+        false => plain.unwrap_or("silu"),
+    };
+    match name {
+        "silu" => Ok(MlpKind::SwiGlu),
+        "gelu_pytorch_tanh" | "gelu_new" => Ok(MlpKind::GeGluTanh),
+        "gelu" => Ok(MlpKind::GeGlu),
+        "relu" => Ok(MlpKind::ReGlu),
+        other => Err(format!(
+            "the activation is \"{other}\": only silu, gelu, gelu_pytorch_tanh and relu are read"
+        )),
+    }
+}
+
+/// So many elements of a head turn; nothing if all do.
+fn rotary_dim(config: &Config, part: f64) -> Result<Option<usize>, String> {
+    if !(part > 0.0 && part <= 1.0) {
+        return Err(format!("the part of a head that turns is {part}: must be above 0 and at most 1"));
+    }
+    let dim = (config.head_dim() as f64 * part) as usize;
+    Ok(Some(dim).filter(|&dim| dim != config.head_dim()))
+}
+
+/// The window and what each layer sees.
+fn layers(family: Family, config: &Config, keys: &Keys) -> Result<(Option<usize>, Vec<LayerKind>), String> {
+    // Their code knows no windows: a file that has one is not understood.
+    if matches!(family, Family::Llama | Family::Olmo2) {
+        return Ok((None, Vec::new()));
+    }
+    let n_layer = config.n_layer;
+    let mut window = keys.size_if_there("sliding_window")?;
+    if matches!(family, Family::Qwen2 | Family::Qwen3 | Family::SmolLm3)
+        && !keys.flag("use_sliding_window", false)?
+    {
+        window = None;
+    }
+    let kind = |is_sliding| if is_sliding { LayerKind::Sliding } else { LayerKind::Full };
+    let first_sliding = keys.size_if_there("max_window_layers")?.unwrap_or(0);
+    let pattern =
+        keys.size_if_there("sliding_window_pattern")?.or(keys.size_if_there("_sliding_window_pattern")?);
+    let mut kinds = match keys.get("layer_types") {
+        Some(Value::Array(types)) => {
+            let read = |value: &Value| match value.as_str() {
+                Some("full_attention") => Ok(LayerKind::Full),
+                Some("sliding_attention") => Ok(LayerKind::Sliding),
+                _ => Err(format!(
+                    "`layer_types` has {value}: only full_attention and sliding_attention are read"
+                )),
+            };
+            types.iter().map(read).collect::<Result<Vec<_>, _>>()?
+        }
+        Some(value) => return Err(format!("`layer_types` is {value}: must be a list")),
+        None => (0..n_layer)
+            .map(|i| match family {
+                _ if window.is_none() => LayerKind::Full,
+                Family::Gemma2 => kind(i % 2 == 0),
+                Family::Gemma3 => kind((i + 1) % pattern.unwrap_or(6).max(1) != 0),
+                Family::Qwen2 | Family::Qwen3 => kind(i >= first_sliding),
+                _ => LayerKind::Sliding,
+            })
+            .collect(),
+    };
+    if kinds.len() != n_layer {
+        return Err(format!("`layer_types` has {} entries for {n_layer} layers", kinds.len()));
+    }
+    if family == Family::SmolLm3 {
+        unrotate(&mut kinds, keys)?;
+    }
+    if window.is_none() && kinds.contains(&LayerKind::Sliding) {
+        return Err("`layer_types` has sliding_attention and `sliding_window` is missing".into());
+    }
+    let window = window.filter(|_| kinds.contains(&LayerKind::Sliding));
+    let default = if window.is_some() { LayerKind::Sliding } else { LayerKind::Full };
+    if kinds.iter().all(|&kind| kind == default) {
+        kinds.clear();
+    }
+    Ok((window, kinds))
+}
+
+/// SmolLM3's layers without positions: those whose entry is 0, or each so many-th.
+fn unrotate(kinds: &mut [LayerKind], keys: &Keys) -> Result<(), String> {
+    let interval = keys.size_if_there("no_rope_layer_interval")?.unwrap_or(4).max(1);
+    let turns: Vec<bool> = match keys.get("no_rope_layers") {
+        Some(Value::Array(entries)) if entries.len() == kinds.len() => {
+            entries.iter().map(|entry| *entry != json!(0)).collect()
+        }
+        Some(value) => {
+            return Err(format!("`no_rope_layers` is {value}: must be a list of {} numbers", kinds.len()));
+        }
+        None => (0..kinds.len()).map(|i| (i + 1) % interval != 0).collect(),
+    };
+    for (kind, _) in kinds.iter_mut().zip(turns).filter(|(_, turns)| !turns) {
+        if *kind == LayerKind::Sliding {
+            return Err(
+                "`no_rope_layers` and `layer_types` have a sliding layer without positions: not read".into(),
+            );
+        }
+        *kind = LayerKind::FullUnrotated;
+    }
+    Ok(())
+}
+
+/// Rotary parameters in either spelling.
+struct Rope {
+    theta: f64,
+    scaling: Option<RopeScaling>,
+    /// The part of a head that turns.
+    part: Option<f64>,
+    local_theta: Option<f64>,
+}
+
+impl Rope {
+    fn read(keys: &Keys, default_theta: f64) -> Result<Self, String> {
+        let theta = keys.number("rope_theta")?.unwrap_or(default_theta);
+        let context = keys.size("max_position_embeddings")?;
+        let context = keys.size_if_there("original_max_position_embeddings")?.unwrap_or(context);
+        let (parameters, scaling) = (keys.get("rope_parameters"), keys.get("rope_scaling"));
+        let name = if parameters.is_some() { "rope_parameters" } else { "rope_scaling" };
+        let mut rope = Self { theta, scaling: None, part: None, local_theta: None };
+        let Some(value) = parameters.or(scaling) else { return Ok(rope) };
+        let wrong = |why: &str| format!("`{name}` is {value}: {why}");
+        let map = value.as_object().ok_or_else(|| wrong("must be an object"))?;
+        let map = match (map.get("full_attention"), map.get("sliding_attention")) {
+            (Some(Value::Object(full)), Some(Value::Object(local))) => {
+                if !matches!(local.get("rope_type").and_then(Value::as_str), None | Some("default")) {
+                    return Err(wrong("sliding layers are read with rope_type default only"));
+                }
+                rope.local_theta = local.get("rope_theta").and_then(Value::as_f64);
+                full
+            }
+            _ => map,
+        };
+        let number = |key: &str| map.get(key).and_then(Value::as_f64);
+        let needed = |key: &str| number(key).ok_or_else(|| wrong(&format!("`{key}` must be a number")));
+        rope.theta = number("rope_theta").unwrap_or(theta);
+        rope.part = number("partial_rotary_factor");
+        let original = number("original_max_position_embeddings").map_or(context, |n| n as usize);
+        let kind = map.get("rope_type").or(map.get("type")).and_then(Value::as_str).unwrap_or("default");
+        let known: &[&str] = match kind {
+            "default" => &[],
+            "linear" => &["factor"],
+            "llama3" => &["factor", "low_freq_factor", "high_freq_factor"],
+            "yarn" => &["factor", "beta_fast", "beta_slow", "attention_factor", "truncate"],
+            _ => return Err(wrong("only default, linear, yarn and llama3 are read")),
+        };
+        let always =
+            ["rope_type", "type", "rope_theta", "partial_rotary_factor", "original_max_position_embeddings"];
+        let unknown = |key: &&String| !known.contains(&key.as_str()) && !always.contains(&key.as_str());
+        if let Some(key) = map.iter().filter(|(_, value)| !value.is_null()).map(|(key, _)| key).find(unknown)
+        {
+            return Err(wrong(&format!("`{key}` is not understood")));
+        }
+        rope.scaling = match kind {
+            "linear" => Some(RopeScaling::Linear { factor: needed("factor")? }),
+            "llama3" => Some(RopeScaling::Llama3 {
+                factor: needed("factor")?,
+                low_freq_factor: needed("low_freq_factor")?,
+                high_freq_factor: needed("high_freq_factor")?,
+                original_context: original,
+            }),
+            "yarn" => Some(RopeScaling::Yarn {
+                factor: needed("factor")?,
+                original_context: original,
+                beta_fast: number("beta_fast").unwrap_or(32.0),
+                beta_slow: number("beta_slow").unwrap_or(1.0),
+                attention_factor: number("attention_factor"),
+                truncate: map.get("truncate").and_then(Value::as_bool).unwrap_or(true),
+            }),
+            _ => None,
+        };
+        Ok(rope)
     }
 }
 
@@ -121,15 +621,36 @@ fn rope_theta(parameters: &Value) -> Result<f64, String> {
 mod tests {
     use super::*;
 
+    fn llama() -> Config {
+        Config { n_kv_head: Some(2), n_ff: Some(96), ..Config::new(300, 2, 64, 4, 128) }
+    }
+
     #[test]
-    fn both_forms_read_back() {
-        let llama = Config { n_kv_head: Some(2), n_ff: Some(96), ..Config::new(300, 2, 64, 4, 128) };
-        assert!(write(&llama).contains("LlamaForCausalLM"));
-        assert_eq!(parse(&write(&llama)), Ok(llama.clone()));
-        let other =
-            Config { bias: true, mlp: MlpKind::Gelu, position: Position::Learned, dropout: 0.1, ..llama };
-        assert!(write(&other).contains("\"flint\""));
-        assert_eq!(parse(&write(&other)), Ok(other));
+    fn what_is_written_reads_back() {
+        let gpt2 = Config {
+            bias: true,
+            mlp: MlpKind::GeluTanh,
+            position: Position::Learned,
+            norm: NormKind::LayerNorm,
+            ..Config::new(300, 2, 64, 4, 128)
+        };
+        let cases = [
+            (Family::Llama, llama()),
+            (Family::Gpt2, gpt2.clone()),
+            (Family::Mistral, Config { window: Some(16), ..llama() }),
+            (Family::Qwen2, Config { qkv_bias: Some(true), ..llama() }),
+            (Family::Qwen3, Config { qk_norm: Some(QkNorm::Head), head_dim: Some(24), ..llama() }),
+            (Family::Olmo2, Config { qk_norm: Some(QkNorm::Whole), norm_place: NormPlace::Post, ..llama() }),
+            (Family::Flint, Config { position: Position::Sinusoidal, ..llama() }),
+            (Family::Flint, Config { mlp: MlpKind::ReluSquared, ..gpt2 }),
+            (Family::SmolLm3, Config { layers: vec![LayerKind::Full, LayerKind::FullUnrotated], ..llama() }),
+        ];
+        for (family, config) in cases {
+            let config = Config { dropout: 0.1, ..config };
+            let (read_family, read) = parse(&write(&config)).expect("read");
+            assert_eq!(read_family, family, "{}", write(&config));
+            assert_eq!(spelled_out(&read), spelled_out(&config), "{}", write(&config));
+        }
     }
 
     #[test]
@@ -137,12 +658,18 @@ mod tests {
         let good = write(&Config::new(300, 2, 64, 4, 128));
         for (from, to, named) in [
             ("\"llama\"", "\"mamba\"", "mamba"),
-            ("\"silu\"", "\"relu\"", "hidden_act"),
+            ("\"silu\"", "\"mish\"", "mish"),
             ("\"hidden_size\": 64", "\"hidden_size\": -1", "hidden_size"),
-            ("\"num_attention_heads\": 4", "\"num_attention_heads\": 0", "n_head"),
-            ("\"head_dim\": 16", "\"head_dim\": 32", "head_dim"),
-            ("\"attention_bias\": false", "\"rope_scaling\": {\"factor\": 8}", "rope_scaling"),
-            ("\"attention_bias\": false", "\"rope_parameters\": {\"rope_type\": \"yarn\"}", "yarn"),
+            ("\"num_attention_heads\": 4", "\"num_attention_heads\": 0", "num_attention_heads"),
+            ("\"head_dim\": 16", "\"head_dim\": \"x\"", "head_dim"),
+            (
+                "\"attention_bias\": false",
+                "\"rope_scaling\": {\"factor\": 8, \"type\": \"su\"}",
+                "rope_scaling",
+            ),
+            ("\"attention_bias\": false", "\"rope_parameters\": {\"rope_type\": \"yarn\"}", "factor"),
+            ("\"attention_bias\": false", "\"quantization_config\": {}", "quantization_config"),
+            ("\"attention_bias\": false", "\"attention_bias\": true", "attention_bias"),
         ] {
             let bad = good.replace(from, to);
             assert_ne!(bad, good, "{from}");

@@ -1,8 +1,10 @@
 //! Model directories in the Hugging Face layout: `config.json` and `model.safetensors`.
 //!
-//! [`config_json`] maps the config, [`names`] the parameters' names, [`safetensors`] moves the numbers.
+//! [`family`] lists whose files are understood, [`config_json`] maps the config, [`names`] the parameters' names,
+//! [`safetensors`] moves the numbers.
 
 pub mod config_json;
+pub mod family;
 pub mod names;
 pub mod safetensors;
 
@@ -14,6 +16,7 @@ use burn::prelude::*;
 
 use crate::config::{Config, ConfigError};
 use crate::transformer::Transformer;
+use family::Family;
 
 /// Why a model could not be read or written.
 #[derive(Debug, thiserror::Error)]
@@ -90,11 +93,24 @@ pub enum Error {
 /// # Errors
 /// [`Error`] names the file and what is wrong with it.
 pub fn load<B: Backend>(dir: &Path, device: &B::Device) -> Result<Transformer<B>, Error> {
-    let config = load_config(dir)?;
+    let (family, config) = parse_config(dir)?;
     config.validate()?;
     let path = dir.join("model.safetensors");
     check_size(&config, &path)?;
-    safetensors::load(Transformer::empty(&config, device), &path, device)
+    safetensors::load(Transformer::empty(&config, device), family, &path, device)
+}
+
+/// Replaces the parameters of a model by those in a folder, whose config may differ in what acts in training only.
+///
+/// # Errors
+/// [`Error`] names the file and what is wrong with it.
+pub fn fill<B: Backend>(
+    model: Transformer<B>,
+    dir: &Path,
+    device: &B::Device,
+) -> Result<Transformer<B>, Error> {
+    let (family, _) = parse_config(dir)?;
+    safetensors::load(model, family, &dir.join("model.safetensors"), device)
 }
 
 /// Before memory for the parameters is asked for: whether the file can hold as many, at the two bytes
@@ -117,6 +133,10 @@ fn check_size(config: &Config, path: &Path) -> Result<(), Error> {
 /// # Errors
 /// [`Error`] names the file and what is wrong with it.
 pub fn load_config(dir: &Path) -> Result<Config, Error> {
+    parse_config(dir).map(|(_, config)| config)
+}
+
+fn parse_config(dir: &Path) -> Result<(Family, Config), Error> {
     let path = dir.join("config.json");
     let text = std::fs::read_to_string(&path).map_err(|source| Error::Io { path: path.clone(), source })?;
     config_json::parse(&text).map_err(|why| Error::Config { path, why })

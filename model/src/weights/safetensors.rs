@@ -10,9 +10,11 @@ use burn::module::{ModuleMapper, ModuleVisitor, Param};
 use burn::prelude::*;
 use burn::tensor::{bf16, f16};
 use kernels::mmap::Mmap;
-use safetensors::tensor::{Dtype, SafeTensors};
+use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 
-use super::{Error, names};
+use super::family::Family;
+use super::names::{self, Form, Piece};
+use super::{Error, config_json};
 use crate::config::Config;
 use crate::transformer::Transformer;
 
@@ -25,7 +27,9 @@ pub fn save<B: Backend>(
     path: &Path,
     metadata: &BTreeMap<String, String>,
 ) -> Result<(), Error> {
-    let mut collector = Collector { path: Vec::new(), config: model.config(), pieces: Vec::new() };
+    let config = model.config();
+    let family = config_json::family_of(config);
+    let mut collector = Collector { path: Vec::new(), config, family, pieces: Vec::new() };
     model.visit(&mut collector);
     let mut metadata = metadata.clone();
     // transformers refuses files that do not say which framework's layout they have.
@@ -93,6 +97,7 @@ pub fn values<B: Backend, const D: usize>(tensor: &Tensor<B, D>) -> Vec<f32> {
 struct Collector<'a> {
     path: Vec<String>,
     config: &'a Config,
+    family: Family,
     pieces: Vec<(String, Saved<'a>)>,
 }
 
@@ -109,21 +114,24 @@ impl<B: Backend> ModuleVisitor<B> for Collector<'_> {
         let tensor = param.val();
         let shape = tensor.dims();
         let mut first = 0;
-        for piece in names::pieces(&self.path.join("."), shape[0], self.config) {
+        for piece in names::pieces(&self.path.join("."), shape[0], self.config, self.family) {
             let rows = tensor.clone().narrow(0, first, piece.rows);
             first += piece.rows;
             let shape = [&[piece.rows], &shape[1..]].concat();
-            self.pieces.push((piece.name, Saved::new(shape, move || values(&rows))));
+            let saved = Saved::new(piece.shape(&shape), move || piece.form.to_file(values(&rows), &shape));
+            self.pieces.push((piece.name, saved));
         }
     }
 }
 
-/// Replaces all parameters of `model` by those in a file, which must hold exactly these.
+/// Replaces all parameters of `model` by those in a file, which must hold exactly these under the family's names; what
+/// follows from others (a tied head, tables, masks) may be there too.
 ///
 /// # Errors
 /// [`Error`] names the file and the tensor at fault.
 pub fn load<B: Backend>(
     model: Transformer<B>,
+    family: Family,
     path: &Path,
     device: &B::Device,
 ) -> Result<Transformer<B>, Error> {
@@ -132,12 +140,13 @@ pub fn load<B: Backend>(
     let file = SafeTensors::deserialize(&map)
         .map_err(|e| Error::Format { path: path.into(), why: e.to_string() })?;
     let config = model.config().clone();
-    let unused = file.names().into_iter().map(str::to_owned).collect();
+    let unused = file.names().into_iter().filter(|name| !is_derived(name)).map(str::to_owned).collect();
     let mut filler = Filler {
         path: Vec::new(),
         file_path: path,
         file,
         config,
+        family,
         device: device.clone(),
         unused,
         error: None,
@@ -155,31 +164,117 @@ struct Filler<'a, B: Backend> {
     file_path: &'a Path,
     file: SafeTensors<'a>,
     config: Config,
+    family: Family,
     device: B::Device,
     unused: BTreeSet<String>,
     error: Option<Error>,
 }
 
-impl<B: Backend> Filler<'_, B> {
+impl<'a, B: Backend> Filler<'a, B> {
+    /// A tensor by its name, or without the part before the first dot, which files of the bare decoder lack.
+    fn find(&self, name: &str) -> Option<(String, TensorView<'a>)> {
+        let bare = name.split_once('.').map_or(name, |(_, bare)| bare);
+        [name, bare].into_iter().find_map(|name| Some((name.to_owned(), self.file.tensor(name).ok()?)))
+    }
+
+    /// Many files of tied models have the head as well. It must be the embedding.
+    fn check_tied_head(&mut self, embedding: &TensorView<'_>) -> Result<(), Error> {
+        let (name, path) = ("lm_head.weight".to_owned(), self.file_path.to_path_buf());
+        if !self.config.tie_embeddings {
+            return Ok(());
+        }
+        match self.file.tensor(&name) {
+            Ok(head) if head.dtype() == embedding.dtype() && head.data() == embedding.data() => {
+                self.unused.remove(&name);
+                Ok(())
+            }
+            Ok(_) => Err(Error::Unused { path, name }),
+            Err(_) => Ok(()),
+        }
+    }
+
     /// All pieces of the parameter at the current path, one below the other.
     fn read(&mut self, shape: &[usize]) -> Result<Vec<f32>, Error> {
-        let mut values = Vec::with_capacity(shape.iter().product());
-        for piece in names::pieces(&self.path.join("."), shape[0], &self.config) {
-            let (path, name) = (self.file_path.to_path_buf(), piece.name);
-            let Ok(view) = self.file.tensor(&name) else { return Err(Error::Missing { path, name }) };
-            let expected = [&[piece.rows], &shape[1..]].concat();
+        let mut values = Vec::new();
+        for piece in names::pieces(&self.path.join("."), shape[0], &self.config, self.family) {
+            let (path, shape) = (self.file_path.to_path_buf(), [&[piece.rows], &shape[1..]].concat());
+            let Some((name, view)) = self.find(&piece.name) else {
+                return Err(Error::Missing { path, name: piece.name });
+            };
+            let expected = piece.shape(&shape);
             if view.shape() != expected {
                 return Err(Error::Shape { path, name, found: view.shape().to_vec(), expected });
             }
-            extend(&mut values, view.dtype(), view.data()).map_err(|dtype| Error::Dtype {
-                path,
+            let mut read = Vec::with_capacity(shape.iter().product());
+            extend(&mut read, view.dtype(), view.data()).map_err(|dtype| Error::Dtype {
+                path: path.clone(),
                 name: name.clone(),
                 dtype,
             })?;
+            if self.path == ["embedding"] {
+                self.check_tied_head(&view)?;
+            }
             self.unused.remove(&name);
+            match values.is_empty() {
+                true => values = piece.form.from_file(read, &shape),
+                false => values.extend(piece.form.from_file(read, &shape)),
+            }
         }
         Ok(values)
     }
+}
+
+/// Whether a tensor follows from the config: tables of rotary positions and causal masks, which older files have.
+fn is_derived(name: &str) -> bool {
+    let derived =
+        ["rotary_emb.inv_freq", "attn.bias", "attn.masked_bias", "attention.bias", "attention.masked_bias"];
+    derived
+        .iter()
+        .any(|end| name.strip_suffix(end).is_some_and(|rest| rest.is_empty() || rest.ends_with('.')))
+}
+
+impl Piece {
+    /// The shape in the file of a tensor that has this shape here.
+    fn shape(&self, shape: &[usize]) -> Vec<usize> {
+        match self.form {
+            Form::Transposed => shape.iter().rev().copied().collect(),
+            _ => shape.to_vec(),
+        }
+    }
+}
+
+impl Form {
+    /// The numbers as they are here, from those in the file. `shape` is that of the tensor here.
+    fn from_file(self, values: Vec<f32>, shape: &[usize]) -> Vec<f32> {
+        match self {
+            Self::Same => values,
+            Self::Transposed => transposed(&values, shape[1], shape[0]),
+            Self::LessOne => values.into_iter().map(|value| value + 1.0).collect(),
+            Self::ByHead { n_head } => regrouped(&values, n_head, 3),
+        }
+    }
+
+    /// The inverse.
+    fn to_file(self, values: Vec<f32>, shape: &[usize]) -> Vec<f32> {
+        match self {
+            Self::Same => values,
+            Self::Transposed => transposed(&values, shape[0], shape[1]),
+            Self::LessOne => values.into_iter().map(|value| value - 1.0).collect(),
+            Self::ByHead { n_head } => regrouped(&values, 3, n_head),
+        }
+    }
+}
+
+/// `[rows, cols]` to `[cols, rows]`.
+fn transposed(values: &[f32], rows: usize, cols: usize) -> Vec<f32> {
+    (0..cols).flat_map(|col| (0..rows).map(move |row| values[row * cols + col])).collect()
+}
+
+/// `[outer, inner, …]` to `[inner, outer, …]`.
+fn regrouped(values: &[f32], outer: usize, inner: usize) -> Vec<f32> {
+    let len = values.len() / (outer * inner);
+    let block = |i: usize, o: usize| &values[(o * inner + i) * len..][..len];
+    (0..inner).flat_map(|i| (0..outer).flat_map(move |o| block(i, o))).copied().collect()
 }
 
 /// Appends little-endian floats; the error is the name of a type that is not one.
