@@ -1,4 +1,4 @@
-//! Model directories in the Hugging Face layout: `config.json` and `model.safetensors`.
+//! Model directories in the Hugging Face layout: `config.json` and `model.safetensors`, or shards with an index.
 //!
 //! [`family`] lists whose files are understood, [`config_json`] maps the config, [`names`] the parameters' names,
 //! [`safetensors`] moves the numbers.
@@ -7,6 +7,7 @@ pub mod config_json;
 pub mod family;
 pub mod names;
 pub mod safetensors;
+mod shards;
 
 use std::collections::BTreeMap;
 use std::io;
@@ -95,9 +96,9 @@ pub enum Error {
 pub fn load<B: Backend>(dir: &Path, device: &B::Device) -> Result<Transformer<B>, Error> {
     let (family, config) = parse_config(dir)?;
     config.validate()?;
-    let path = dir.join("model.safetensors");
-    check_size(&config, &path)?;
-    safetensors::load(Transformer::empty(&config, device), family, &path, device)
+    let paths = shards::files(dir)?;
+    check_size(&config, &paths)?;
+    safetensors::load(Transformer::empty(&config, device), family, &paths, device)
 }
 
 /// Replaces the parameters of a model by those in a folder, whose config may differ in what acts in training only.
@@ -110,20 +111,21 @@ pub fn fill<B: Backend>(
     device: &B::Device,
 ) -> Result<Transformer<B>, Error> {
     let (family, _) = parse_config(dir)?;
-    safetensors::load(model, family, &dir.join("model.safetensors"), device)
+    safetensors::load(model, family, &shards::files(dir)?, device)
 }
 
-/// Before memory for the parameters is asked for: whether the file can hold as many, at the two bytes
+/// Before memory for the parameters is asked for: whether the files can hold as many, at the two bytes
 /// that each takes at least.
-fn check_size(config: &Config, path: &Path) -> Result<(), Error> {
-    let file = std::fs::metadata(path).map_err(|source| Error::Io { path: path.into(), source })?;
-    if file.len() / 2 < config.n_params() as u64 {
-        let why = format!(
-            "{} bytes, too few for the {} parameters of `config.json`",
-            file.len(),
-            config.n_params()
-        );
-        return Err(Error::Format { path: path.into(), why });
+fn check_size(config: &Config, paths: &[PathBuf]) -> Result<(), Error> {
+    let len = |path: &PathBuf| {
+        std::fs::metadata(path)
+            .map(|file| file.len())
+            .map_err(|source| Error::Io { path: path.into(), source })
+    };
+    let len: u64 = paths.iter().map(len).sum::<Result<_, _>>()?;
+    if len / 2 < config.n_params() as u64 {
+        let why = format!("{len} bytes, too few for the {} parameters of `config.json`", config.n_params());
+        return Err(Error::Format { path: paths[0].clone(), why });
     }
     Ok(())
 }
@@ -156,5 +158,5 @@ pub fn save<B: Backend>(
     let text = config_json::write(model.config());
     crate::files::write_atomic(&path, |f| io::Write::write_all(f, text.as_bytes()))
         .map_err(|source| Error::Io { path, source })?;
-    safetensors::save(model, &dir.join("model.safetensors"), metadata)
+    safetensors::save(model, &dir.join(shards::SINGLE), metadata)
 }

@@ -2,9 +2,9 @@
 //!
 //! Reading goes through a memory map, tensor by tensor; writing produces one tensor at a time.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::io::Write;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use burn::module::{ModuleMapper, ModuleVisitor, Param};
 use burn::prelude::*;
@@ -118,78 +118,89 @@ impl<B: Backend> ModuleVisitor<B> for Collector<'_> {
             let rows = tensor.clone().narrow(0, first, piece.rows);
             first += piece.rows;
             let shape = [&[piece.rows], &shape[1..]].concat();
-            let saved = Saved::new(piece.shape(&shape), move || piece.form.to_file(values(&rows), &shape));
+            let saved = Saved::new(piece.shape(&shape), move || piece.form.apply(values(&rows), &shape));
             self.pieces.push((piece.name, saved));
         }
     }
 }
 
-/// Replaces all parameters of `model` by those in a file, which must hold exactly these under the family's names; what
-/// follows from others (a tied head, tables, masks) may be there too.
+/// Replaces all parameters of `model` by those in files, which together must hold exactly these under the family's
+/// names; what follows from others (a tied head, tables, masks) may be there too.
 ///
 /// # Errors
 /// [`Error`] names the file and the tensor at fault.
 pub fn load<B: Backend>(
     model: Transformer<B>,
     family: Family,
-    path: &Path,
+    paths: &[PathBuf],
     device: &B::Device,
 ) -> Result<Transformer<B>, Error> {
-    let io_error = |source| Error::Io { path: path.into(), source };
-    let map = Mmap::open(path).map_err(io_error)?;
-    let file = SafeTensors::deserialize(&map)
-        .map_err(|e| Error::Format { path: path.into(), why: e.to_string() })?;
+    let open = |path: &PathBuf| Mmap::open(path).map_err(|source| Error::Io { path: path.clone(), source });
+    let maps = paths.iter().map(open).collect::<Result<Vec<_>, _>>()?;
+    let mut files = Vec::with_capacity(paths.len());
+    let mut unused = BTreeMap::new();
+    for (path, map) in paths.iter().zip(&maps) {
+        let wrong = |why| Error::Format { path: path.clone(), why };
+        let tensors = SafeTensors::deserialize(map).map_err(|error| wrong(error.to_string()))?;
+        for name in tensors.names().into_iter().filter(|name| !is_derived(name)) {
+            if let Some(other) = unused.insert(name.to_owned(), path.as_path()) {
+                return Err(wrong(format!("tensor `{name}` is also in {}", other.display())));
+            }
+        }
+        files.push(File { path, tensors });
+    }
     let config = model.config().clone();
-    let unused = file.names().into_iter().filter(|name| !is_derived(name)).map(str::to_owned).collect();
-    let mut filler = Filler {
-        path: Vec::new(),
-        file_path: path,
-        file,
-        config,
-        family,
-        device: device.clone(),
-        unused,
-        error: None,
-    };
+    let mut filler =
+        Filler { path: Vec::new(), files, config, family, device: device.clone(), unused, error: None };
     let model = model.map(&mut filler);
     match (filler.error, filler.unused.pop_first()) {
         (Some(error), _) => Err(error),
-        (None, Some(name)) => Err(Error::Unused { path: path.into(), name }),
+        (None, Some((name, path))) => Err(Error::Unused { path: path.into(), name }),
         (None, None) => Ok(model),
     }
 }
 
+/// An open file.
+struct File<'a> {
+    path: &'a Path,
+    tensors: SafeTensors<'a>,
+}
+
 struct Filler<'a, B: Backend> {
     path: Vec<String>,
-    file_path: &'a Path,
-    file: SafeTensors<'a>,
+    files: Vec<File<'a>>,
     config: Config,
     family: Family,
     device: B::Device,
-    unused: BTreeSet<String>,
+    /// The tensors that no parameter took yet, and their files.
+    unused: BTreeMap<String, &'a Path>,
     error: Option<Error>,
 }
 
 impl<'a, B: Backend> Filler<'a, B> {
-    /// A tensor by its name, or without the part before the first dot, which files of the bare decoder lack.
-    fn find(&self, name: &str) -> Option<(String, TensorView<'a>)> {
+    /// A tensor and its file, by the tensor's name or by that without the part before the first dot, which files of the
+    /// bare decoder lack.
+    fn find(&self, name: &str) -> Option<(&'a Path, String, TensorView<'a>)> {
         let bare = name.split_once('.').map_or(name, |(_, bare)| bare);
-        [name, bare].into_iter().find_map(|name| Some((name.to_owned(), self.file.tensor(name).ok()?)))
+        let of = |name: &str| {
+            let found = |file: &File<'a>| Some((file.path, name.to_owned(), file.tensors.tensor(name).ok()?));
+            self.files.iter().find_map(found)
+        };
+        of(name).or_else(|| of(bare))
     }
 
     /// Many files of tied models have the head as well. It must be the embedding.
     fn check_tied_head(&mut self, embedding: &TensorView<'_>) -> Result<(), Error> {
-        let (name, path) = ("lm_head.weight".to_owned(), self.file_path.to_path_buf());
         if !self.config.tie_embeddings {
             return Ok(());
         }
-        match self.file.tensor(&name) {
-            Ok(head) if head.dtype() == embedding.dtype() && head.data() == embedding.data() => {
+        match self.find("lm_head.weight") {
+            Some((_, name, head)) if head.dtype() == embedding.dtype() && head.data() == embedding.data() => {
                 self.unused.remove(&name);
                 Ok(())
             }
-            Ok(_) => Err(Error::Unused { path, name }),
-            Err(_) => Ok(()),
+            Some((path, name, _)) => Err(Error::Unused { path: path.into(), name }),
+            None => Ok(()),
         }
     }
 
@@ -197,10 +208,11 @@ impl<'a, B: Backend> Filler<'a, B> {
     fn read(&mut self, shape: &[usize]) -> Result<Vec<f32>, Error> {
         let mut values = Vec::new();
         for piece in names::pieces(&self.path.join("."), shape[0], &self.config, self.family) {
-            let (path, shape) = (self.file_path.to_path_buf(), [&[piece.rows], &shape[1..]].concat());
-            let Some((name, view)) = self.find(&piece.name) else {
-                return Err(Error::Missing { path, name: piece.name });
+            let shape = [&[piece.rows], &shape[1..]].concat();
+            let Some((path, name, view)) = self.find(&piece.name) else {
+                return Err(Error::Missing { path: self.files[0].path.into(), name: piece.name });
             };
+            let path = path.to_path_buf();
             let expected = piece.shape(&shape);
             if view.shape() != expected {
                 return Err(Error::Shape { path, name, found: view.shape().to_vec(), expected });
@@ -216,8 +228,8 @@ impl<'a, B: Backend> Filler<'a, B> {
             }
             self.unused.remove(&name);
             match values.is_empty() {
-                true => values = piece.form.from_file(read, &shape),
-                false => values.extend(piece.form.from_file(read, &shape)),
+                true => values = piece.form.undo(read, &shape),
+                false => values.extend(piece.form.undo(read, &shape)),
             }
         }
         Ok(values)
@@ -245,7 +257,7 @@ impl Piece {
 
 impl Form {
     /// The numbers as they are here, from those in the file. `shape` is that of the tensor here.
-    fn from_file(self, values: Vec<f32>, shape: &[usize]) -> Vec<f32> {
+    fn undo(self, values: Vec<f32>, shape: &[usize]) -> Vec<f32> {
         match self {
             Self::Same => values,
             Self::Transposed => transposed(&values, shape[1], shape[0]),
@@ -255,7 +267,7 @@ impl Form {
     }
 
     /// The inverse.
-    fn to_file(self, values: Vec<f32>, shape: &[usize]) -> Vec<f32> {
+    fn apply(self, values: Vec<f32>, shape: &[usize]) -> Vec<f32> {
         match self {
             Self::Same => values,
             Self::Transposed => transposed(&values, shape[0], shape[1]),

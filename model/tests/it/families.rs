@@ -8,11 +8,12 @@ use burn::prelude::*;
 use model::weights;
 use model::{Cache, FusedOps, Transformer};
 use safetensors::SafeTensors;
+use safetensors::tensor::TensorView;
 
 use crate::cases::Ids;
 use crate::numbers::{bits, values};
 
-on_cpu!(logits_are_those_of_transformers, what_is_saved_is_the_same_model);
+on_cpu!(logits_are_those_of_transformers, what_is_saved_is_the_same_model, shards_are_one_model);
 
 /// The largest difference of logits whose deviation is 0.3 to 3.
 const TOLERANCE: f32 = 1e-4;
@@ -70,4 +71,48 @@ fn what_is_saved_is_the_same_model<B: FusedOps>() {
         let config = fs::read_to_string(saved.path().join("config.json")).expect("written");
         assert!(!config.contains("FlintForCausalLM"), "{folder:?}: no family can say {config}");
     }
+}
+
+/// A model cut into two files with an index; then what can be wrong with these.
+fn shards_are_one_model<B: FusedOps>() {
+    let folder = &folders()[0];
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    fs::copy(folder.join("config.json"), dir.path().join("config.json")).expect("copied");
+    let bytes = fs::read(folder.join("model.safetensors")).expect("read");
+    let file = SafeTensors::deserialize(&bytes).expect("a safetensors file");
+    let mut map = serde_json::Map::new();
+    let mut shards = [("a.safetensors", Vec::new()), ("b.safetensors", Vec::new())];
+    for (i, (name, view)) in file.tensors().into_iter().enumerate() {
+        map.insert(name.clone(), shards[i % 2].0.into());
+        shards[i % 2].1.push((name, view));
+    }
+    let write_shard = |name: &str, tensors: &[(String, TensorView<'_>)]| {
+        let bytes = safetensors::serialize(tensors.to_vec(), None).expect("serialized");
+        fs::write(dir.path().join(name), bytes).expect("written");
+    };
+    shards.iter().for_each(|(name, tensors)| write_shard(name, tensors));
+    let index = dir.path().join("model.safetensors.index.json");
+    let write_index = |map: serde_json::Value| fs::write(&index, map.to_string()).expect("written");
+    write_index(serde_json::json!({ "weight_map": map }));
+    let (ids, _) = expected(folder);
+    let [got, want] =
+        [&dir.path().to_path_buf(), folder].map(|dir| bits(load::<B>(dir).forward(ids.tensor())));
+    assert!(got == want);
+
+    let refused = |why: &str| {
+        let error = weights::load::<B>(dir.path(), &Default::default()).expect_err(why).to_string();
+        assert!(error.contains(why), "{error}");
+    };
+    write_index(serde_json::json!({ "weight_map": { "x": "../a.safetensors" } }));
+    refused("../a.safetensors");
+    write_index(serde_json::json!({ "weight_map": {} }));
+    refused("lists no tensor");
+    write_index(serde_json::json!({ "weight_map": { "x": "a.safetensors", "y": "gone.safetensors" } }));
+    refused("gone.safetensors");
+    write_index(serde_json::json!({ "weight_map": map }));
+    let twice = [shards[1].1.clone(), vec![shards[0].1[0].clone()]].concat();
+    write_shard("b.safetensors", &twice);
+    refused("is also in");
+    write_shard("b.safetensors", &shards[1].1[1..]);
+    refused(&format!("tensor `{}` is missing", shards[1].1[0].0));
 }
