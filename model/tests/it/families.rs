@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use burn::prelude::*;
 use model::weights;
@@ -27,7 +27,7 @@ fn folders() -> Vec<PathBuf> {
     folders
 }
 
-fn expected(folder: &PathBuf) -> (Ids, Vec<f32>) {
+fn expected(folder: &Path) -> (Ids, Vec<f32>) {
     let bytes = fs::read(folder.join("expected.safetensors")).expect("read");
     let file = SafeTensors::deserialize(&bytes).expect("a safetensors file");
     let words = |name: &str| file.tensor(name).expect("there").data().as_chunks::<4>().0.to_vec();
@@ -36,7 +36,7 @@ fn expected(folder: &PathBuf) -> (Ids, Vec<f32>) {
     (ids, words("logits").into_iter().map(f32::from_le_bytes).collect())
 }
 
-fn load<B: FusedOps>(folder: &PathBuf) -> Transformer<B> {
+fn load<B: FusedOps>(folder: &Path) -> Transformer<B> {
     weights::load(folder, &Default::default()).unwrap_or_else(|error| panic!("{folder:?}: {error}"))
 }
 
@@ -63,7 +63,7 @@ fn what_is_saved_is_the_same_model<B: FusedOps>() {
         let (ids, _) = expected(&folder);
         let saved = tempfile::tempdir().expect("a temporary folder");
         weights::save(&model, saved.path(), &BTreeMap::new()).expect("saved");
-        let again = load::<B>(&saved.path().to_path_buf());
+        let again = load::<B>(saved.path());
         let [got, want] = [again, model].map(|model| values(model.forward(ids.tensor())));
         // Gemma's files have gains less one, which rounds.
         let worst = got.iter().zip(&want).map(|(got, want)| (got - want).abs()).fold(0.0, f32::max);
@@ -95,8 +95,7 @@ fn shards_are_one_model<B: FusedOps>() {
     let write_index = |map: serde_json::Value| fs::write(&index, map.to_string()).expect("written");
     write_index(serde_json::json!({ "weight_map": map }));
     let (ids, _) = expected(folder);
-    let [got, want] =
-        [&dir.path().to_path_buf(), folder].map(|dir| bits(load::<B>(dir).forward(ids.tensor())));
+    let [got, want] = [dir.path(), folder].map(|dir| bits(load::<B>(dir).forward(ids.tensor())));
     assert!(got == want);
 
     let refused = |why: &str| {
