@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use model::{FusedOps, Transformer, weights};
+use tokenizer::chat::ChatFormat;
 use tokenizer::{Error, Split, Tokenizer};
 
 /// The model folder: the path itself, or the `model` folder of a run.
@@ -31,6 +32,22 @@ pub fn model_dir(path: &Path) -> Result<PathBuf> {
 pub fn model<B: FusedOps>(dir: &Path, device: &B::Device) -> Result<Transformer<B>> {
     weights::load(dir, device).context("cannot open the model")
 }
+
+/// How conversations are laid out for a model: by the chat template of its folder, without one by Flint's own layout if
+/// the tokenizer has its special tokens.
+pub fn chat_format(dir: &Path, tokenizer: &Tokenizer) -> Result<ChatFormat> {
+    if !dir.join("tokenizer_config.json").exists() && !dir.join("chat_template.jinja").exists() {
+        return ChatFormat::new(tokenizer).context(NO_CHAT);
+    }
+    match ChatFormat::load(dir, tokenizer) {
+        Err(Error::InFile { problem, .. }) if matches!(*problem, Error::NoTemplate) => {
+            ChatFormat::new(tokenizer).context(NO_CHAT)
+        }
+        format => format.context("cannot use the model's chat template"),
+    }
+}
+
+const NO_CHAT: &str = "this model was not trained to chat; try `flint generate` without `--chat`";
 
 /// Reads the tokenizer: a file of any format, or what a model or run folder has.
 pub fn tokenizer(path: &Path) -> Result<Tokenizer> {

@@ -264,6 +264,17 @@ fn a_model_generates_and_answers_the_same_for_the_same_seed() {
     assert_eq!(first["text"], generate("3")["text"]);
     assert_ne!(first["ids"], generate("4")["ids"]);
 
+    // A conversation is laid out by the folder's template, and without one by our own layout.
+    let asked =
+        || json(&succeeds(dir, &["generate", "run", "--chat", "-p", "the cat", "-n", "2", "--json", "-q"]));
+    assert_eq!(asked()["prompt_tokens"].as_u64(), Some(10));
+    let template = r#"{"chat_template": "{% for m in messages %}{{ m.content }}{{ eos_token }}{% endfor %}",
+        "eos_token": "<|endoftext|>"}"#;
+    write(dir, "run/model/tokenizer_config.json", template);
+    assert_eq!(asked()["prompt_tokens"].as_u64(), Some(8));
+    write(dir, "run/model/tokenizer_config.json", &template.replace("endfor", "end"));
+    fails(dir, &["generate", "run", "--chat", "-p", "the cat"], &["tokenizer_config.json", "line 1"]);
+
     succeeds(dir, &["logits", "run", "--ids", "100,101,102", "-o", "logits.npy", "-q"]);
     let npy = fs::read(dir.join("logits.npy")).expect("written");
     assert_eq!(&npy[..8], b"\x93NUMPY\x01\x00");

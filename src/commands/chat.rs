@@ -30,8 +30,7 @@ impl Job for Run {
         let sampler = Sampler::new(super::generate::sampling(&self.args.sampling))?;
         let dir = loading::model_dir(&self.args.model)?;
         let tokenizer = loading::tokenizer(&dir)?;
-        let format = ChatFormat::new(&tokenizer)
-            .context("this model was not trained to chat; try `flint generate`")?;
+        let format = loading::chat_format(&dir, &tokenizer)?;
         let model = loading::model::<B>(&dir, &device)?;
         let session = Session::new(&model, model.config().context).with_vocabulary(tokenizer.vocab_size());
         let system: Vec<_> = self.args.system.iter().map(|text| Message::new(Role::System, text)).collect();
@@ -98,7 +97,7 @@ impl<B: FusedOps> Conversation<'_, B> {
         };
         let mut answer = String::new();
         let mut stop: Vec<u32> = self.tokenizer.eos_id().into_iter().collect();
-        stop.push(self.format.stop_id());
+        stop.extend(self.format.stop_ids());
         let n = self.args.sampling.n;
         let request = Request { prompt: &prompt, n, stop_ids: &stop, stop_strings: &self.args.sampling.stop };
         let show = |part: &str| {

@@ -1,6 +1,7 @@
 //! `flint generate`
 
 use std::io::Read;
+use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
@@ -8,8 +9,8 @@ use infer::{FinishReason, Sampler, Sampling, Session};
 use model::FusedOps;
 use model::backend::Job;
 use serde_json::json;
-use tokenizer::Tokenizer;
-use tokenizer::chat::{ChatFormat, Message, Role};
+use tokenizer::chat::{Message, Role};
+use tokenizer::{EncodeOptions, Tokenizer};
 
 use super::Common;
 use crate::streaming::{self, Request};
@@ -37,7 +38,7 @@ pub fn sampling(args: &args::SamplingArgs) -> Sampling {
 }
 
 /// The prompt's ids, and the ids that end the answer.
-fn prompt(args: &args::Generate, tokenizer: &Tokenizer) -> Result<(Vec<u32>, Vec<u32>)> {
+fn prompt(args: &args::Generate, dir: &Path, tokenizer: &Tokenizer) -> Result<(Vec<u32>, Vec<u32>)> {
     let mut text = args.prompt.clone();
     if text == "-" {
         text.clear();
@@ -45,10 +46,12 @@ fn prompt(args: &args::Generate, tokenizer: &Tokenizer) -> Result<(Vec<u32>, Vec
     }
     let mut stop: Vec<u32> = tokenizer.eos_id().into_iter().collect();
     if !args.chat {
-        return Ok((tokenizer.encode(&text), stop));
+        // With what the model expects around a text, such as LLaMA's first token.
+        let options = EncodeOptions { add_special: true, ..EncodeOptions::default() };
+        return Ok((tokenizer.encode_with(&text, options), stop));
     }
-    let format = ChatFormat::new(tokenizer).context("this model was not trained to chat")?;
-    stop.push(format.stop_id());
+    let format = loading::chat_format(dir, tokenizer)?;
+    stop.extend(format.stop_ids());
     Ok((format.render(tokenizer, &[Message::new(Role::User, text)], true)?.ids, stop))
 }
 
@@ -60,10 +63,11 @@ impl Job for Run {
         let mut sampler = Sampler::new(sampling(&args.sampling))?;
         let dir = loading::model_dir(&args.model)?;
         let tokenizer = loading::tokenizer(&dir)?;
-        let (ids, stop) = prompt(&args, &tokenizer)?;
+        let (ids, stop) = prompt(&args, &dir, &tokenizer)?;
         let model = loading::model::<B>(&dir, &device)?;
-        let mut session =
-            Session::new(&model, model.config().context).with_vocabulary(tokenizer.vocab_size());
+        // The cache holds what is asked for, not what a model could attend to at most.
+        let context = ids.len().saturating_add(args.sampling.n).min(model.config().context);
+        let mut session = Session::new(&model, context).with_vocabulary(tokenizer.vocab_size());
         let mut whole = String::new();
         let request =
             Request { prompt: &ids, n: args.sampling.n, stop_ids: &stop, stop_strings: &args.sampling.stop };

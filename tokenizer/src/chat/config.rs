@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 
+use super::JINJA;
 use super::json::Json;
 use super::render::ChatFormat;
 use super::template::ChatTemplate;
@@ -40,6 +41,10 @@ impl ChatFormat {
             None => (template_of(&config).and_then(ChatTemplate::new), &config_path),
         };
         let template = template.map_err(in_file(path))?;
+        // Models of our own have it for others: here the layout itself is used, which knows the order of roles.
+        if template.source() == JINJA {
+            return Self::new(tokenizer);
+        }
         Self::with_template(tokenizer, template, names)
     }
 }
