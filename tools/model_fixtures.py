@@ -2,20 +2,20 @@
 
     pip install torch transformers==5.23.0 safetensors numpy
     python tools/model_fixtures.py            # writes the fixtures
-    python tools/model_fixtures.py --check DIR ...   # opens models that Flint wrote and prints a digest of their logits
+    FLINT_SAVED=DIR cargo test -p model saved        # leaves the same models, written by Flint, in DIR
+    python tools/model_fixtures.py --check DIR/*     # opens them with transformers and compares the logits
 
 Weights are written as float16, so that the files stay small, and read back as float32 before the logits are computed:
 they are what transformers gives for exactly the numbers in the file.
 """
 
-import json
 import sys
 from pathlib import Path
 
 import numpy as np
 import torch
 import transformers as hf
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 OUT = Path(__file__).parent.parent / "model/tests/fixtures/families"
 POSITIONS = 64
@@ -114,11 +114,14 @@ def make(name, config):
 
 
 def check(folder):
+    folder = Path(folder)
+    expected = load_file(OUT / folder.name / "expected.safetensors")
     model = hf.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
-    ids = torch.arange(POSITIONS)[None] * 7 % model.config.vocab_size
     with torch.no_grad():
-        logits = model(ids).logits[0].double()
-    print(json.dumps({"folder": str(folder), "sum": logits.sum().item(), "square": (logits**2).sum().item()}))
+        logits = model(torch.from_numpy(expected["ids"]).long()[None]).logits[0].numpy()
+    worst = np.abs(logits - expected["logits"]).max()
+    print(f"{folder.name}: written as {model.config.model_type}, largest difference {worst:.1e}")
+    assert worst < 1e-4
 
 
 if __name__ == "__main__":

@@ -220,7 +220,7 @@ pub struct ConfigError {
 
 /// The most that any size in a config may be. Products of three such sizes still overflow, hence
 /// [`MAX_PARAMS`].
-const MAX_SIZE: usize = 1 << 24;
+pub(crate) const MAX_SIZE: usize = 1 << 24;
 
 /// The most parameters a config may ask for, 2^44: counts of bytes and operations made of it stay exact.
 const MAX_PARAMS: u128 = 1 << 44;

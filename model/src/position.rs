@@ -2,7 +2,8 @@
 //!
 //! Element `i` of the first half of what turns in a head and element `i` of its second half form a pair that position
 //! `p` turns by the angle `p · f[i]`, where `f[i] = theta^(-2i / rotary_dim)` unless a scaling changes it. Tables are
-//! computed in f64 and shared by all layers of a kind.
+//! shared by all layers of a kind. Frequencies are rounded to f32 and multiplied by the position in f32, as transformers
+//! and llama.cpp do: far into a context that is not the angle itself, but it is the one that models were trained with.
 
 use std::f64::consts::TAU;
 
@@ -157,7 +158,8 @@ pub struct Rope<B: Backend> {
 impl<B: Backend> Rope<B> {
     fn new(n_positions: usize, frequencies: &[f64], factor: f64, device: &B::Device) -> Self {
         let table = |f: fn(f64) -> f64| {
-            let row = |p: usize| frequencies.iter().map(move |w| (f(p as f64 * w) * factor) as f32);
+            let angle = |p: usize, w: f64| f64::from(p as f32 * w as f32);
+            let row = |p: usize| frequencies.iter().map(move |&w| (f(angle(p, w)) * factor) as f32);
             let values: Vec<f32> = (0..n_positions).flat_map(row).collect();
             Tensor::from_data(TensorData::new(values, [n_positions, frequencies.len()]), device)
         };
@@ -174,13 +176,15 @@ pub struct Ropes<B: Backend> {
     n_positions: usize,
 }
 
-/// Positions that tables have from the start; more are computed when they are asked for.
+/// Positions that tables have from the start, and at most so many elements; more are computed when they are asked for.
 const READY: usize = 4096;
+const MAX_READY: usize = 1 << 22;
 
 impl<B: Backend> Ropes<B> {
     /// The tables of a config for the first positions of its context.
     pub fn init(config: &Config, device: &B::Device) -> Self {
-        Self::covering(config, config.context.min(READY), device)
+        let most = (MAX_READY / config.rotary_dim()).clamp(1, READY);
+        Self::covering(config, config.context.min(most), device)
     }
 
     fn covering(config: &Config, n_positions: usize, device: &B::Device) -> Self {

@@ -10,7 +10,7 @@ use std::collections::BTreeSet;
 use serde_json::{Map, Value, json};
 
 use super::family::Family;
-use crate::config::{Config, LayerKind, MlpKind, NormKind, NormPlace, Position, QkNorm};
+use crate::config::{Config, LayerKind, MAX_SIZE, MlpKind, NormKind, NormPlace, Position, QkNorm};
 use crate::position::RopeScaling;
 
 /// Reads a `config.json`.
@@ -56,13 +56,20 @@ pub fn write(config: &Config) -> String {
 
 /// The family that a model is written as: the first whose files can say all of it.
 pub fn family_of(config: &Config) -> Family {
+    // The code of some families insists on it, though heads may be as wide as they like.
+    let is_even = config.n_embd.is_multiple_of(config.n_head);
     let says_all = |family: &Family| {
         *family != Family::Flint
-            && parse(&to_json(*family, config).to_string())
-                .is_ok_and(|(_, read)| spelled_out(&read) == spelled_out(config))
+            && (is_even || matches!(family, Family::Mistral | Family::Qwen3))
+            && parse(&to_json(*family, config).to_string()).is_ok_and(|(_, read)| are_same(&read, config))
     };
     // LLaMA before the families that would do as well.
     [Family::Llama].into_iter().chain(Family::ALL).find(says_all).unwrap_or(Family::Flint)
+}
+
+/// Whether two configs are of the same model.
+pub(super) fn are_same(a: &Config, b: &Config) -> bool {
+    spelled_out(a) == spelled_out(b)
 }
 
 /// The config with its defaults filled in, so that equal models have equal ones. Dropout acts in training only.
@@ -102,7 +109,6 @@ fn to_json(family: Family, config: &Config) -> Value {
             "num_hidden_layers": config.n_layer,
             "num_attention_heads": config.n_head,
             "max_position_embeddings": config.context,
-            "rope_theta": config.rope_theta,
             "rope_scaling": config.rope_scaling.as_ref().map(rope_scaling),
             "hidden_act": activation(config.mlp),
         }),
@@ -118,12 +124,12 @@ fn to_json(family: Family, config: &Config) -> Value {
             "rotary_emb_base": config.rope_theta,
         }),
         _ => json!({
+            "rope_theta": config.rope_theta,
             "num_key_value_heads": config.n_kv_head(),
             "head_dim": config.head_dim(),
             "rms_norm_eps": config.norm_eps,
             "attention_bias": config.bias,
             "sliding_window": config.window,
-            "partial_rotary_factor": (part != 1.0).then_some(part),
         }),
     };
     let kinds: Vec<_> = (0..config.n_layer).map(|i| config.layer(i)).collect();
@@ -134,7 +140,8 @@ fn to_json(family: Family, config: &Config) -> Value {
     let special = match family {
         Family::Gemma2 | Family::Gemma3 => json!({
             "hidden_activation": activation(config.mlp),
-            "query_pre_attn_scalar": config.attention_scale.map(|scale| scale.powi(-2)),
+            // A whole number there; what is none is another model when it is read back.
+            "query_pre_attn_scalar": config.attention_scale.map(|scale| scale.powi(-2).round() as u64),
             "attn_logit_softcapping": config.attention_softcap,
             "final_logit_softcapping": config.logit_softcap,
             "rope_local_base_freq": config.local_rope_theta,
@@ -151,20 +158,24 @@ fn to_json(family: Family, config: &Config) -> Value {
             "no_rope_layers": kinds.iter().map(|&kind| u8::from(kind != LayerKind::FullUnrotated)).collect::<Vec<_>>(),
         }),
         Family::Llama => json!({ "mlp_bias": config.bias }),
+        Family::Phi3 => json!({ "partial_rotary_factor": part }),
         _ => json!({}),
     };
     let always = json!({
         "architectures": [family.architecture()],
         "model_type": family.model_type(),
         "tie_word_embeddings": config.tie_embeddings,
+        // Left out, they would be those of the family's first model, which a smaller vocabulary does not have.
+        "bos_token_id": null,
+        "eos_token_id": null,
+        "pad_token_id": null,
         "torch_dtype": "float32",
     });
     if let Value::Object(map) = &mut map {
         for entries in [more, special, always] {
             let Value::Object(entries) = entries else { continue };
-            map.extend(entries.into_iter().filter(|(_, value)| !value.is_null()));
+            map.extend(entries);
         }
-        map.retain(|_, value| !value.is_null());
     }
     map
 }
@@ -205,12 +216,15 @@ fn rope_scaling(scaling: &RopeScaling) -> Value {
     }
 }
 
-/// Keys that do not change the logits: ids and defaults for generating, dropout, initialisation, bookkeeping.
-const WITHOUT_EFFECT: [&str; 37] = [
+/// Keys that transformers does not read for these families, or that do not change the logits: ids and defaults for
+/// generating, dropout, initialisation, bookkeeping.
+const WITHOUT_EFFECT: &[&str] = &[
     "_name_or_path",
+    "_num_labels",
     "_sliding_window_pattern",
     "architectures",
     "attention_dropout",
+    "attention_probs_dropout_prob",
     "attn_pdrop",
     "auto_map",
     "bos_token_id",
@@ -222,19 +236,27 @@ const WITHOUT_EFFECT: [&str; 37] = [
     "finetuning_task",
     "gradient_checkpointing",
     "hidden_dropout",
+    "hidden_dropout_prob",
     "id2label",
     "initializer_range",
     "is_decoder",
+    "is_llama_config",
     "label2id",
+    "max_sequence_length",
     "max_window_layers",
     "model_type",
     "n_ctx",
+    "n_special",
+    "original_max_position_embeddings",
     "output_past",
     "pad_token_id",
+    "predict_special_tokens",
     "pretraining_tp",
     "reorder_and_upcast_attn",
     "resid_pdrop",
+    "rope_interleaved",
     "sliding_window_pattern",
+    "sliding_window_size",
     "summary_activation",
     "summary_first_dropout",
     "summary_proj_to_labels",
@@ -242,7 +264,10 @@ const WITHOUT_EFFECT: [&str; 37] = [
     "summary_use_proj",
     "task_specific_params",
     "torch_dtype",
+    "transformers.js_config",
     "transformers_version",
+    "unsloth_fixed",
+    "unsloth_version",
     "use_cache",
 ];
 
@@ -269,11 +294,18 @@ impl<'a> Keys<'a> {
     }
 
     fn size_if_there(&self, key: &'static str) -> Result<Option<usize>, String> {
-        self.read(key, "a whole number", |value| value.as_u64().and_then(|n| n.try_into().ok()))
+        let bounded =
+            |value: &Value| value.as_u64().and_then(|n| n.try_into().ok()).filter(|&n| n <= MAX_SIZE);
+        self.read(key, "a whole number below 2^24", bounded)
     }
 
     fn size(&self, key: &'static str) -> Result<usize, String> {
         self.size_if_there(key)?.ok_or_else(|| format!("key `{key}` is missing"))
+    }
+
+    /// Refuses a file without the key, even if null: families differ in what they take then.
+    fn is_there(&self, key: &'static str) -> Result<(), String> {
+        if self.map.contains_key(key) { Ok(()) } else { Err(format!("key `{key}` is missing")) }
     }
 
     fn number(&self, key: &'static str) -> Result<Option<f64>, String> {
@@ -356,12 +388,10 @@ fn gpt_neox(keys: &Keys) -> Result<Config, String> {
         tie_embeddings: keys.flag("tie_word_embeddings", false)?,
         ..sizes(keys)?
     };
-    let rope = Rope::read(keys, 10_000.0)?;
-    config.rope_theta = keys.number("rotary_emb_base")?.unwrap_or(rope.theta);
+    let rope = Rope::read(Family::GptNeoX, keys)?;
+    config.rope_theta = rope.theta;
     config.rope_scaling = rope.scaling;
-    // Older files say it beside, newer ones among the rotary parameters; the default is a quarter.
-    let part = keys.number("rotary_pct")?.or(rope.part).unwrap_or(0.25);
-    config.rotary_dim = rotary_dim(&config, part)?;
+    config.rotary_dim = rotary_dim(&config, rope.part.unwrap_or(0.25))?;
     Ok(config)
 }
 
@@ -387,11 +417,20 @@ fn llama_like(family: Family, keys: &Keys) -> Result<Config, String> {
         n_kv_head: keys.size_if_there("num_key_value_heads")?,
         head_dim: keys.size_if_there("head_dim")?,
         n_ff: Some(keys.size("intermediate_size")?),
-        norm_eps: keys.number("rms_norm_eps")?.unwrap_or(1e-6),
+        norm_eps: keys.number("rms_norm_eps")?.unwrap_or(match family {
+            Family::Phi3 | Family::Olmo2 => 1e-5,
+            _ => 1e-6,
+        }),
         mlp: gated_mlp(keys, is_gemma)?,
         tie_embeddings: keys.flag("tie_word_embeddings", is_gemma || family == Family::SmolLm3)?,
         ..sizes(keys)?
     };
+    if !matches!(family, Family::Llama | Family::Phi3 | Family::Olmo2) {
+        keys.is_there("num_key_value_heads")?;
+    }
+    if is_gemma || family == Family::Qwen3 {
+        keys.is_there("head_dim")?;
+    }
     // One name for what is the default keeps equal models equal.
     config.head_dim = config.head_dim.filter(|&width| width * config.n_head != config.n_embd);
     match family {
@@ -402,7 +441,10 @@ fn llama_like(family: Family, keys: &Keys) -> Result<Config, String> {
         _ => keys.only("attention_bias", json!(false))?,
     }
     match family {
-        Family::Qwen2 => config.qkv_bias = Some(true),
+        Family::Qwen2 => {
+            keys.only("use_mrope", json!(false))?;
+            config.qkv_bias = Some(true);
+        }
         Family::Qwen3 => config.qk_norm = Some(QkNorm::Head),
         Family::Olmo2 => {
             config.qk_norm = Some(QkNorm::Whole);
@@ -414,23 +456,29 @@ fn llama_like(family: Family, keys: &Keys) -> Result<Config, String> {
             config.norm_place = NormPlace::Both;
             config.embedding_scale = Some((config.n_embd as f64).sqrt());
             config.attention_scale = Some(keys.number("query_pre_attn_scalar")?.unwrap_or(256.0).powf(-0.5));
+            if family == Family::Gemma2 {
+                keys.is_there("attn_logit_softcapping")?;
+                keys.is_there("final_logit_softcapping")?;
+            }
             config.attention_softcap = keys.number("attn_logit_softcapping")?;
             config.logit_softcap = keys.number("final_logit_softcapping")?;
         }
         _ => {}
     }
     (config.window, config.layers) = layers(family, &config, keys)?;
-    let theta = match family {
-        Family::Gemma3 => 1_000_000.0,
-        Family::SmolLm3 => 2_000_000.0,
-        _ => 10_000.0,
-    };
-    let rope = Rope::read(keys, theta)?;
+    let rope = Rope::read(family, keys)?;
     config.rope_theta = rope.theta;
     config.rope_scaling = rope.scaling;
-    config.rotary_dim = match keys.number("partial_rotary_factor")?.or(rope.part) {
-        Some(part) => rotary_dim(&config, part)?,
-        None => None,
+    config.rotary_dim = match rope.part {
+        Some(part) if family == Family::Phi3 => rotary_dim(&config, part)?,
+        // Their code turns whole heads, whatever the file says.
+        Some(part) if part != 1.0 => {
+            return Err(format!(
+                "`partial_rotary_factor` is {part}: {} turns whole heads",
+                family.model_type()
+            ));
+        }
+        _ => None,
     };
     if family == Family::Gemma3 {
         config.local_rope_theta =
@@ -473,37 +521,39 @@ fn layers(family: Family, config: &Config, keys: &Keys) -> Result<(Option<usize>
         return Ok((None, Vec::new()));
     }
     let n_layer = config.n_layer;
-    let mut window = keys.size_if_there("sliding_window")?;
-    if matches!(family, Family::Qwen2 | Family::Qwen3 | Family::SmolLm3)
-        && !keys.flag("use_sliding_window", false)?
-    {
-        window = None;
+    let switched = matches!(family, Family::Qwen2 | Family::Qwen3 | Family::SmolLm3);
+    let is_on = !switched || keys.flag("use_sliding_window", false)?;
+    let first_sliding = keys.size_if_there("max_window_layers")?;
+    let window = keys.size_if_there("sliding_window")?.filter(|_| is_on);
+    if is_on && family != Family::Phi3 {
+        keys.is_there("sliding_window")?;
     }
     let kind = |is_sliding| if is_sliding { LayerKind::Sliding } else { LayerKind::Full };
-    let first_sliding = keys.size_if_there("max_window_layers")?.unwrap_or(0);
-    let pattern =
-        keys.size_if_there("sliding_window_pattern")?.or(keys.size_if_there("_sliding_window_pattern")?);
-    let mut kinds = match keys.get("layer_types") {
-        Some(Value::Array(types)) => {
-            let read = |value: &Value| match value.as_str() {
-                Some("full_attention") => Ok(LayerKind::Full),
-                Some("sliding_attention") => Ok(LayerKind::Sliding),
-                _ => Err(format!(
-                    "`layer_types` has {value}: only full_attention and sliding_attention are read"
-                )),
-            };
-            types.iter().map(read).collect::<Result<Vec<_>, _>>()?
+    let types = layer_types(keys)?;
+    let by_family = |i: usize| match family {
+        _ if window.is_none() => Ok(LayerKind::Full),
+        Family::Gemma2 => Ok(kind(i.is_multiple_of(2))),
+        Family::Gemma3 => {
+            let pattern = keys.size_if_there("sliding_window_pattern")?.unwrap_or(6).max(1);
+            Ok(kind(!(i + 1).is_multiple_of(pattern)))
         }
-        Some(value) => return Err(format!("`layer_types` is {value}: must be a list")),
-        None => (0..n_layer)
-            .map(|i| match family {
-                _ if window.is_none() => LayerKind::Full,
-                Family::Gemma2 => kind(i % 2 == 0),
-                Family::Gemma3 => kind((i + 1) % pattern.unwrap_or(6).max(1) != 0),
-                Family::Qwen2 | Family::Qwen3 => kind(i >= first_sliding),
-                _ => LayerKind::Sliding,
-            })
-            .collect(),
+        Family::Qwen2 | Family::Qwen3 => match first_sliding {
+            Some(first) => Ok(kind(i >= first)),
+            None => Err("key `max_window_layers` is missing".to_owned()),
+        },
+        Family::SmolLm3 => Err("`use_sliding_window` is true: only with `layer_types`".to_owned()),
+        _ => Ok(LayerKind::Sliding),
+    };
+    let mut kinds = match types {
+        // Their code has one kind of layer, whatever the file says.
+        Some(types) if matches!(family, Family::Mistral | Family::Phi3) => {
+            if types.iter().any(|&found| found != kind(window.is_some())) {
+                return Err("`layer_types` and `sliding_window` contradict each other".into());
+            }
+            types
+        }
+        Some(types) => types,
+        None => (0..n_layer).map(by_family).collect::<Result<_, _>>()?,
     };
     if kinds.len() != n_layer {
         return Err(format!("`layer_types` has {} entries for {n_layer} layers", kinds.len()));
@@ -522,6 +572,19 @@ fn layers(family: Family, config: &Config, keys: &Keys) -> Result<(Option<usize>
     Ok((window, kinds))
 }
 
+fn layer_types(keys: &Keys) -> Result<Option<Vec<LayerKind>>, String> {
+    let read = |value: &Value| match value.as_str() {
+        Some("full_attention") => Ok(LayerKind::Full),
+        Some("sliding_attention") => Ok(LayerKind::Sliding),
+        _ => Err(format!("`layer_types` has {value}: only full_attention and sliding_attention are read")),
+    };
+    match keys.get("layer_types") {
+        Some(Value::Array(types)) => types.iter().map(read).collect::<Result<_, _>>().map(Some),
+        Some(value) => Err(format!("`layer_types` is {value}: must be a list")),
+        None => Ok(None),
+    }
+}
+
 /// SmolLM3's layers without positions: those whose entry is 0, or each so many-th.
 fn unrotate(kinds: &mut [LayerKind], keys: &Keys) -> Result<(), String> {
     let interval = keys.size_if_there("no_rope_layer_interval")?.unwrap_or(4).max(1);
@@ -532,7 +595,7 @@ fn unrotate(kinds: &mut [LayerKind], keys: &Keys) -> Result<(), String> {
         Some(value) => {
             return Err(format!("`no_rope_layers` is {value}: must be a list of {} numbers", kinds.len()));
         }
-        None => (0..kinds.len()).map(|i| (i + 1) % interval != 0).collect(),
+        None => (0..kinds.len()).map(|i| !(i + 1).is_multiple_of(interval)).collect(),
     };
     for (kind, _) in kinds.iter_mut().zip(turns).filter(|(_, turns)| !turns) {
         if *kind == LayerKind::Sliding {
@@ -555,34 +618,67 @@ struct Rope {
 }
 
 impl Rope {
-    fn read(keys: &Keys, default_theta: f64) -> Result<Self, String> {
-        let theta = keys.number("rope_theta")?.unwrap_or(default_theta);
-        let context = keys.size("max_position_embeddings")?;
-        let context = keys.size_if_there("original_max_position_embeddings")?.unwrap_or(context);
-        let (parameters, scaling) = (keys.get("rope_parameters"), keys.get("rope_scaling"));
-        let name = if parameters.is_some() { "rope_parameters" } else { "rope_scaling" };
-        let mut rope = Self { theta, scaling: None, part: None, local_theta: None };
-        let Some(value) = parameters.or(scaling) else { return Ok(rope) };
-        let wrong = |why: &str| format!("`{name}` is {value}: {why}");
-        let map = value.as_object().ok_or_else(|| wrong("must be an object"))?;
-        let map = match (map.get("full_attention"), map.get("sliding_attention")) {
-            (Some(Value::Object(full)), Some(Value::Object(local))) => {
-                if !matches!(local.get("rope_type").and_then(Value::as_str), None | Some("default")) {
-                    return Err(wrong("sliding layers are read with rope_type default only"));
-                }
-                rope.local_theta = local.get("rope_theta").and_then(Value::as_f64);
-                full
-            }
-            _ => map,
+    /// Reads what a family's code reads. Two spellings side by side are refused, for versions differ in which they take.
+    fn read(family: Family, keys: &Keys) -> Result<Self, String> {
+        let (theta_key, part_key, default_theta) = match family {
+            Family::GptNeoX => ("rotary_emb_base", "rotary_pct", 10_000.0),
+            Family::Gemma3 => ("rope_theta", "partial_rotary_factor", 1_000_000.0),
+            Family::SmolLm3 => ("rope_theta", "partial_rotary_factor", 2_000_000.0),
+            _ => ("rope_theta", "partial_rotary_factor", 10_000.0),
         };
-        let number = |key: &str| map.get(key).and_then(Value::as_f64);
-        let needed = |key: &str| number(key).ok_or_else(|| wrong(&format!("`{key}` must be a number")));
-        rope.theta = number("rope_theta").unwrap_or(theta);
-        rope.part = number("partial_rotary_factor");
-        let original = number("original_max_position_embeddings").map_or(context, |n| n as usize);
-        let kind = map.get("rope_type").or(map.get("type")).and_then(Value::as_str).unwrap_or("default");
+        let (theta, part) = (keys.number(theta_key)?, keys.number(part_key)?);
+        let context = keys.size("max_position_embeddings")?;
+        let mut rope = Self { theta: theta.unwrap_or(default_theta), scaling: None, part, local_theta: None };
+        let (name, value) = match (keys.get("rope_parameters"), keys.get("rope_scaling")) {
+            (None, None) => return Ok(rope),
+            (Some(parameters), None) => ("rope_parameters", parameters),
+            (None, Some(scaling)) => ("rope_scaling", scaling),
+            (Some(_), Some(_)) => return Err("`rope_parameters` and `rope_scaling` are both there".into()),
+        };
+        let wrong = |why: &str| format!("`{name}` is {value}: {why}");
+        let mut map = value.as_object().ok_or_else(|| wrong("must be an object"))?;
+        if family == Family::Gemma3 && name == "rope_parameters" {
+            let of = |kind: &str| map.get(kind).and_then(Value::as_object);
+            let (Some(full), Some(local)) = (of("full_attention"), of("sliding_attention")) else {
+                return Err(wrong("must have full_attention and sliding_attention"));
+            };
+            if local
+                .iter()
+                .any(|(key, value)| key != "rope_theta" && (key != "rope_type" || value != "default"))
+            {
+                return Err(wrong("sliding layers are read with rope_theta and rope_type default alone"));
+            }
+            rope.local_theta = local.get("rope_theta").and_then(Value::as_f64);
+            map = full;
+        }
+        let number = |key: &str| match map.get(key) {
+            None | Some(Value::Null) => Ok(None),
+            Some(value) => {
+                value.as_f64().map(Some).ok_or_else(|| wrong(&format!("`{key}` must be a number")))
+            }
+        };
+        let needed = |key: &str| number(key)?.ok_or_else(|| wrong(&format!("`{key}` is missing")));
+        match (number("rope_theta")?, theta) {
+            (Some(inside), Some(beside)) if inside != beside => {
+                return Err(wrong(&format!("`{theta_key}` beside it is {beside}")));
+            }
+            (Some(inside), _) => rope.theta = inside,
+            _ => {}
+        }
+        match (number("partial_rotary_factor")?, part) {
+            (Some(inside), Some(beside)) if inside != beside => {
+                return Err(wrong(&format!("`{part_key}` beside it is {beside}")));
+            }
+            (inside, beside) => rope.part = inside.or(beside),
+        }
+        let original = number("original_max_position_embeddings")?.map_or(context, |n| n as usize);
+        let kind = match map.get("rope_type").or(map.get("type")) {
+            None | Some(Value::Null) => "default",
+            Some(value) => value.as_str().ok_or_else(|| wrong("the type must be a string"))?,
+        };
         let known: &[&str] = match kind {
             "default" => &[],
+            _ if family == Family::Phi3 => return Err(wrong("only default is read for phi3")),
             "linear" => &["factor"],
             "llama3" => &["factor", "low_freq_factor", "high_freq_factor"],
             "yarn" => &["factor", "beta_fast", "beta_slow", "attention_factor", "truncate"],
@@ -590,9 +686,8 @@ impl Rope {
         };
         let always =
             ["rope_type", "type", "rope_theta", "partial_rotary_factor", "original_max_position_embeddings"];
-        let unknown = |key: &&String| !known.contains(&key.as_str()) && !always.contains(&key.as_str());
-        if let Some(key) = map.iter().filter(|(_, value)| !value.is_null()).map(|(key, _)| key).find(unknown)
-        {
+        let is_unknown = |key: &str| !known.contains(&key) && !always.contains(&key);
+        if let Some((key, _)) = map.iter().find(|(key, value)| !value.is_null() && is_unknown(key)) {
             return Err(wrong(&format!("`{key}` is not understood")));
         }
         rope.scaling = match kind {
@@ -606,10 +701,15 @@ impl Rope {
             "yarn" => Some(RopeScaling::Yarn {
                 factor: needed("factor")?,
                 original_context: original,
-                beta_fast: number("beta_fast").unwrap_or(32.0),
-                beta_slow: number("beta_slow").unwrap_or(1.0),
-                attention_factor: number("attention_factor"),
-                truncate: map.get("truncate").and_then(Value::as_bool).unwrap_or(true),
+                beta_fast: number("beta_fast")?.unwrap_or(32.0),
+                beta_slow: number("beta_slow")?.unwrap_or(1.0),
+                attention_factor: number("attention_factor")?,
+                truncate: match map.get("truncate") {
+                    None | Some(Value::Null) => true,
+                    Some(value) => {
+                        value.as_bool().ok_or_else(|| wrong("`truncate` must be true or false"))?
+                    }
+                },
             }),
             _ => None,
         };
@@ -653,6 +753,32 @@ mod tests {
         }
     }
 
+    /// Keys and values as published models have them, each with its number of parameters.
+    #[test]
+    fn published_configs_are_read() {
+        let n_params = [
+            124_439_808,
+            162_322_944,
+            1_235_814_400,
+            134_515_008,
+            7_241_732_096,
+            494_032_768,
+            596_049_920,
+            9_241_705_984,
+            268_098_176,
+            3_821_079_552,
+            1_484_916_736,
+            3_075_098_624,
+        ];
+        let lines = include_str!("../../tests/fixtures/published_configs.jsonl").lines();
+        assert_eq!(lines.clone().count(), n_params.len());
+        for (line, n_params) in lines.zip(n_params) {
+            let (name, config): (String, Value) = serde_json::from_str(line).expect("a name and a config");
+            let (_, config) = parse(&config.to_string()).unwrap_or_else(|why| panic!("{name}: {why}"));
+            assert_eq!(config.n_params(), n_params, "{name}: {config:?}");
+        }
+    }
+
     #[test]
     fn what_is_not_understood_is_named() {
         let good = write(&Config::new(300, 2, 64, 4, 128));
@@ -662,14 +788,15 @@ mod tests {
             ("\"hidden_size\": 64", "\"hidden_size\": -1", "hidden_size"),
             ("\"num_attention_heads\": 4", "\"num_attention_heads\": 0", "num_attention_heads"),
             ("\"head_dim\": 16", "\"head_dim\": \"x\"", "head_dim"),
-            (
-                "\"attention_bias\": false",
-                "\"rope_scaling\": {\"factor\": 8, \"type\": \"su\"}",
-                "rope_scaling",
-            ),
+            ("\"rope_scaling\": null", "\"rope_scaling\": {\"factor\": 8, \"type\": \"su\"}", "rope_scaling"),
             ("\"attention_bias\": false", "\"rope_parameters\": {\"rope_type\": \"yarn\"}", "factor"),
             ("\"attention_bias\": false", "\"quantization_config\": {}", "quantization_config"),
             ("\"attention_bias\": false", "\"attention_bias\": true", "attention_bias"),
+            ("\"attention_bias\": false", "\"partial_rotary_factor\": 0.5", "partial_rotary_factor"),
+            ("\"num_hidden_layers\": 2", "\"num_hidden_layers\": 18446744073709551615", "num_hidden_layers"),
+            ("\"head_dim\": 16", "\"head_dim\": 4611686018427387920", "head_dim"),
+            ("\"rope_scaling\": null", "\"rope_scaling\": {\"rope_theta\": 5}", "rope_theta"),
+            ("\"llama\"", "\"gemma2\"", "attn_logit_softcapping"),
         ] {
             let bad = good.replace(from, to);
             assert_ne!(bad, good, "{from}");

@@ -110,7 +110,11 @@ pub fn fill<B: Backend>(
     dir: &Path,
     device: &B::Device,
 ) -> Result<Transformer<B>, Error> {
-    let (family, _) = parse_config(dir)?;
+    let (family, config) = parse_config(dir)?;
+    if !config_json::are_same(&config, model.config()) {
+        let why = "describes another model than the one to be filled".to_owned();
+        return Err(Error::Config { path: dir.join("config.json"), why });
+    }
     safetensors::load(model, family, &shards::files(dir)?, device)
 }
 

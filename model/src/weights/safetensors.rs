@@ -194,12 +194,15 @@ impl<'a, B: Backend> Filler<'a, B> {
         if !self.config.tie_embeddings {
             return Ok(());
         }
-        match self.find("lm_head.weight") {
-            Some((_, name, head)) if head.dtype() == embedding.dtype() && head.data() == embedding.data() => {
-                self.unused.remove(&name);
+        let pieces = names::pieces("head.weight", self.config.vocab_size, &self.config, self.family);
+        let name = &pieces[0].name;
+        let found = self.files.iter().find_map(|file| Some((file.path, file.tensors.tensor(name).ok()?)));
+        match found {
+            Some((_, head)) if head.dtype() == embedding.dtype() && head.data() == embedding.data() => {
+                self.unused.remove(name);
                 Ok(())
             }
-            Some((path, name, _)) => Err(Error::Unused { path: path.into(), name }),
+            Some((path, _)) => Err(Error::Unused { path: path.into(), name: name.clone() }),
             None => Ok(()),
         }
     }
