@@ -31,13 +31,14 @@ fn main() {
             ids.clear();
             tokenizer.encode_into(&text, &mut ids);
         });
+        // Before the pools: the processor time of their threads goes when they end.
+        let decode = rate(text.len(), 5, || drop(black_box(tokenizer.decode_bytes(&ids))));
         let lines: Vec<&str> = text.split_inclusive("\n\n").collect();
         let mut batches = [1, rayon::current_num_threads()].into_iter().map(|n_threads| {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(n_threads).build().expect("threads");
             pool.install(|| rate(text.len(), 5, || drop(black_box(tokenizer.encode_batch(&lines)))))
         });
         let (batch, batch_all) = (batches.next().expect("one"), batches.next().expect("two"));
-        let decode = rate(text.len(), 5, || drop(black_box(tokenizer.decode_bytes(&ids))));
         println!(
             "{file}: {} ids; MB/s: cold {cold:.0}, warm {warm:.0}; {} documents: {batch:.0} on one thread, {batch_all:.0} on all; decoding {decode:.0}",
             ids.len(),
