@@ -121,18 +121,7 @@ impl Bench<'_> {
 
     fn attentions(&self) {
         for (batch, seq_len, n_head, n_kv_head, head_dim) in [(4, 256, 6, 6, 64), (1, 1024, 8, 2, 64)] {
-            let scale = 1.0 / (head_dim as f32).sqrt();
-            let dims = Dims {
-                batch,
-                q_len: seq_len,
-                start: 0,
-                n_head,
-                n_kv_head,
-                head_dim,
-                scale,
-                window: None,
-                softcap: None,
-            };
+            let dims = Dims { batch, seq_len, ..Dims::new(n_head, n_kv_head, head_dim) };
             let qkv = numbers(batch * seq_len * dims.qkv_width());
             let mut out = vec![0.0; batch * seq_len * n_head * head_dim];
             let mut lse = vec![0.0; batch * seq_len * n_head];
@@ -155,18 +144,7 @@ impl Bench<'_> {
             });
         }
         for (n_head, n_kv_head, head_dim, n_keys) in [(8, 8, 64, 2048), (16, 4, 128, 8192)] {
-            let scale = 1.0 / (head_dim as f32).sqrt();
-            let dims = Dims {
-                batch: 1,
-                q_len: 1,
-                start: n_keys - 1,
-                n_head,
-                n_kv_head,
-                head_dim,
-                scale,
-                window: None,
-                softcap: None,
-            };
+            let dims = Dims { start: n_keys - 1, ..Dims::new(n_head, n_kv_head, head_dim) };
             let cache = [numbers(n_kv_head * n_keys * head_dim), numbers(n_kv_head * n_keys * head_dim)];
             let query = vec![0.0; n_head * head_dim];
             let head =

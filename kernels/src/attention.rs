@@ -50,12 +50,12 @@ pub struct Heads<'a> {
 }
 
 /// The sizes of an attention.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Dims {
     /// Sequences.
     pub batch: usize,
     /// Queries per sequence.
-    pub q_len: usize,
+    pub seq_len: usize,
     /// Position of the first query: query `i` sees keys `0..=start + i`.
     pub start: usize,
     /// Heads of queries.
@@ -73,6 +73,22 @@ pub struct Dims {
 }
 
 impl Dims {
+    /// One query of one sequence, with the usual scale (Vaswani et al. 2017) and neither window nor cap.
+    pub fn new(n_head: usize, n_kv_head: usize, head_dim: usize) -> Self {
+        let scale = 1.0 / (head_dim as f32).sqrt();
+        Self {
+            batch: 1,
+            seq_len: 1,
+            start: 0,
+            n_head,
+            n_kv_head,
+            head_dim,
+            scale,
+            window: None,
+            softcap: None,
+        }
+    }
+
     /// Elements per position of a fused buffer: all heads of queries, then of keys, then of values.
     pub fn qkv_width(&self) -> usize {
         (self.n_head + 2 * self.n_kv_head) * self.head_dim
@@ -81,17 +97,17 @@ impl Dims {
     /// Queries, keys and values in a fused buffer.
     ///
     /// # Shapes
-    /// - `qkv`: `[batch * q_len, (n_head + 2 * n_kv_head) * head_dim]`
+    /// - `qkv`: `[batch * seq_len, (n_head + 2 * n_kv_head) * head_dim]`
     ///
     /// # Panics
     /// If the length does not fit.
     pub fn split_qkv<'a>(&self, qkv: &'a [f32]) -> [Heads<'a>; 3] {
         let width = self.qkv_width();
-        let len = self.batch * self.q_len * width;
+        let len = self.batch * self.seq_len * width;
         assert!(qkv.len() == len, "split_qkv: {} elements for {self:?}", qkv.len());
         [0, self.n_head, self.n_head + self.n_kv_head].map(|first_head| Heads {
             data: &qkv[(first_head * self.head_dim).min(len)..],
-            batch_stride: self.q_len * width,
+            batch_stride: self.seq_len * width,
             head_stride: self.head_dim,
             pos_stride: width,
         })
@@ -143,34 +159,34 @@ impl<'a> Heads<'a> {
 /// Causal attention.
 ///
 /// # Shapes
-/// - `q`: `batch` sequences of `q_len` positions of `n_head` heads
-/// - `k`, `v`: `batch` sequences of at least `start + q_len` positions of `n_kv_head` heads; later positions
+/// - `q`: `batch` sequences of `seq_len` positions of `n_head` heads
+/// - `k`, `v`: `batch` sequences of at least `start + seq_len` positions of `n_kv_head` heads; later positions
 ///   are never read
-/// - `out`: `[batch * q_len, n_head * head_dim]`
-/// - `lse`: `[batch, n_head, q_len]`, the logarithm of each query's sum of exponentials, for [`backward`]
+/// - `out`: `[batch * seq_len, n_head * head_dim]`
+/// - `lse`: `[batch, n_head, seq_len]`, the logarithm of each query's sum of exponentials, for [`backward`]
 ///
 /// # Panics
 /// If the sizes contradict each other or the buffers.
 pub fn forward(dims: &Dims, q: Heads, k: Heads, v: Heads, out: &mut [f32], lse: Option<&mut [f32]>) {
     dims.check();
-    let Dims { batch, q_len, n_head, head_dim, .. } = *dims;
-    assert!(out.len() == batch * q_len * n_head * head_dim, "attention: out {} for {dims:?}", out.len());
+    let Dims { batch, seq_len, n_head, head_dim, .. } = *dims;
+    assert!(out.len() == batch * seq_len * n_head * head_dim, "attention: out {} for {dims:?}", out.len());
     let lse_len = lse.as_ref().map(|lse| lse.len());
     assert!(
-        lse_len.is_none_or(|len| len == batch * n_head * q_len),
+        lse_len.is_none_or(|len| len == batch * n_head * seq_len),
         "attention: lse {lse_len:?} for {dims:?}"
     );
     let out = SharedSlice::new(out);
     let lse = lse.map(SharedSlice::new);
     let task = Forward { dims, q, k, v, out, lse };
-    let n_seen = dims.window.unwrap_or(usize::MAX).min(dims.start + q_len);
-    let work = batch * n_head * q_len * n_seen * head_dim * 2;
-    if q_len == 1 {
+    let n_seen = dims.window.unwrap_or(usize::MAX).min(dims.start + seq_len);
+    let work = batch * n_head * seq_len * n_seen * head_dim * 2;
+    if seq_len == 1 {
         for_each_task(batch * dims.n_kv_head, work, |i| {
             task.attend_group(i / dims.n_kv_head, i % dims.n_kv_head)
         });
     } else {
-        let n_blocks = q_len.div_ceil(BLOCK);
+        let n_blocks = seq_len.div_ceil(BLOCK);
         for_each_task(batch * n_head * n_blocks, work, |i| {
             let (i, block) = (i / n_blocks, i % n_blocks);
             task.attend_block(i / n_head, i % n_head, block * BLOCK);
@@ -280,12 +296,12 @@ impl Forward<'_> {
 
     /// Queries `first..first + BLOCK` of a head.
     fn attend_block(&self, batch: usize, head: usize, first: usize) {
-        let Dims { q_len, n_head, head_dim, start, .. } = *self.dims;
-        let rows = BLOCK.min(q_len - first);
+        let Dims { seq_len, n_head, head_dim, start, .. } = *self.dims;
+        let rows = BLOCK.min(seq_len - first);
         let kv_head = head / self.dims.group();
         let first_key = self.dims.first_seen(start + first);
         let keys = first_key..start + first + rows;
-        let row = batch * q_len + first;
+        let row = batch * seq_len + first;
         let out_width = n_head * head_dim;
         attend(QueryBlock {
             q: self.q.positions(batch, head, first..first + rows, head_dim),
@@ -296,7 +312,7 @@ impl Forward<'_> {
             // SAFETY: as above.
             lse: self
                 .lse
-                .map(|lse| unsafe { lse.matrix((batch * n_head + head) * q_len + first, [1, rows], rows) }),
+                .map(|lse| unsafe { lse.matrix((batch * n_head + head) * seq_len + first, [1, rows], rows) }),
             visible: start + first + 1 - first_key,
             dims: self.dims,
         });
@@ -355,9 +371,9 @@ fn add_triangle(weights: Mat, v: Mat, out: &mut MatMut, range: Range<usize>) {
 /// What [`forward`] produced, and the gradient of its output.
 #[derive(Clone, Copy, Debug)]
 pub struct Saved<'a> {
-    /// The forward's output. `[batch * q_len, n_head * head_dim]`
+    /// The forward's output. `[batch * seq_len, n_head * head_dim]`
     pub out: &'a [f32],
-    /// The forward's log-sums of exponentials. `[batch, n_head, q_len]`
+    /// The forward's log-sums of exponentials. `[batch, n_head, seq_len]`
     pub lse: &'a [f32],
 }
 
@@ -366,16 +382,16 @@ pub struct Saved<'a> {
 /// Scores are computed again, block by block, rather than kept: they are `q_len²` per head.
 ///
 /// # Shapes
-/// - `qkv`, `dqkv`: `[batch * q_len, (n_head + 2 * n_kv_head) * head_dim]`
-/// - `dout`: `[batch * q_len, n_head * head_dim]`
+/// - `qkv`, `dqkv`: `[batch * seq_len, (n_head + 2 * n_kv_head) * head_dim]`
+/// - `dout`: `[batch * seq_len, n_head * head_dim]`
 ///
 /// # Panics
 /// If `start` is not 0, or the sizes contradict each other or the buffers.
 pub fn backward(dims: &Dims, qkv: &[f32], saved: Saved, dout: &[f32], dqkv: &mut [f32]) {
     dims.check();
-    let Dims { batch, q_len, n_head, n_kv_head, head_dim, .. } = *dims;
+    let Dims { batch, seq_len, n_head, n_kv_head, head_dim, .. } = *dims;
     assert!(dims.start == 0, "attention backward: whole sequences only, not from {}", dims.start);
-    let (n_rows, out_len) = (batch * q_len, batch * q_len * n_head * head_dim);
+    let (n_rows, out_len) = (batch * seq_len, batch * seq_len * n_head * head_dim);
     assert!(
         saved.out.len() == out_len
             && dout.len() == out_len
@@ -391,7 +407,7 @@ pub fn backward(dims: &Dims, qkv: &[f32], saved: Saved, dout: &[f32], dqkv: &mut
     let dqkv = SharedSlice::new(dqkv);
     let task = Backward { dims, q, k, v, saved, dout, dqkv };
     // A head of keys sums over its queries' heads, so all of those are one task.
-    let work = n_rows * n_head * q_len * head_dim * 4;
+    let work = n_rows * n_head * seq_len * head_dim * 4;
     for_each_task(batch * n_kv_head, work, |i| task.group(i / n_kv_head, i % n_kv_head));
 }
 
@@ -409,28 +425,28 @@ struct Backward<'a> {
 impl Backward<'_> {
     /// Gradients of one head of keys and values and of the heads of queries that use it.
     fn group(&self, batch: usize, kv_head: usize) {
-        let Dims { n_head, n_kv_head, q_len, .. } = *self.dims;
+        let Dims { n_head, n_kv_head, seq_len, .. } = *self.dims;
         let group = self.dims.group();
         let mut dk = self.gradient_of(batch, n_head + kv_head);
         let mut dv = self.gradient_of(batch, n_head + n_kv_head + kv_head);
-        for t in 0..q_len {
+        for t in 0..seq_len {
             dk.row(t).fill(0.0);
             dv.row(t).fill(0.0);
         }
         for head in kv_head * group..(kv_head + 1) * group {
             let mut dq = self.gradient_of(batch, head);
-            for first in (0..q_len).step_by(BLOCK) {
+            for first in (0..seq_len).step_by(BLOCK) {
                 self.block([batch, head, first], &mut dq, &mut dk, &mut dv);
             }
         }
     }
 
-    /// The columns of `dqkv` for one sequence and the `head`-th of all heads. `[q_len, head_dim]`
+    /// The columns of `dqkv` for one sequence and the `head`-th of all heads. `[seq_len, head_dim]`
     fn gradient_of(&self, batch: usize, head: usize) -> MatMut<'_> {
-        let Dims { q_len, head_dim, .. } = *self.dims;
+        let Dims { seq_len, head_dim, .. } = *self.dims;
         let width = self.dims.qkv_width();
         // SAFETY: (batch, head) belongs to one task, which asks for it once.
-        unsafe { self.dqkv.matrix(batch * q_len * width + head * head_dim, [q_len, head_dim], width) }
+        unsafe { self.dqkv.matrix(batch * seq_len * width + head * head_dim, [seq_len, head_dim], width) }
     }
 
     /// What a block of queries adds to the gradients:
@@ -439,17 +455,17 @@ impl Backward<'_> {
     /// dv += pᵀ dout          dk += dsᵀ q     dq = ds k
     /// ```
     fn block(&self, [batch, head, first]: [usize; 3], dq: &mut MatMut, dk: &mut MatMut, dv: &mut MatMut) {
-        let Dims { q_len, n_head, head_dim, scale, .. } = *self.dims;
-        let rows = BLOCK.min(q_len - first);
+        let Dims { seq_len, n_head, head_dim, scale, .. } = *self.dims;
+        let rows = BLOCK.min(seq_len - first);
         let first_key = self.dims.first_seen(first);
         let n_keys = first + rows - first_key;
         let kv_head = head / self.dims.group();
         let q = self.q.positions(batch, head, first..first + rows, head_dim);
         let k = self.k.positions(batch, kv_head, first_key..first + rows, head_dim);
         let v = self.v.positions(batch, kv_head, first_key..first + rows, head_dim);
-        let lse = &self.saved.lse[(batch * n_head + head) * q_len + first..][..rows];
+        let lse = &self.saved.lse[(batch * n_head + head) * seq_len + first..][..rows];
         let out_width = n_head * head_dim;
-        let out_offset = (batch * q_len + first) * out_width + head * head_dim;
+        let out_offset = (batch * seq_len + first) * out_width + head * head_dim;
         let dout = Mat::strided(&self.dout[out_offset..], [rows, head_dim], [out_width, 1]);
         with_scratch(2 * rows * n_keys, |scratch| {
             let (p, ds) = scratch.split_at_mut(rows * n_keys);
@@ -522,9 +538,8 @@ mod tests {
     use crate::isa::on_each;
     use crate::reference::{assert_all_close, bits, on_threads, values};
 
-    fn dims(batch: usize, q_len: usize, n_head: usize, n_kv_head: usize, head_dim: usize) -> Dims {
-        let scale = 1.0 / (head_dim as f32).sqrt();
-        Dims { batch, q_len, start: 0, n_head, n_kv_head, head_dim, scale, window: None, softcap: None }
+    fn dims(batch: usize, seq_len: usize, n_head: usize, n_kv_head: usize, head_dim: usize) -> Dims {
+        Dims { batch, seq_len, ..Dims::new(n_head, n_kv_head, head_dim) }
     }
 
     /// The same with a window, with a soft cap and with both.
@@ -536,7 +551,7 @@ mod tests {
     /// Whole sequences in a fused buffer: `(out, lse)`.
     fn run(dims: &Dims, qkv: &[f32]) -> (Vec<f32>, Vec<f32>) {
         let [q, k, v] = dims.split_qkv(qkv);
-        let rows = dims.batch * dims.q_len;
+        let rows = dims.batch * dims.seq_len;
         let mut out = vec![f32::NAN; rows * dims.n_head * dims.head_dim];
         let mut lse = vec![f32::NAN; rows * dims.n_head];
         forward(dims, q, k, v, &mut out, Some(&mut lse));
@@ -545,13 +560,13 @@ mod tests {
 
     /// The definition, in f64: `(out, lse)`.
     fn reference(dims: &Dims, qkv: &[f64]) -> (Vec<f64>, Vec<f64>) {
-        let Dims { batch, q_len, n_head, n_kv_head, head_dim, .. } = *dims;
+        let Dims { batch, seq_len, n_head, n_kv_head, head_dim, .. } = *dims;
         let at = |b: usize, t: usize, head: usize, d: usize| {
-            qkv[(b * q_len + t) * dims.qkv_width() + head * head_dim + d]
+            qkv[(b * seq_len + t) * dims.qkv_width() + head * head_dim + d]
         };
-        let mut out = vec![0.0; batch * q_len * n_head * head_dim];
-        let mut lse = vec![0.0; batch * n_head * q_len];
-        for (b, h, i) in each(batch, n_head, q_len) {
+        let mut out = vec![0.0; batch * seq_len * n_head * head_dim];
+        let mut lse = vec![0.0; batch * n_head * seq_len];
+        for (b, h, i) in each(batch, n_head, seq_len) {
             let kv = h / (n_head / n_kv_head);
             let score = |t: usize| {
                 let dot: f64 = (0..head_dim).map(|d| at(b, i, h, d) * at(b, t, n_head + kv, d)).sum();
@@ -563,10 +578,10 @@ mod tests {
             };
             let first = dims.window.map_or(0, |window| (i + 1).saturating_sub(window));
             let total: f64 = (first..=i).map(score).sum();
-            lse[(b * n_head + h) * q_len + i] = total.ln();
+            lse[(b * n_head + h) * seq_len + i] = total.ln();
             for d in 0..head_dim {
                 let sum: f64 = (first..=i).map(|t| score(t) * at(b, t, n_head + n_kv_head + kv, d)).sum();
-                out[((b * q_len + i) * n_head + h) * head_dim + d] = sum / total;
+                out[((b * seq_len + i) * n_head + h) * head_dim + d] = sum / total;
             }
         }
         (out, lse)
@@ -581,9 +596,9 @@ mod tests {
         on_each(|| {
             let shapes =
                 [(1, 1, 1, 1, 1), (2, 3, 2, 1, 5), (1, 17, 3, 3, 8), (2, 65, 4, 2, 16), (1, 200, 2, 1, 24)];
-            for (batch, q_len, n_head, n_kv_head, head_dim) in shapes {
-                for dims in variants(dims(batch, q_len, n_head, n_kv_head, head_dim)) {
-                    let qkv = values(batch * q_len * dims.qkv_width(), 1);
+            for (batch, seq_len, n_head, n_kv_head, head_dim) in shapes {
+                for dims in variants(dims(batch, seq_len, n_head, n_kv_head, head_dim)) {
+                    let qkv = values(batch * seq_len * dims.qkv_width(), 1);
                     let (out, lse) = run(&dims, &qkv);
                     let wide: Vec<f64> = qkv.iter().copied().map(f64::from).collect();
                     let (out_exact, lse_exact) = reference(&dims, &wide);
@@ -612,7 +627,7 @@ mod tests {
     /// Queries `first..last` over a cache that holds the keys up to them and NaN beyond.
     fn run_cached(dims: &Dims, qkv: &[f32], first: usize, last: usize) -> Vec<f32> {
         let Dims { batch, n_head, n_kv_head, head_dim, .. } = *dims;
-        let capacity = dims.q_len + 5;
+        let capacity = dims.seq_len + 5;
         let [k, v] = caches(dims, qkv, last, capacity);
         let cache = |data| Heads {
             data,
@@ -622,8 +637,8 @@ mod tests {
         };
         let mut q = dims.split_qkv(qkv)[0];
         q.data = &q.data[first * q.pos_stride..];
-        let step = Dims { q_len: last - first, start: first, ..*dims };
-        let mut out = vec![f32::NAN; batch * step.q_len * n_head * head_dim];
+        let step = Dims { seq_len: last - first, start: first, ..*dims };
+        let mut out = vec![f32::NAN; batch * step.seq_len * n_head * head_dim];
         forward(&step, q, cache(&k), cache(&v), &mut out, None);
         out
     }
@@ -637,11 +652,11 @@ mod tests {
             });
             for dims in all.into_iter().flatten() {
                 let Dims { batch, n_head, head_dim, .. } = dims;
-                let qkv = values(batch * dims.q_len * dims.qkv_width(), 2);
+                let qkv = values(batch * dims.seq_len * dims.qkv_width(), 2);
                 let (whole, _) = run(&dims, &qkv);
                 let width = n_head * head_dim;
                 let rows = |b: usize, first: usize, last: usize| {
-                    bits(&whole[(b * dims.q_len + first) * width..(b * dims.q_len + last) * width])
+                    bits(&whole[(b * dims.seq_len + first) * width..(b * dims.seq_len + last) * width])
                 };
                 let steps = (0..150).map(|i| (i, i + 1));
                 for (first, last) in steps.chain([(0, 2), (0, 64), (3, 70), (64, 66), (100, 150)]) {
@@ -697,11 +712,11 @@ mod tests {
     fn backward_agrees_with_finite_differences() {
         on_each(|| {
             let shapes = [(1, 1, 1, 1, 3), (2, 9, 4, 2, 5), (1, 70, 2, 1, 8)];
-            let all = shapes.map(|(batch, q_len, n_head, n_kv_head, head_dim)| {
-                variants(dims(batch, q_len, n_head, n_kv_head, head_dim))
+            let all = shapes.map(|(batch, seq_len, n_head, n_kv_head, head_dim)| {
+                variants(dims(batch, seq_len, n_head, n_kv_head, head_dim))
             });
             for dims in all.into_iter().flatten() {
-                let qkv = values(dims.batch * dims.q_len * dims.qkv_width(), 6);
+                let qkv = values(dims.batch * dims.seq_len * dims.qkv_width(), 6);
                 let (out, lse) = run(&dims, &qkv);
                 let dout = values(out.len(), 7);
                 let mut dqkv = vec![f32::NAN; qkv.len()];

@@ -22,19 +22,10 @@ pub struct Attention<B: Backend> {
     /// Of keys: `[head_dim]` or `[n_kv_head * head_dim]`
     pub k_norm: Option<Norm<B>>,
     #[module(skip)]
-    spec: Spec,
-}
-
-/// What is the same in every call.
-#[derive(Clone, Copy, Debug)]
-struct Spec {
-    n_head: usize,
-    n_kv_head: usize,
-    head_dim: usize,
     kind: LayerKind,
-    window: Option<usize>,
-    scale: f32,
-    softcap: Option<f32>,
+    /// Of one position; a call says how many there are.
+    #[module(skip)]
+    dims: AttentionDims,
 }
 
 impl<B: Backend> Attention<B> {
@@ -56,19 +47,18 @@ impl<B: Backend> Attention<B> {
             })
         };
         let kind = config.layer(layer_idx);
+        let dims = AttentionDims::new(config.n_head, n_kv_head, head_dim);
         Self {
             qkv: Linear::init(config.qkv_width(), c, config.qkv_bias(), std, rng, device),
             out: Linear::init(c, config.attention_width(), config.bias, out_std, rng, device),
             q_norm: norm(config.n_head),
             k_norm: norm(n_kv_head),
-            spec: Spec {
-                n_head: config.n_head,
-                n_kv_head,
-                head_dim,
-                kind,
+            kind,
+            dims: AttentionDims {
+                scale: config.attention_scale.map_or(dims.scale, |scale| scale as f32),
                 window: config.window.filter(|_| kind == LayerKind::Sliding),
-                scale: config.attention_scale.unwrap_or((head_dim as f64).powf(-0.5)) as f32,
                 softcap: config.attention_softcap.map(|cap| cap as f32),
+                ..dims
             },
         }
     }
@@ -76,8 +66,7 @@ impl<B: Backend> Attention<B> {
 
 impl<B: FusedOps> Attention<B> {
     fn dims(&self, batch: usize, seq_len: usize, start: usize) -> AttentionDims {
-        let Spec { n_head, n_kv_head, head_dim, window, scale, softcap, .. } = self.spec;
-        AttentionDims { batch, seq_len, start, n_head, n_kv_head, head_dim, scale, window, softcap }
+        AttentionDims { batch, seq_len, start, ..self.dims }
     }
 
     /// Queries, keys and values, the first two normalised where the model does so.
@@ -89,7 +78,7 @@ impl<B: FusedOps> Attention<B> {
         let qkv = self.qkv.forward(x);
         let (Some(q_norm), Some(k_norm)) = (&self.q_norm, &self.k_norm) else { return qkv };
         let rows = qkv.dims()[0];
-        let widths = [self.spec.n_head, self.spec.n_kv_head].map(|n| n * self.spec.head_dim);
+        let widths = [self.dims.n_head, self.dims.n_kv_head].map(|n| n * self.dims.head_dim);
         let mut start = 0;
         let mut parts: Vec<Tensor<B, 2>> = [q_norm, k_norm]
             .into_iter()
@@ -111,7 +100,7 @@ impl<B: FusedOps> Attention<B> {
     /// - `x`, output: `[batch * seq_len, n_embd]`
     pub fn forward(&self, x: Tensor<B, 2>, batch: usize, ropes: &Ropes<B>) -> Tensor<B, 2> {
         let seq_len = x.dims()[0] / batch;
-        let rope = ropes.of(self.spec.kind);
+        let rope = ropes.of(self.kind);
         self.out.forward(ops::attention(self.project(x), rope, self.dims(batch, seq_len, 0)))
     }
 
@@ -129,7 +118,7 @@ impl<B: FusedOps> Attention<B> {
         cache: &mut LayerCache<B>,
     ) -> Tensor<B, 2> {
         let seq_len = x.dims()[0] / batch;
-        let rope = ropes.of(self.spec.kind);
+        let rope = ropes.of(self.kind);
         let qkv = self.project(x);
         self.out.forward(ops::attention_cached(qkv, rope, cache, self.dims(batch, seq_len, start)))
     }

@@ -6,7 +6,7 @@
 use burn::prelude::*;
 use burn::tensor::TensorMetadata;
 use burn::tensor::ops::{FloatTensor, IntTensor};
-use kernels::attention::{self, Dims, Heads, Saved};
+use kernels::attention::{self, Heads, Saved};
 use kernels::matmul::{Mat, MatMut, matmul};
 use kernels::rope::{self, Rope};
 use kernels::{activation, loss, norm, optim};
@@ -122,20 +122,6 @@ fn swiglu_backward<B: Slices>(gate_up: FloatTensor<B>, dy: FloatTensor<B>) -> Fl
     })
 }
 
-fn kernel_dims(dims: AttentionDims) -> Dims {
-    Dims {
-        batch: dims.batch,
-        q_len: dims.seq_len,
-        start: dims.start,
-        n_head: dims.n_head,
-        n_kv_head: dims.n_kv_head,
-        head_dim: dims.head_dim,
-        scale: dims.scale,
-        window: dims.window,
-        softcap: dims.softcap,
-    }
-}
-
 /// Turns queries and keys, which lie side by side, in place; `turn` is one of `rope`'s two directions.
 fn rotated<B: Slices>(
     qkv: FloatTensor<B>,
@@ -162,7 +148,6 @@ fn attention<B: Slices>(qkv: FloatTensor<B>, tables: RopeTables<B>, dims: Attent
     let qkv = rotated::<B>(B::contiguous(qkv), &tables, dims, rope::rotate);
     let mut lse = vec![0.0; dims.batch * dims.n_head * dims.seq_len];
     let out = filled::<B>([dims.batch * dims.seq_len, dims.n_head * dims.head_dim], |out| {
-        let dims = kernel_dims(dims);
         let [q, k, v] = dims.split_qkv(B::slice(&qkv));
         attention::forward(&dims, q, k, v, out, Some(&mut lse));
     });
@@ -179,7 +164,7 @@ fn attention_backward<B: Slices>(
     let dout = B::contiguous(dout);
     let dqkv = filled::<B>(saved.qkv.shape(), |dqkv| {
         let forward = Saved { out: B::slice(&saved.out), lse: B::slice(&saved.lse) };
-        attention::backward(&kernel_dims(dims), B::slice(&saved.qkv), forward, B::slice(&dout), dqkv);
+        attention::backward(&dims, B::slice(&saved.qkv), forward, B::slice(&dout), dqkv);
     });
     rotated::<B>(dqkv, &tables, dims, rope::rotate_back)
 }
@@ -210,7 +195,6 @@ fn cached_attention<B: Slices>(
     let (v, ()) = B::modify(v, |v| store(v, rows, dims.n_head + dims.n_kv_head, dims));
     let out = filled::<B>([dims.batch * dims.seq_len, dims.n_head * dims.head_dim], |out| {
         let [k, v] = [B::slice(&k), B::slice(&v)].map(|data| cache_heads(data, dims));
-        let dims = kernel_dims(dims);
         let [q, ..] = dims.split_qkv(rows);
         attention::forward(&dims, q, k, v, out, None);
     });

@@ -18,6 +18,7 @@ use burn::prelude::*;
 use burn::tensor::TensorPrimitive;
 use burn::tensor::ops::{FloatTensor, IntTensor};
 
+pub use kernels::attention::Dims as AttentionDims;
 pub use kernels::optim::AdamW;
 
 use crate::cache::LayerCache;
@@ -39,52 +40,6 @@ pub enum Gelu {
     Exact,
     /// With the tanh approximation.
     Tanh,
-}
-
-/// The sizes of one attention call.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct AttentionDims {
-    /// Sequences.
-    pub batch: usize,
-    /// New positions of each.
-    pub seq_len: usize,
-    /// The first new position.
-    pub start: usize,
-    /// Query heads.
-    pub n_head: usize,
-    /// Key and value heads.
-    pub n_kv_head: usize,
-    /// Width of a head.
-    pub head_dim: usize,
-    /// What scores are multiplied by.
-    pub scale: f32,
-    /// How many of the last positions a query sees, its own among them; all of them if none is given.
-    pub window: Option<usize>,
-    /// `c` of `c · tanh(score / c)`, applied to scaled scores.
-    pub softcap: Option<f32>,
-}
-
-impl AttentionDims {
-    /// One position of one sequence, with the usual scale (Vaswani et al. 2017) and neither window nor cap.
-    pub fn new(n_head: usize, n_kv_head: usize, head_dim: usize) -> Self {
-        let scale = 1.0 / (head_dim as f32).sqrt();
-        Self {
-            batch: 1,
-            seq_len: 1,
-            start: 0,
-            n_head,
-            n_kv_head,
-            head_dim,
-            scale,
-            window: None,
-            softcap: None,
-        }
-    }
-
-    /// Width of a row of queries, keys and values.
-    pub fn qkv_width(&self) -> usize {
-        (self.n_head + 2 * self.n_kv_head) * self.head_dim
-    }
 }
 
 /// Cosine and sine tables as primitives, `[n_positions, rotary_dim / 2]` each: the first `rotary_dim` elements of a head
