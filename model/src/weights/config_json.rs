@@ -4,6 +4,9 @@
 //! A key that could change what a model computes is either understood or named in an error. Both spellings of rotary
 //! parameters are read: `rope_theta` beside `rope_scaling`, and `rope_parameters`, which newer files have.
 
+mod rope;
+mod write;
+
 use std::cell::RefCell;
 use std::collections::BTreeSet;
 
@@ -11,7 +14,11 @@ use serde_json::{Map, Value, json};
 
 use super::family::Family;
 use crate::config::{Config, LayerKind, MAX_SIZE, MlpKind, NormKind, NormPlace, Position, QkNorm};
-use crate::position::RopeScaling;
+
+pub(super) use write::are_same;
+pub use write::{family_of, write};
+
+use rope::Rope;
 
 /// Reads a `config.json`.
 ///
@@ -39,181 +46,6 @@ pub fn parse(text: &str) -> Result<(Family, Config), String> {
     keys.all_understood()?;
     config.validate().map_err(|e| e.to_string())?;
     Ok((family, config))
-}
-
-/// The text of `config.json`.
-pub fn write(config: &Config) -> String {
-    let value = match family_of(config) {
-        Family::Flint => json!({
-            "architectures": [Family::Flint.architecture()],
-            "model_type": Family::Flint.model_type(),
-            "flint": config,
-        }),
-        family => to_json(family, config),
-    };
-    serde_json::to_string_pretty(&value).expect("plain data") + "\n"
-}
-
-/// The family that a model is written as: the first whose files can say all of it.
-pub fn family_of(config: &Config) -> Family {
-    // The code of some families insists on it, though heads may be as wide as they like.
-    let is_even = config.n_embd.is_multiple_of(config.n_head);
-    let says_all = |family: &Family| {
-        *family != Family::Flint
-            && (is_even || matches!(family, Family::Mistral | Family::Qwen3))
-            && parse(&to_json(*family, config).to_string()).is_ok_and(|(_, read)| are_same(&read, config))
-    };
-    // LLaMA before the families that would do as well.
-    [Family::Llama].into_iter().chain(Family::ALL).find(says_all).unwrap_or(Family::Flint)
-}
-
-/// Whether two configs are of the same model.
-pub(super) fn are_same(a: &Config, b: &Config) -> bool {
-    spelled_out(a) == spelled_out(b)
-}
-
-/// The config with its defaults filled in, so that equal models have equal ones. Dropout acts in training only.
-fn spelled_out(config: &Config) -> Config {
-    let scale = config.attention_scale.unwrap_or((config.head_dim() as f64).powf(-0.5));
-    Config {
-        n_kv_head: Some(config.n_kv_head()),
-        head_dim: Some(config.head_dim()),
-        n_ff: Some(config.n_ff()),
-        rotary_dim: Some(config.rotary_dim()),
-        layers: (0..config.n_layer).map(|i| config.layer(i)).collect(),
-        qkv_bias: Some(config.qkv_bias()),
-        // Files have its inverse square; what counts is the number that scores are multiplied by.
-        attention_scale: Some(f64::from(scale as f32)),
-        dropout: 0.0,
-        ..config.clone()
-    }
-}
-
-/// The config as files of a family have it, as far as they can say it.
-fn to_json(family: Family, config: &Config) -> Value {
-    let mut map = match family {
-        Family::Gpt2 => json!({
-            "vocab_size": config.vocab_size,
-            "n_positions": config.context,
-            "n_embd": config.n_embd,
-            "n_layer": config.n_layer,
-            "n_head": config.n_head,
-            "n_inner": config.n_ff(),
-            "activation_function": activation(config.mlp),
-            "layer_norm_epsilon": config.norm_eps,
-        }),
-        _ => json!({
-            "vocab_size": config.vocab_size,
-            "hidden_size": config.n_embd,
-            "intermediate_size": config.n_ff(),
-            "num_hidden_layers": config.n_layer,
-            "num_attention_heads": config.n_head,
-            "max_position_embeddings": config.context,
-            "rope_scaling": config.rope_scaling.as_ref().map(rope_scaling),
-            "hidden_act": activation(config.mlp),
-        }),
-    };
-    let part = config.rotary_dim() as f64 / config.head_dim() as f64;
-    let more = match family {
-        Family::Gpt2 => json!({}),
-        Family::GptNeoX => json!({
-            "layer_norm_eps": config.norm_eps,
-            "use_parallel_residual": config.parallel_residual,
-            "attention_bias": true,
-            "rotary_pct": part,
-            "rotary_emb_base": config.rope_theta,
-        }),
-        _ => json!({
-            "rope_theta": config.rope_theta,
-            "num_key_value_heads": config.n_kv_head(),
-            "head_dim": config.head_dim(),
-            "rms_norm_eps": config.norm_eps,
-            "attention_bias": config.bias,
-            "sliding_window": config.window,
-        }),
-    };
-    let kinds: Vec<_> = (0..config.n_layer).map(|i| config.layer(i)).collect();
-    let layer_types = kinds.iter().map(|kind| match kind {
-        LayerKind::Sliding => "sliding_attention",
-        LayerKind::Full | LayerKind::FullUnrotated => "full_attention",
-    });
-    let special = match family {
-        Family::Gemma2 | Family::Gemma3 => json!({
-            "hidden_activation": activation(config.mlp),
-            // A whole number there; what is none is another model when it is read back.
-            "query_pre_attn_scalar": config.attention_scale.map(|scale| scale.powi(-2).round() as u64),
-            "attn_logit_softcapping": config.attention_softcap,
-            "final_logit_softcapping": config.logit_softcap,
-            "rope_local_base_freq": config.local_rope_theta,
-            "layer_types": layer_types.collect::<Vec<_>>(),
-        }),
-        Family::Qwen2 | Family::Qwen3 => json!({
-            "use_sliding_window": config.window.is_some(),
-            "layer_types": layer_types.collect::<Vec<_>>(),
-        }),
-        Family::SmolLm3 => json!({
-            "mlp_bias": config.bias,
-            "use_sliding_window": config.window.is_some(),
-            "layer_types": layer_types.collect::<Vec<_>>(),
-            "no_rope_layers": kinds.iter().map(|&kind| u8::from(kind != LayerKind::FullUnrotated)).collect::<Vec<_>>(),
-        }),
-        Family::Llama => json!({ "mlp_bias": config.bias }),
-        Family::Phi3 => json!({ "partial_rotary_factor": part }),
-        _ => json!({}),
-    };
-    let always = json!({
-        "architectures": [family.architecture()],
-        "model_type": family.model_type(),
-        "tie_word_embeddings": config.tie_embeddings,
-        // Left out, they would be those of the family's first model, which a smaller vocabulary does not have.
-        "bos_token_id": null,
-        "eos_token_id": null,
-        "pad_token_id": null,
-        "torch_dtype": "float32",
-    });
-    if let Value::Object(map) = &mut map {
-        for entries in [more, special, always] {
-            let Value::Object(entries) = entries else { continue };
-            map.extend(entries);
-        }
-    }
-    map
-}
-
-fn activation(mlp: MlpKind) -> &'static str {
-    match mlp {
-        MlpKind::SwiGlu | MlpKind::Silu => "silu",
-        MlpKind::GeluTanh => "gelu_new",
-        MlpKind::GeGluTanh => "gelu_pytorch_tanh",
-        MlpKind::Gelu | MlpKind::GeGlu => "gelu",
-        MlpKind::Relu | MlpKind::ReGlu => "relu",
-        MlpKind::ReluSquared => "relu2",
-    }
-}
-
-fn rope_scaling(scaling: &RopeScaling) -> Value {
-    match scaling {
-        RopeScaling::Linear { factor } => json!({ "rope_type": "linear", "factor": factor }),
-        RopeScaling::Ntk { factor } => json!({ "rope_type": "ntk", "factor": factor }),
-        RopeScaling::Yarn { factor, original_context, beta_fast, beta_slow, attention_factor, truncate } => {
-            json!({
-                "rope_type": "yarn",
-                "factor": factor,
-                "original_max_position_embeddings": original_context,
-                "beta_fast": beta_fast,
-                "beta_slow": beta_slow,
-                "attention_factor": attention_factor,
-                "truncate": truncate,
-            })
-        }
-        RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_context } => json!({
-            "rope_type": "llama3",
-            "factor": factor,
-            "low_freq_factor": low_freq_factor,
-            "high_freq_factor": high_freq_factor,
-            "original_max_position_embeddings": original_context,
-        }),
-    }
 }
 
 /// Keys that transformers does not read for these families, or that do not change the logits: ids and defaults for
@@ -608,117 +440,9 @@ fn unrotate(kinds: &mut [LayerKind], keys: &Keys) -> Result<(), String> {
     Ok(())
 }
 
-/// Rotary parameters in either spelling.
-struct Rope {
-    theta: f64,
-    scaling: Option<RopeScaling>,
-    /// The part of a head that turns.
-    part: Option<f64>,
-    local_theta: Option<f64>,
-}
-
-impl Rope {
-    /// Reads what a family's code reads. Two spellings side by side are refused, for versions differ in which they take.
-    fn read(family: Family, keys: &Keys) -> Result<Self, String> {
-        let (theta_key, part_key, default_theta) = match family {
-            Family::GptNeoX => ("rotary_emb_base", "rotary_pct", 10_000.0),
-            Family::Gemma3 => ("rope_theta", "partial_rotary_factor", 1_000_000.0),
-            Family::SmolLm3 => ("rope_theta", "partial_rotary_factor", 2_000_000.0),
-            _ => ("rope_theta", "partial_rotary_factor", 10_000.0),
-        };
-        let (theta, part) = (keys.number(theta_key)?, keys.number(part_key)?);
-        let context = keys.size("max_position_embeddings")?;
-        let mut rope = Self { theta: theta.unwrap_or(default_theta), scaling: None, part, local_theta: None };
-        let (name, value) = match (keys.get("rope_parameters"), keys.get("rope_scaling")) {
-            (None, None) => return Ok(rope),
-            (Some(parameters), None) => ("rope_parameters", parameters),
-            (None, Some(scaling)) => ("rope_scaling", scaling),
-            (Some(_), Some(_)) => return Err("`rope_parameters` and `rope_scaling` are both there".into()),
-        };
-        let wrong = |why: &str| format!("`{name}` is {value}: {why}");
-        let mut map = value.as_object().ok_or_else(|| wrong("must be an object"))?;
-        if family == Family::Gemma3 && name == "rope_parameters" {
-            let of = |kind: &str| map.get(kind).and_then(Value::as_object);
-            let (Some(full), Some(local)) = (of("full_attention"), of("sliding_attention")) else {
-                return Err(wrong("must have full_attention and sliding_attention"));
-            };
-            if local
-                .iter()
-                .any(|(key, value)| key != "rope_theta" && (key != "rope_type" || value != "default"))
-            {
-                return Err(wrong("sliding layers are read with rope_theta and rope_type default alone"));
-            }
-            rope.local_theta = local.get("rope_theta").and_then(Value::as_f64);
-            map = full;
-        }
-        let number = |key: &str| match map.get(key) {
-            None | Some(Value::Null) => Ok(None),
-            Some(value) => {
-                value.as_f64().map(Some).ok_or_else(|| wrong(&format!("`{key}` must be a number")))
-            }
-        };
-        let needed = |key: &str| number(key)?.ok_or_else(|| wrong(&format!("`{key}` is missing")));
-        match (number("rope_theta")?, theta) {
-            (Some(inside), Some(beside)) if inside != beside => {
-                return Err(wrong(&format!("`{theta_key}` beside it is {beside}")));
-            }
-            (Some(inside), _) => rope.theta = inside,
-            _ => {}
-        }
-        match (number("partial_rotary_factor")?, part) {
-            (Some(inside), Some(beside)) if inside != beside => {
-                return Err(wrong(&format!("`{part_key}` beside it is {beside}")));
-            }
-            (inside, beside) => rope.part = inside.or(beside),
-        }
-        let original = number("original_max_position_embeddings")?.map_or(context, |n| n as usize);
-        let kind = match map.get("rope_type").or(map.get("type")) {
-            None | Some(Value::Null) => "default",
-            Some(value) => value.as_str().ok_or_else(|| wrong("the type must be a string"))?,
-        };
-        let known: &[&str] = match kind {
-            "default" => &[],
-            _ if family == Family::Phi3 => return Err(wrong("only default is read for phi3")),
-            "linear" => &["factor"],
-            "llama3" => &["factor", "low_freq_factor", "high_freq_factor"],
-            "yarn" => &["factor", "beta_fast", "beta_slow", "attention_factor", "truncate"],
-            _ => return Err(wrong("only default, linear, yarn and llama3 are read")),
-        };
-        let always =
-            ["rope_type", "type", "rope_theta", "partial_rotary_factor", "original_max_position_embeddings"];
-        let is_unknown = |key: &str| !known.contains(&key) && !always.contains(&key);
-        if let Some((key, _)) = map.iter().find(|(key, value)| !value.is_null() && is_unknown(key)) {
-            return Err(wrong(&format!("`{key}` is not understood")));
-        }
-        rope.scaling = match kind {
-            "linear" => Some(RopeScaling::Linear { factor: needed("factor")? }),
-            "llama3" => Some(RopeScaling::Llama3 {
-                factor: needed("factor")?,
-                low_freq_factor: needed("low_freq_factor")?,
-                high_freq_factor: needed("high_freq_factor")?,
-                original_context: original,
-            }),
-            "yarn" => Some(RopeScaling::Yarn {
-                factor: needed("factor")?,
-                original_context: original,
-                beta_fast: number("beta_fast")?.unwrap_or(32.0),
-                beta_slow: number("beta_slow")?.unwrap_or(1.0),
-                attention_factor: number("attention_factor")?,
-                truncate: match map.get("truncate") {
-                    None | Some(Value::Null) => true,
-                    Some(value) => {
-                        value.as_bool().ok_or_else(|| wrong("`truncate` must be true or false"))?
-                    }
-                },
-            }),
-            _ => None,
-        };
-        Ok(rope)
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use super::write::spelled_out;
     use super::*;
 
     fn llama() -> Config {
