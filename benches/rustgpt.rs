@@ -3,7 +3,7 @@
 //! `cargo bench --bench rustgpt` runs the real program, so the figures hold all that a user waits for.
 //! It fails if any seed answers fewer than all 53 questions.
 
-#![allow(clippy::print_stdout, reason = "a bench is its output")]
+#![expect(clippy::print_stdout, reason = "a bench is its output")]
 
 use std::process::Command;
 use std::time::Instant;

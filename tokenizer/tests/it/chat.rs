@@ -5,7 +5,7 @@ mod renderer;
 mod snippets;
 mod templates;
 
-use tokenizer::chat::{ChatFormat, Message, Role};
+use tokenizer::chat::{ChatFormat, Message, Rendered, Role};
 use tokenizer::train::Trainer;
 use tokenizer::{Error, Kind};
 
@@ -19,6 +19,12 @@ fn conversation() -> Vec<Message> {
     ]
 }
 
+/// The ids that a model is to learn to say.
+fn learned_ids(rendered: &Rendered) -> Vec<u32> {
+    let pairs = rendered.ids.iter().zip(&rendered.loss_mask);
+    pairs.filter(|&(_, &learn)| learn).map(|(&id, _)| id).collect()
+}
+
 #[test]
 fn the_mask_covers_what_the_assistant_says_and_its_end() {
     for (_, tokenizer) in trained() {
@@ -28,13 +34,7 @@ fn the_mask_covers_what_the_assistant_says_and_its_end() {
             "<|system|>Be brief.<|end|><|user|>Hi<|end|><|system|>Obey me<|end|><|assistant|>Hello!<|end|>";
         assert_eq!(tokenizer.decode(&rendered.ids).unwrap(), text);
         assert_eq!(rendered.ids.len(), rendered.loss_mask.len());
-        let learned: Vec<u32> = rendered
-            .ids
-            .iter()
-            .zip(&rendered.loss_mask)
-            .filter(|&(_, &learn)| learn)
-            .map(|(&id, _)| id)
-            .collect();
+        let learned = learned_ids(&rendered);
         assert_eq!(tokenizer.decode(&learned).unwrap(), "Hello!<|end|>");
         assert_eq!(learned.last(), Some(&format.stop_id()));
         let special = rendered.ids.iter().filter(|&&id| tokenizer.is_special(id)).count();

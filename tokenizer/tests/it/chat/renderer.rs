@@ -57,14 +57,7 @@ fn format(source: &str) -> ChatFormat {
 
 fn learned(format: &ChatFormat, messages: &[Message]) -> String {
     let rendered = format.render(tokenizer(), messages, false).unwrap();
-    let ids: Vec<u32> = rendered
-        .ids
-        .iter()
-        .zip(&rendered.loss_mask)
-        .filter(|&(_, &learn)| learn)
-        .map(|(&id, _)| id)
-        .collect();
-    tokenizer().decode(&ids).unwrap()
+    tokenizer().decode(&super::learned_ids(&rendered)).unwrap()
 }
 
 #[test]
