@@ -1,4 +1,4 @@
-//! The chat template of a model folder, from `chat_template.jinja` or `tokenizer_config.json`.
+//! The chat template of a model: from `chat_template.jinja` or `tokenizer_config.json` in its folder, or out of its GGUF.
 
 use std::fs::File;
 use std::io::Read;
@@ -18,11 +18,15 @@ const NAMES: [&str; 7] =
 
 impl ChatFormat {
     /// The format of a model folder: the template of `chat_template.jinja`, else of `tokenizer_config.json` (of several,
-    /// the one called `default`), with the special tokens that the latter names.
+    /// the one called `default`), with the special tokens that the latter names. The format of a GGUF file: its template
+    /// and special tokens, which `tokenizer` brought along.
     ///
     /// # Errors
     /// [`Error::Io`]; [`Error::InFile`] with what is wrong in a file, such as [`Error::NoTemplate`].
     pub fn load(folder: impl AsRef<Path>, tokenizer: &Tokenizer) -> Result<Self, Error> {
+        if folder.as_ref().is_file() {
+            return Self::of_vocabulary(tokenizer).map_err(|problem| problem.in_file(folder.as_ref()));
+        }
         let (config_path, jinja_path) =
             (folder.as_ref().join("tokenizer_config.json"), folder.as_ref().join("chat_template.jinja"));
         let in_file = |path: &Path| {
@@ -46,6 +50,20 @@ impl ChatFormat {
             return Self::new(tokenizer);
         }
         Self::with_template(tokenizer, template, names)
+    }
+
+    /// The format that came with the vocabulary.
+    fn of_vocabulary(tokenizer: &Tokenizer) -> Result<Self, Error> {
+        let source = tokenizer.chat_template().ok_or(Error::NoTemplate)?;
+        if source == JINJA {
+            return Self::new(tokenizer);
+        }
+        let special = &tokenizer.inner().def.special;
+        let ids = [special.bos, special.eos, special.unk, special.sep, special.pad, special.cls];
+        let token = |id: Option<u32>| id.and_then(|id| tokenizer.id_to_token(id));
+        let names = NAMES.into_iter().zip(ids);
+        let names = names.filter_map(|(name, id)| Some((name.to_owned(), token(id)?.to_owned()))).collect();
+        Self::with_template(tokenizer, ChatTemplate::new(source)?, names)
     }
 }
 
