@@ -37,6 +37,7 @@ mod wordlevel;
 mod wordpiece;
 
 pub mod chat;
+pub mod gguf;
 pub mod train;
 
 mod definition;

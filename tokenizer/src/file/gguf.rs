@@ -5,7 +5,6 @@
 //! Where llama.cpp leaves out what the original tokenizer does (a normalizer in front of byte-level BPE), so does this:
 //! the file does not say it.
 
-mod header;
 mod splits;
 
 use serde_json::{Value, json};
@@ -18,8 +17,8 @@ use crate::definition::{
     AddedTokenDef, BpeDef, Definition, Merges, ModelDef, PieceKind, SpecialIds, UnigramDef, UnigramRule,
     WordPieceDef, byte_level,
 };
+use crate::gguf::Header;
 use crate::sentencepiece_normalizer::{PartName, SentencePieceJson};
-use header::Header;
 
 /// What spells a space in `llama`, `t5` and `bert` vocabularies.
 const SPACE: &str = "\u{2581}";

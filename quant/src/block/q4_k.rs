@@ -1,0 +1,32 @@
+//! Q4_K: `x = scale * s * q - min * m`, with s and m for every 32 numbers.
+//!
+//! | bytes | what |
+//! |---|---|
+//! | 2 | scale, f16 |
+//! | 2 | min, f16 |
+//! | 12 | s and m, 6 bits each (`scale_and_min`) |
+//! | 128 | q, 4 bits: byte b of each 32 has number b of 64 in its lower half, b + 32 in the upper |
+
+use super::{HALF, LARGE, each_block, half_at, scale_and_min};
+
+const SCALES: usize = 12;
+
+/// Bytes of a block.
+pub const Q4_K: usize = 2 * HALF + SCALES + LARGE / 2;
+const _: () = assert!(Q4_K == 144);
+
+pub fn dequantize(bytes: &[u8], out: &mut [f32]) {
+    each_block(bytes, out, |block: &[u8; Q4_K], out: &mut [f32; LARGE]| {
+        let (scale, min) = (half_at(block), half_at(&block[HALF..]));
+        let packed = block[2 * HALF..].first_chunk().unwrap_or(&[0; SCALES]);
+        let quants = block[2 * HALF + SCALES..].as_chunks::<32>().0;
+        for (idx, out) in out.as_chunks_mut::<32>().0.iter_mut().enumerate() {
+            let (s, m) = scale_and_min(idx, packed);
+            let (scale, min) = (scale * f32::from(s), min * f32::from(m));
+            let shift = idx % 2 * 4;
+            for (out, byte) in out.iter_mut().zip(&quants[idx / 2]) {
+                *out = scale * f32::from(byte >> shift & 15) - min;
+            }
+        }
+    });
+}

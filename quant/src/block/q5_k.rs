@@ -1,0 +1,36 @@
+//! Q5_K: `x = scale * s * q - min * m`, with s and m for every 32 numbers.
+//!
+//! | bytes | what |
+//! |---|---|
+//! | 2 | scale, f16 |
+//! | 2 | min, f16 |
+//! | 12 | s and m, 6 bits each (`scale_and_min`) |
+//! | 32 | the highest bit of q: byte b has in bit n that of number 32 n + b |
+//! | 128 | the lower 4 bits: byte b of each 32 has number b of 64 in its lower half, b + 32 in the upper |
+
+use super::{HALF, LARGE, each_block, half_at, scale_and_min};
+
+const SCALES: usize = 12;
+const HIGH: usize = LARGE / 8;
+
+/// Bytes of a block.
+pub const Q5_K: usize = 2 * HALF + SCALES + HIGH + LARGE / 2;
+const _: () = assert!(Q5_K == 176);
+
+pub fn dequantize(bytes: &[u8], out: &mut [f32]) {
+    each_block(bytes, out, |block: &[u8; Q5_K], out: &mut [f32; LARGE]| {
+        let (scale, min) = (half_at(block), half_at(&block[HALF..]));
+        let packed = block[2 * HALF..].first_chunk().unwrap_or(&[0; SCALES]);
+        let high = &block[2 * HALF + SCALES..][..HIGH];
+        let quants = block[2 * HALF + SCALES + HIGH..].as_chunks::<32>().0;
+        for (idx, out) in out.as_chunks_mut::<32>().0.iter_mut().enumerate() {
+            let (s, m) = scale_and_min(idx, packed);
+            let (scale, min) = (scale * f32::from(s), min * f32::from(m));
+            let shift = idx % 2 * 4;
+            for ((out, byte), high) in out.iter_mut().zip(&quants[idx / 2]).zip(high) {
+                let number = byte >> shift & 15 | (high >> idx & 1) << 4;
+                *out = scale * f32::from(number) - min;
+            }
+        }
+    });
+}

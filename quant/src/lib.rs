@@ -1,0 +1,26 @@
+//! Weights on disk: GGUF files, read and written, and the block formats of the numbers in them.
+//!
+//! - [`Gguf`] finds the tensors of a file that lies in memory (or is mapped): names, shapes, and where the bytes of each
+//!   are. [`write()`] makes such a file, one tensor after the other.
+//! - [`Format`] says how many numbers are packed how, and turns bytes into `f32` and back.
+//!
+//! Keys and values are read and written by [`tokenizer::gguf`], since the vocabulary is among them.
+//!
+//! Two rules hold everywhere:
+//! - **Files are hostile.** What is wrong with one is an [`Error`] that names tensor and place, never a panic, and no
+//!   length is believed before it is compared with the bytes that are there.
+//! - **Numbers are llama.cpp's**, bit for bit, in both directions.
+//!
+//! Everything runs on the calling thread, on slices: callers split rows among threads. The crate knows no models and no
+//! tensors that compute.
+
+mod format;
+
+mod block;
+mod gguf;
+
+mod error;
+
+pub use error::Error;
+pub use format::Format;
+pub use gguf::{Gguf, NewTensor, Tensor, write};

@@ -1,0 +1,4 @@
+//! The crate from outside: formats against ggml's own numbers, files made and broken.
+
+mod blocks;
+mod files;
