@@ -34,6 +34,7 @@ pub mod rope;
 mod softmax;
 
 pub mod allocator;
+pub mod memory;
 pub mod mmap;
 
 #[cfg(test)]
