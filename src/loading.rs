@@ -7,10 +7,10 @@ use model::{FusedOps, Transformer, weights};
 use tokenizer::chat::ChatFormat;
 use tokenizer::{Error, Split, Tokenizer};
 
-/// The model folder: the path itself, or the `model` folder of a run.
-pub fn model_dir(path: &Path) -> Result<PathBuf> {
+/// Where the model is: the path itself if it is a model folder or a GGUF file, or the `model` folder of a run.
+pub fn model_path(path: &Path) -> Result<PathBuf> {
     let inside = path.join("model");
-    if path.join("config.json").is_file() {
+    if path.join("config.json").is_file() || path.is_file() {
         return Ok(path.to_owned());
     }
     if inside.join("config.json").is_file() {
@@ -25,21 +25,36 @@ pub fn model_dir(path: &Path) -> Result<PathBuf> {
             path.display()
         );
     }
-    bail!("{} holds no model: a model folder has a `config.json` and a `model.safetensors`", path.display())
+    if let Some(file) = only_gguf(path) {
+        return Ok(file);
+    }
+    bail!(
+        "{} holds no model: a model folder has a `config.json` and a `model.safetensors`, or one GGUF file",
+        path.display()
+    )
+}
+
+/// The GGUF file of a folder that has just one.
+fn only_gguf(folder: &Path) -> Option<PathBuf> {
+    let entries = folder.read_dir().ok()?.filter_map(|entry| Some(entry.ok()?.path()));
+    let mut files = entries.filter(|path| path.extension().is_some_and(|end| end == "gguf"));
+    let first = files.next()?;
+    files.next().is_none().then_some(first)
 }
 
 /// Reads the weights.
-pub fn model<B: FusedOps>(dir: &Path, device: &B::Device) -> Result<Transformer<B>> {
-    weights::load(dir, device).context("cannot open the model")
+pub fn model<B: FusedOps>(path: &Path, device: &B::Device) -> Result<Transformer<B>> {
+    weights::load(path, device).context("cannot open the model")
 }
 
-/// How conversations are laid out for a model: by the chat template of its folder, without one by Flint's own layout if
+/// How conversations are laid out for a model: by its chat template, without one by Flint's own layout if
 /// the tokenizer has its special tokens.
-pub fn chat_format(dir: &Path, tokenizer: &Tokenizer) -> Result<ChatFormat> {
-    if !dir.join("tokenizer_config.json").exists() && !dir.join("chat_template.jinja").exists() {
+pub fn chat_format(path: &Path, tokenizer: &Tokenizer) -> Result<ChatFormat> {
+    let files = ["tokenizer_config.json", "chat_template.jinja"];
+    if path.is_dir() && !files.iter().any(|name| path.join(name).exists()) {
         return ChatFormat::new(tokenizer).context(NO_CHAT);
     }
-    match ChatFormat::load(dir, tokenizer) {
+    match ChatFormat::load(path, tokenizer) {
         Err(Error::InFile { problem, .. }) if matches!(*problem, Error::NoTemplate) => {
             ChatFormat::new(tokenizer).context(NO_CHAT)
         }

@@ -164,7 +164,7 @@ impl<'a, B: FusedOps> Session<'a, B> {
         let input = Tensor::from_data(TensorData::new(new, shape), &self.model.device());
         let logits = self.model.next_logits(input, &mut self.cache);
         self.ids.extend_from_slice(&ids[known..]);
-        let mut logits = model::weights::safetensors::values(&logits);
+        let mut logits = model::weights::values(&logits);
         logits.truncate(self.vocab_size);
         logits
     }

@@ -51,6 +51,10 @@ pub(crate) fn normal<B: Backend>(
     rng: &mut Rng,
     device: &B::Device,
 ) -> Tensor<B, 2> {
+    if std == 0.0 {
+        // To be replaced: memory that was never touched costs nothing.
+        return Tensor::zeros(shape, device);
+    }
     let values = rng.normal(shape[0] * shape[1], std);
     Tensor::from_data(TensorData::new(values, shape), device)
 }

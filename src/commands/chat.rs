@@ -28,10 +28,10 @@ impl Job for Run {
 
     fn run<B: FusedOps>(self, device: B::Device) -> Result<ExitCode> {
         let sampler = Sampler::new(super::generate::sampling(&self.args.sampling))?;
-        let dir = loading::model_dir(&self.args.model)?;
-        let tokenizer = loading::tokenizer(&dir)?;
-        let format = loading::chat_format(&dir, &tokenizer)?;
-        let model = loading::model::<B>(&dir, &device)?;
+        let path = loading::model_path(&self.args.model)?;
+        let tokenizer = loading::tokenizer(&path)?;
+        let format = loading::chat_format(&path, &tokenizer)?;
+        let model = loading::model::<B>(&path, &device)?;
         let session = Session::new(&model, model.config().context).with_vocabulary(tokenizer.vocab_size());
         let system: Vec<_> = self.args.system.iter().map(|text| Message::new(Role::System, text)).collect();
         let mut chat = Conversation {

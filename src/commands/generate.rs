@@ -38,7 +38,7 @@ pub fn sampling(args: &args::SamplingArgs) -> Sampling {
 }
 
 /// The prompt's ids, and the ids that end the answer.
-fn prompt(args: &args::Generate, dir: &Path, tokenizer: &Tokenizer) -> Result<(Vec<u32>, Vec<u32>)> {
+fn prompt(args: &args::Generate, path: &Path, tokenizer: &Tokenizer) -> Result<(Vec<u32>, Vec<u32>)> {
     let mut text = args.prompt.clone();
     if text == "-" {
         text.clear();
@@ -50,7 +50,7 @@ fn prompt(args: &args::Generate, dir: &Path, tokenizer: &Tokenizer) -> Result<(V
         let options = EncodeOptions { add_special: true, ..EncodeOptions::default() };
         return Ok((tokenizer.encode_with(&text, options), stop));
     }
-    let format = loading::chat_format(dir, tokenizer)?;
+    let format = loading::chat_format(path, tokenizer)?;
     stop.extend(format.stop_ids());
     Ok((format.render(tokenizer, &[Message::new(Role::User, text)], true)?.ids, stop))
 }
@@ -61,10 +61,10 @@ impl Job for Run {
     fn run<B: FusedOps>(self, device: B::Device) -> Result<ExitCode> {
         let Self { args, common } = self;
         let mut sampler = Sampler::new(sampling(&args.sampling))?;
-        let dir = loading::model_dir(&args.model)?;
-        let tokenizer = loading::tokenizer(&dir)?;
-        let (ids, stop) = prompt(&args, &dir, &tokenizer)?;
-        let model = loading::model::<B>(&dir, &device)?;
+        let path = loading::model_path(&args.model)?;
+        let tokenizer = loading::tokenizer(&path)?;
+        let (ids, stop) = prompt(&args, &path, &tokenizer)?;
+        let model = loading::model::<B>(&path, &device)?;
         // The cache holds what is asked for, not what a model could attend to at most.
         let context = ids.len().saturating_add(args.sampling.n).min(model.config().context);
         let mut session = Session::new(&model, context).with_vocabulary(tokenizer.vocab_size());

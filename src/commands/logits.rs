@@ -25,7 +25,7 @@ impl Job for Run {
 
     fn run<B: FusedOps>(self, device: B::Device) -> Result<ExitCode> {
         let Self { args, common } = self;
-        let model = loading::model::<B>(&loading::model_dir(&args.model)?, &device)?;
+        let model = loading::model::<B>(&loading::model_path(&args.model)?, &device)?;
         let (n, vocab_size, context) = (args.ids.len(), model.config().vocab_size, model.config().context);
         if n > context {
             bail!("{n} ids are more than the model's context of {context}");
@@ -35,7 +35,7 @@ impl Job for Run {
         }
         let ids = TensorData::new(args.ids.iter().map(|&id| id as i32).collect(), [1, n]);
         let logits = model.forward(Tensor::from_data(ids, &device));
-        let values = model::weights::safetensors::values(&logits);
+        let values = model::weights::values(&logits);
         model::files::write_atomic(&args.out, |f| write_npy(f, &values, [n, vocab_size]))
             .with_context(|| format!("cannot write {}", args.out.display()))?;
         common.note(&format!("wrote {n} x {vocab_size} logits to {}", args.out.display()));

@@ -14,7 +14,7 @@ use burn::tensor::ops::FloatTensor;
 use burn::tensor::{TensorMetadata, TensorPrimitive};
 use model::FusedOps;
 use model::ops;
-use model::weights::safetensors::{Saved, values};
+use model::weights::{Saved, values};
 
 use crate::config::TrainConfig;
 use crate::step_loop::Lm;

@@ -1,11 +1,16 @@
-//! Model directories in the Hugging Face layout: `config.json` and `model.safetensors`, or shards with an index.
+//! Models in files: directories in the Hugging Face layout (`config.json` and `model.safetensors`, or shards with an
+//! index), and single GGUF files.
 //!
-//! [`family`] lists whose files are understood, [`config_json`] maps the config, [`names`] the parameters' names,
-//! [`safetensors`] moves the numbers.
+//! [`family`] lists whose files are understood. [`config_json`] and [`gguf`] map what they say of the model onto a
+//! [`Config`], [`names`] the parameters' names. [`archive`] reads the numbers of either, [`parameters`] puts them into a
+//! model and takes them out, [`safetensors`] and [`gguf`] write them.
 
+pub mod archive;
 pub mod config_json;
 pub mod family;
+pub mod gguf;
 pub mod names;
+mod parameters;
 pub mod safetensors;
 mod shards;
 
@@ -15,9 +20,13 @@ use std::path::{Path, PathBuf};
 
 use burn::prelude::*;
 
+use quant::Format;
+
 use crate::config::{Config, ConfigError};
 use crate::transformer::Transformer;
-use family::Family;
+use archive::Archive;
+use names::Layout;
+pub use parameters::{Saved, values};
 
 /// Why a model could not be read or written.
 #[derive(Debug, thiserror::Error)]
@@ -30,7 +39,7 @@ pub enum Error {
         /// What the operating system says.
         source: io::Error,
     },
-    /// `config.json` is not one that Flint understands.
+    /// What the files say of the model is not what Flint understands.
     #[error("{path}: {why}")]
     Config {
         /// The file.
@@ -38,8 +47,8 @@ pub enum Error {
         /// The key and value at fault.
         why: String,
     },
-    /// The weights file is damaged or not a safetensors file.
-    #[error("{path}: not a usable safetensors file: {why}")]
+    /// The weights file is damaged or none.
+    #[error("{path}: not a usable file of weights: {why}")]
     Format {
         /// The file.
         path: PathBuf,
@@ -63,7 +72,7 @@ pub enum Error {
         name: String,
     },
     /// A tensor has another shape than the config says.
-    #[error("{path}: tensor `{name}` has shape {found:?}, `config.json` asks for {expected:?}")]
+    #[error("{path}: tensor `{name}` has shape {found:?}, its config asks for {expected:?}")]
     Shape {
         /// The file.
         path: PathBuf,
@@ -89,16 +98,77 @@ pub enum Error {
     Impossible(#[from] ConfigError),
 }
 
-/// Reads the model in a folder.
+/// A model in files, of which so far only what it is made of was read.
+#[derive(Debug)]
+pub struct Opened {
+    config: Config,
+    layout: Layout,
+    archive: Archive,
+}
+
+/// Reads what a model is made of and where its weights lie, in a folder or a GGUF file.
 ///
 /// # Errors
 /// [`Error`] names the file and what is wrong with it.
-pub fn load<B: Backend>(dir: &Path, device: &B::Device) -> Result<Transformer<B>, Error> {
-    let (family, config) = parse_config(dir)?;
-    config.validate()?;
-    let paths = shards::files(dir)?;
-    check_size(&config, &paths)?;
-    safetensors::load(Transformer::empty(&config, device), family, &paths, device)
+pub fn open(path: &Path) -> Result<Opened, Error> {
+    let opened = match path.is_dir() {
+        true => {
+            let (family, config) = parse_config(path)?;
+            let archive = safetensors::open(&shards::files(path)?)?;
+            Opened { config, layout: Layout::HuggingFace(family), archive }
+        }
+        false => {
+            let (family, config, archive) = gguf::open(path)?;
+            Opened { config, layout: Layout::Gguf(family), archive }
+        }
+    };
+    opened.config.validate()?;
+    opened.check_size(path)?;
+    Ok(opened)
+}
+
+impl Opened {
+    /// What the model is made of.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// Whose layout the files have.
+    pub fn layout(&self) -> Layout {
+        self.layout
+    }
+
+    /// The tensors of the files.
+    pub fn archive(&self) -> &Archive {
+        &self.archive
+    }
+
+    /// Reads the weights.
+    ///
+    /// # Errors
+    /// [`Error`] names the file and the tensor at fault.
+    pub fn load<B: Backend>(&self, device: &B::Device) -> Result<Transformer<B>, Error> {
+        parameters::fill(Transformer::empty(&self.config, device), &self.archive, self.layout, device)
+    }
+
+    /// Before memory for the parameters is asked for: whether the files have about as many. Which ones are missing is said
+    /// later.
+    fn check_size(&self, path: &Path) -> Result<(), Error> {
+        let (found, wanted) = (self.archive.n_elements(), self.config.n_params() as u64);
+        if wanted / 2 > found + (1 << 20) {
+            let why = format!("{found} numbers, too few for the {wanted} parameters of its config");
+            return Err(Error::Format { path: path.into(), why });
+        }
+        Ok(())
+    }
+}
+
+/// Reads the model in a folder or a GGUF file.
+///
+/// # Errors
+/// [`Error`] names the file and what is wrong with it.
+pub fn load<B: Backend>(path: &Path, device: &B::Device) -> Result<Transformer<B>, Error> {
+    open(path)?.load(device)
 }
 
 /// Replaces the parameters of a model by those in a folder, whose config may differ in what acts in training only.
@@ -110,46 +180,21 @@ pub fn fill<B: Backend>(
     dir: &Path,
     device: &B::Device,
 ) -> Result<Transformer<B>, Error> {
-    let (family, config) = parse_config(dir)?;
+    let Opened { config, layout, archive } = open(dir)?;
     if !config_json::are_same(&config, model.config()) {
         let why = "describes another model than the one to be filled".to_owned();
         return Err(Error::Config { path: dir.join("config.json"), why });
     }
-    safetensors::load(model, family, &shards::files(dir)?, device)
+    parameters::fill(model, &archive, layout, device)
 }
 
-/// Before memory for the parameters is asked for: whether the files can hold as many, at the two bytes
-/// that each takes at least.
-fn check_size(config: &Config, paths: &[PathBuf]) -> Result<(), Error> {
-    let len = |path: &PathBuf| {
-        std::fs::metadata(path)
-            .map(|file| file.len())
-            .map_err(|source| Error::Io { path: path.into(), source })
-    };
-    let len: u64 = paths.iter().map(len).sum::<Result<_, _>>()?;
-    if len / 2 < config.n_params() as u64 {
-        let why = format!("{len} bytes, too few for the {} parameters of `config.json`", config.n_params());
-        return Err(Error::Format { path: paths[0].clone(), why });
-    }
-    Ok(())
-}
-
-/// Reads the `config.json` in a folder.
-///
-/// # Errors
-/// [`Error`] names the file and what is wrong with it.
-pub fn load_config(dir: &Path) -> Result<Config, Error> {
-    parse_config(dir).map(|(_, config)| config)
-}
-
-fn parse_config(dir: &Path) -> Result<(Family, Config), Error> {
+fn parse_config(dir: &Path) -> Result<(family::Family, Config), Error> {
     let path = dir.join("config.json");
     let text = std::fs::read_to_string(&path).map_err(|source| Error::Io { path: path.clone(), source })?;
     config_json::parse(&text).map_err(|why| Error::Config { path, why })
 }
 
-/// Writes the model into a folder, which must exist. `config.json` goes first and the weights, with
-/// `metadata` in their header, are replaced in one rename: at no moment does the folder hold a mixture.
+/// Writes the model into a folder, which must exist, with numbers in F32; see [`save_as`].
 ///
 /// # Errors
 /// [`Error::Io`] if the file system refuses.
@@ -158,9 +203,33 @@ pub fn save<B: Backend>(
     dir: &Path,
     metadata: &BTreeMap<String, String>,
 ) -> Result<(), Error> {
+    save_as(model, Format::F32, dir, metadata)
+}
+
+/// Writes the model into a folder, which must exist, with numbers in F32, F16 or BF16. `config.json` goes first and the
+/// weights, with `metadata` in their header, are replaced in one rename: at no moment does the folder hold a mixture.
+///
+/// # Errors
+/// [`Error::Io`] if the file system refuses.
+///
+/// # Panics
+/// If the format is of blocks, which safetensors files do not have.
+pub fn save_as<B: Backend>(
+    model: &Transformer<B>,
+    format: Format,
+    dir: &Path,
+    metadata: &BTreeMap<String, String>,
+) -> Result<(), Error> {
+    assert!(matches!(format, Format::F32 | Format::F16 | Format::BF16), "{format:?} in a safetensors file");
     let path = dir.join("config.json");
     let text = config_json::write(model.config());
     crate::files::write_atomic(&path, |f| io::Write::write_all(f, text.as_bytes()))
         .map_err(|source| Error::Io { path, source })?;
-    safetensors::save(model, &dir.join(shards::SINGLE), metadata)
+    let layout = Layout::HuggingFace(config_json::family_of(model.config()));
+    let mut tensors = parameters::collect(model, layout);
+    tensors.iter_mut().for_each(|(_, tensor)| tensor.format = format);
+    let mut metadata = metadata.clone();
+    // transformers refuses files that do not say which framework's layout they have.
+    metadata.insert("format".into(), "pt".into());
+    safetensors::write(&tensors, &metadata, &dir.join(shards::SINGLE))
 }

@@ -5,7 +5,17 @@
 //! other, unless the family fuses them too.
 
 use super::family::Family;
+use super::gguf;
 use crate::config::{Config, NormPlace};
+
+/// Whose names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Layout {
+    /// Those of a family's files in the Hugging Face layout.
+    HuggingFace(Family),
+    /// Those of a family's GGUF files.
+    Gguf(Family),
+}
 
 /// A tensor in a file: the rows it takes of a parameter.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -32,6 +42,12 @@ pub enum Form {
         /// Number of heads.
         n_head: usize,
     },
+    /// In each head the elements that turn together stand side by side, where here they are half a head apart (GGUF
+    /// files of LLaMA).
+    PairsTogether {
+        /// Number of heads.
+        n_head: usize,
+    },
 }
 
 /// The tensors that a parameter is stored as, in order of rows.
@@ -41,12 +57,13 @@ pub enum Form {
 ///
 /// # Panics
 /// If there is no such parameter: the paths come from the module itself.
-pub fn pieces(path: &str, rows: usize, config: &Config, family: Family) -> Vec<Piece> {
+pub fn pieces(path: &str, rows: usize, config: &Config, layout: Layout) -> Vec<Piece> {
     let path: Vec<&str> = path.split('.').collect();
-    match family {
-        Family::Gpt2 => vec![gpt2(&path, rows)],
-        Family::GptNeoX => vec![gpt_neox(&path, rows, config)],
-        _ => llama_like(&path, rows, config, family),
+    match layout {
+        Layout::Gguf(family) => gguf::pieces(&path, rows, config, family),
+        Layout::HuggingFace(Family::Gpt2) => vec![gpt2(&path, rows)],
+        Layout::HuggingFace(Family::GptNeoX) => vec![gpt_neox(&path, rows, config)],
+        Layout::HuggingFace(family) => llama_like(&path, rows, config, family),
     }
 }
 

@@ -33,5 +33,6 @@ mod dropout;
 mod init;
 mod overfit;
 
+mod gguf;
 mod stories;
 mod weights;

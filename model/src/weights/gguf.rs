@@ -1,0 +1,129 @@
+//! Models in GGUF files, as llama.cpp has them: one file with keys, vocabulary and weights.
+
+mod config;
+mod names;
+
+use std::collections::BTreeMap;
+use std::fmt::Display;
+use std::io;
+use std::path::Path;
+
+use burn::prelude::*;
+use kernels::mmap::Mmap;
+use quant::{Format, Gguf, NewTensor, Tensor};
+use tokenizer::gguf::Value;
+
+use super::Error;
+use super::archive::{Archive, Stored};
+use super::family::Family;
+use super::names::Layout;
+use super::parameters::{self, Saved};
+use crate::config::Config;
+use crate::transformer::Transformer;
+
+pub(super) use names::pieces;
+
+/// What each pair's frequency is divided by; a parameter nowhere else.
+const DIVISORS: &str = "rope_freqs.weight";
+
+/// Reads the header of a file: the family, the config, and where the tensors lie.
+///
+/// # Errors
+/// [`Error`] names the file and what is wrong with it.
+pub(super) fn open(path: &Path) -> Result<(Family, Config, Archive), Error> {
+    let map = Mmap::open(path).map_err(|source| Error::Io { path: path.into(), source })?;
+    let wrong = |error: &dyn Display| Error::Format { path: path.into(), why: error.to_string() };
+    let gguf = Gguf::parse(&map).map_err(|error| wrong(&error))?;
+    let mut values = BTreeMap::new();
+    for (key, entry) in gguf.header().entries().filter(|(key, _)| says_what_it_is(key)) {
+        values.insert(key.to_owned(), entry.to_value().map_err(|error| wrong(&error))?);
+    }
+    let has = |name: &str| gguf.tensor(name).is_some();
+    let facts = config::Facts {
+        vocab_size: gguf.tensor("token_embd.weight").and_then(|t| t.shape.first().copied()).unwrap_or(0),
+        has_head: has("output.weight"),
+        has_qkv_bias: has("blk.0.attn_q.bias") || has("blk.0.attn_qkv.bias"),
+        has_bias: has("blk.0.attn_output.bias"),
+        divisors: gguf.tensor(DIVISORS).map(|tensor| tensor.to_vec()),
+    };
+    let (family, config) =
+        config::parse(&values, &facts).map_err(|why| Error::Config { path: path.into(), why })?;
+    let place = |tensor: Tensor<'_>| {
+        let offset = (tensor.data.as_ptr() as usize - map.as_ptr() as usize) as u64;
+        (tensor.name.to_owned(), Stored { shape: tensor.shape, format: tensor.format, offset })
+    };
+    let mut archive = Archive::default();
+    archive.add(path, gguf.tensors().filter(|tensor| tensor.name != DIVISORS).map(place).collect())?;
+    Ok((family, config, archive))
+}
+
+/// llama.cpp's number of a file whose matrices are mostly in this format (`llama_ftype`).
+fn file_type(format: Format) -> u32 {
+    match format {
+        Format::F32 => 0,
+        Format::F16 => 1,
+        Format::Q4_0 => 2,
+        Format::Q4_1 => 3,
+        Format::Q8_0 => 7,
+        Format::Q5_0 => 8,
+        Format::Q5_1 => 9,
+        Format::Q2_K => 10,
+        Format::Q3_K => 12,
+        Format::Q4_K => 15,
+        Format::Q5_K => 17,
+        Format::Q6_K => 18,
+        Format::IQ4_NL => 25,
+        Format::IQ4_XS => 30,
+        Format::BF16 => 32,
+    }
+}
+
+/// Whether a key is of the model: not of the vocabulary, and neither name nor licence.
+fn says_what_it_is(key: &str) -> bool {
+    key == "general.architecture" || !(key.starts_with("general.") || key.starts_with("tokenizer."))
+}
+
+/// Writes a model as one file, atomically: keys of the model, then `more` of them (vocabulary, name, …), then the
+/// tensors: matrices in `format`, as far as their rows are whole blocks of it (others in F16), the rest in F32.
+///
+/// # Errors
+/// [`Error::Config`] if the format has no architecture that is this model, [`Error::Format`] if `more` holds what no
+/// reader would take, [`Error::Io`] if the file system refuses.
+pub fn save<B: Backend>(
+    model: &Transformer<B>,
+    format: Format,
+    more: &[(String, Value)],
+    path: &Path,
+) -> Result<(), Error> {
+    let (family, mut pairs, facts) =
+        config::write(model.config()).map_err(|why| Error::Config { path: path.into(), why })?;
+    pairs.push(("general.file_type".to_owned(), Value::U32(file_type(format))));
+    pairs.push(("general.quantization_version".to_owned(), Value::U32(2)));
+    pairs.extend_from_slice(more);
+    let mut tensors = parameters::collect(model, Layout::Gguf(family));
+    if let Some(divisors) = facts.divisors {
+        tensors.push((DIVISORS.to_owned(), Saved::new(vec![divisors.len()], move || divisors.clone())));
+    }
+    let entry = |(name, tensor): &(String, Saved<'_>)| {
+        let format = match tensor.shape[..] {
+            [_, width] if width.is_multiple_of(format.block_len()) => format,
+            [_, _] => Format::F16,
+            _ => Format::F32,
+        };
+        NewTensor { name: name.clone(), shape: tensor.shape.clone(), format }
+    };
+    let table: Vec<NewTensor> = tensors.iter().map(entry).collect();
+    let mut refused = None;
+    let written = crate::files::write_atomic(path, |f| {
+        let blocks = |idx: usize, bytes: &mut Vec<u8>| table[idx].format.quantize(&tensors[idx].1.values(), bytes);
+        quant::write(f, &pairs, &table, blocks).or_else(|error| match error {
+            quant::Error::Io(source) => Err(source),
+            other => Err(io::Error::other(refused.insert(other).to_string())),
+        })
+    });
+    match (written, refused) {
+        (_, Some(error)) => Err(Error::Format { path: path.into(), why: error.to_string() }),
+        (Err(source), None) => Err(Error::Io { path: path.into(), source }),
+        (Ok(()), None) => Ok(()),
+    }
+}

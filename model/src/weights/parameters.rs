@@ -1,0 +1,259 @@
+//! A model's parameters and the tensors that files have of them: reading the former from the latter, and the reverse.
+
+use std::collections::BTreeSet;
+
+use burn::module::{ModuleMapper, ModuleVisitor, Param};
+use burn::prelude::*;
+use quant::Format;
+
+use super::Error;
+use super::archive::Archive;
+use super::names::{self, Form, Layout, Piece};
+use crate::config::Config;
+use crate::transformer::Transformer;
+
+/// A tensor that is to be written; its numbers are fetched when their turn comes.
+pub struct Saved<'a> {
+    /// Row-major.
+    pub(super) shape: Vec<usize>,
+    /// How its numbers are to be spelled.
+    pub(super) format: Format,
+    values: Box<dyn Fn() -> Vec<f32> + 'a>,
+}
+
+impl<'a> Saved<'a> {
+    /// A tensor of this shape whose elements, row-major, `values` gives, to be written as F32.
+    pub fn new(shape: Vec<usize>, values: impl Fn() -> Vec<f32> + 'a) -> Self {
+        Self { shape, format: Format::F32, values: Box::new(values) }
+    }
+
+    /// The elements as they are to be written.
+    ///
+    /// # Panics
+    /// If the format cannot be written, which whoever chose it has checked.
+    pub(super) fn bytes(&self) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        self.format.quantize(&self.values(), &mut bytes).expect("a format that is written");
+        bytes
+    }
+
+    /// The elements, row-major.
+    pub(super) fn values(&self) -> Vec<f32> {
+        (self.values)()
+    }
+
+    /// Bytes of all elements.
+    pub(super) fn n_bytes(&self) -> usize {
+        self.format.n_bytes(self.shape.iter().product()).expect("whole blocks")
+    }
+}
+
+/// The elements of a tensor on the host.
+pub fn values<B: Backend, const D: usize>(tensor: &Tensor<B, D>) -> Vec<f32> {
+    tensor.to_data().convert::<f32>().into_vec().expect("converted to f32")
+}
+
+/// The tensors that files of a layout have of a model.
+pub(super) fn collect<B: Backend>(
+    model: &Transformer<B>,
+    layout: Layout,
+) -> Vec<(String, Saved<'static>)> {
+    let mut collector = Collector { path: Vec::new(), config: model.config(), layout, pieces: Vec::new() };
+    model.visit(&mut collector);
+    collector.pieces
+}
+
+struct Collector<'a> {
+    path: Vec<String>,
+    config: &'a Config,
+    layout: Layout,
+    pieces: Vec<(String, Saved<'static>)>,
+}
+
+impl<B: Backend> ModuleVisitor<B> for Collector<'_> {
+    fn enter_module(&mut self, name: &str, _: &str) {
+        self.path.push(name.to_owned());
+    }
+
+    fn exit_module(&mut self, _: &str, _: &str) {
+        self.path.pop();
+    }
+
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<B, D>>) {
+        let tensor = param.val();
+        let shape = tensor.dims();
+        let mut first = 0;
+        for piece in names::pieces(&self.path.join("."), shape[0], self.config, self.layout) {
+            let rows = tensor.clone().narrow(0, first, piece.rows);
+            first += piece.rows;
+            let shape = [&[piece.rows], &shape[1..]].concat();
+            let saved = Saved::new(piece.shape(&shape), move || piece.form.apply(values(&rows), &shape));
+            self.pieces.push((piece.name, saved));
+        }
+    }
+}
+
+/// Replaces all parameters of `model` by those in files, which together must hold exactly these under the layout's
+/// names; a tied head may be there too.
+///
+/// # Errors
+/// [`Error`] names the file and the tensor at fault.
+pub(super) fn fill<B: Backend>(
+    model: Transformer<B>,
+    archive: &Archive,
+    layout: Layout,
+    device: &B::Device,
+) -> Result<Transformer<B>, Error> {
+    let config = model.config().clone();
+    let unused = archive.names().collect();
+    let mut filler =
+        Filler { path: Vec::new(), archive, config, layout, device: device.clone(), unused, error: None };
+    let model = model.map(&mut filler);
+    match (filler.error, filler.unused.pop_first()) {
+        (Some(error), _) => Err(error),
+        (None, Some(name)) => {
+            Err(Error::Unused { path: archive.path_of(name).into(), name: name.to_owned() })
+        }
+        (None, None) => Ok(model),
+    }
+}
+
+struct Filler<'a, B: Backend> {
+    path: Vec<String>,
+    archive: &'a Archive,
+    config: Config,
+    layout: Layout,
+    device: B::Device,
+    /// The tensors that no parameter took yet.
+    unused: BTreeSet<&'a str>,
+    error: Option<Error>,
+}
+
+impl<B: Backend> Filler<'_, B> {
+    /// The name that a tensor has in the files: the one of the layout or that without the part before the first dot,
+    /// which files of the bare decoder lack.
+    fn find(&self, name: &str) -> Option<String> {
+        let bare = name.split_once('.').map_or(name, |(_, bare)| bare);
+        [name, bare].into_iter().find(|name| self.archive.get(name).is_some()).map(str::to_owned)
+    }
+
+    /// Many files of tied models have the head as well. It must be the embedding, which is `name` there.
+    fn check_tied_head(&mut self, embedding: &str) -> Result<(), Error> {
+        let pieces = names::pieces("head.weight", self.config.vocab_size, &self.config, self.layout);
+        let name = &pieces[0].name;
+        if !self.config.tie_embeddings || self.archive.get(name).is_none() {
+            return Ok(());
+        }
+        if !self.archive.are_same(name, embedding)? {
+            return Err(Error::Unused { path: self.archive.path_of(name).into(), name: name.clone() });
+        }
+        self.unused.remove(name.as_str());
+        Ok(())
+    }
+
+    /// All pieces of the parameter at the current path, one below the other.
+    fn read(&mut self, shape: &[usize]) -> Result<Vec<f32>, Error> {
+        let mut values = kernels::memory::zeroed(shape.iter().product());
+        let mut rest = values.as_mut_slice();
+        for piece in names::pieces(&self.path.join("."), shape[0], &self.config, self.layout) {
+            let shape = [&[piece.rows], &shape[1..]].concat();
+            let Some(name) = self.find(&piece.name) else {
+                let path = self.archive.path_of(&piece.name).into();
+                return Err(Error::Missing { path, name: piece.name });
+            };
+            let (expected, found) = (piece.shape(&shape), self.archive.get(&name).map(|s| s.shape.clone()));
+            if found.as_ref() != Some(&expected) {
+                let path = self.archive.path_of(&name).into();
+                return Err(Error::Shape { path, name, found: found.unwrap_or_default(), expected });
+            }
+            let (part, after) = rest.split_at_mut(shape.iter().product());
+            self.archive.read(&name, part)?;
+            piece.form.undo(part, &shape);
+            self.unused.remove(name.as_str());
+            if self.path == ["embedding"] {
+                self.check_tied_head(&name)?;
+            }
+            rest = after;
+        }
+        Ok(values)
+    }
+}
+
+impl<B: Backend> ModuleMapper<B> for Filler<'_, B> {
+    fn enter_module(&mut self, name: &str, _: &str) {
+        self.path.push(name.to_owned());
+    }
+
+    fn exit_module(&mut self, _: &str, _: &str) {
+        self.path.pop();
+    }
+
+    fn map_float<const D: usize>(&mut self, param: Param<Tensor<B, D>>) -> Param<Tensor<B, D>> {
+        let (id, tensor, mapper) = param.consume();
+        let shape = tensor.dims();
+        let tensor = match self.error.is_none().then(|| self.read(&shape)) {
+            Some(Ok(values)) => {
+                let data = TensorData::new(values, shape);
+                Tensor::from_data(data, &self.device).set_require_grad(tensor.is_require_grad())
+            }
+            Some(Err(error)) => {
+                self.error = Some(error);
+                tensor
+            }
+            None => tensor,
+        };
+        Param::from_mapped_value(id, tensor, mapper)
+    }
+}
+
+impl Piece {
+    /// The shape in the file of a tensor that has this shape here.
+    fn shape(&self, shape: &[usize]) -> Vec<usize> {
+        match self.form {
+            Form::Transposed => shape.iter().rev().copied().collect(),
+            _ => shape.to_vec(),
+        }
+    }
+}
+
+impl Form {
+    /// Turns the numbers as the file has them into those here. `shape` is that of the tensor here.
+    fn undo(self, values: &mut [f32], shape: &[usize]) {
+        let changed = match self {
+            Self::Same => return,
+            Self::LessOne => return values.iter_mut().for_each(|value| *value += 1.0),
+            Self::Transposed => transposed(values, shape[1], shape[0]),
+            Self::ByHead { n_head } => regrouped(values, n_head, 3),
+            Self::PairsTogether { n_head } => by_head(values, n_head, |head| regrouped(head, shape[0] / n_head / 2, 2)),
+        };
+        values.copy_from_slice(&changed);
+    }
+
+    /// The inverse.
+    fn apply(self, values: Vec<f32>, shape: &[usize]) -> Vec<f32> {
+        match self {
+            Self::Same => values,
+            Self::Transposed => transposed(&values, shape[0], shape[1]),
+            Self::LessOne => values.into_iter().map(|value| value - 1.0).collect(),
+            Self::ByHead { n_head } => regrouped(&values, 3, n_head),
+            Self::PairsTogether { n_head } => by_head(&values, n_head, |head| regrouped(head, 2, shape[0] / n_head / 2)),
+        }
+    }
+}
+
+/// What `change` makes of each head's rows.
+fn by_head(values: &[f32], n_head: usize, change: impl Fn(&[f32]) -> Vec<f32>) -> Vec<f32> {
+    values.chunks(values.len() / n_head).flat_map(change).collect()
+}
+
+/// `[rows, cols]` to `[cols, rows]`.
+fn transposed(values: &[f32], rows: usize, cols: usize) -> Vec<f32> {
+    (0..cols).flat_map(|col| (0..rows).map(move |row| values[row * cols + col])).collect()
+}
+
+/// `[outer, inner, …]` to `[inner, outer, …]`.
+fn regrouped(values: &[f32], outer: usize, inner: usize) -> Vec<f32> {
+    let len = values.len() / (outer * inner);
+    let block = |i: usize, o: usize| &values[(o * inner + i) * len..][..len];
+    (0..inner).flat_map(|i| (0..outer).flat_map(move |o| block(i, o))).copied().collect()
+}
