@@ -24,6 +24,8 @@ use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 
+use serde_json::json;
+
 use crate::definition::Definition;
 use crate::{Error, Tokenizer};
 
@@ -105,6 +107,41 @@ impl Tokenizer {
     /// [`Error::Io`], and [`Error::Unsupported`] for what the format cannot express: sentencepiece's own rules.
     pub fn save(&self, path: impl AsRef<Path>) -> Result<(), Error> {
         write_atomic(path.as_ref(), self.to_json()?.as_bytes())
+    }
+
+    /// Writes what a model folder in the Hugging Face layout has of a tokenizer: `tokenizer.json`,
+    /// `tokenizer_config.json` with the special tokens' names, the model's context and its chat template, and
+    /// `generation_config.json` with the ids that begin and end a text. Each appears whole or not at all.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::save`].
+    pub fn save_folder(
+        &self,
+        folder: impl AsRef<Path>,
+        context: usize,
+        chat_template: Option<&str>,
+    ) -> Result<(), Error> {
+        let special = &self.inner().def.special;
+        let token = |id: Option<u32>| id.and_then(|id| self.id_to_token(id));
+        let config = json!({
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "model_max_length": context,
+            "bos_token": token(special.bos),
+            "eos_token": token(self.eos_id()),
+            "unk_token": token(special.unk),
+            "pad_token": token(special.pad),
+            "clean_up_tokenization_spaces": false,
+            "chat_template": chat_template,
+        });
+        let generation = json!({ "bos_token_id": special.bos, "eos_token_id": self.eos_id() });
+        self.save(folder.as_ref().join("tokenizer.json"))?;
+        for (name, mut value) in [("tokenizer_config.json", config), ("generation_config.json", generation)] {
+            if let Some(map) = value.as_object_mut() {
+                map.retain(|_, value| !value.is_null());
+            }
+            write_atomic(&folder.as_ref().join(name), format!("{value:#}\n").as_bytes())?;
+        }
+        Ok(())
     }
 
     /// Writes tiktoken ranks. The file appears whole or not at all; it has neither the split nor the special tokens.

@@ -173,21 +173,8 @@ impl RunFolder {
     pub fn export<B: FusedOps>(&self, model: &Lm<B>, state: &State) -> Result<(), Error> {
         let dir = self.model_dir();
         files::create_dir(&dir).map_err(Error::io(&dir))?;
-        self.tokenizer.save(dir.join("tokenizer.json"))?;
-        let chat = ChatFormat::new(&self.tokenizer).is_ok();
-        let eos = self.tokenizer.eos_id();
-        let name = eos.and_then(|id| self.tokenizer.id_to_token(id));
-        let mut tokenizer_config = serde_json::json!({
-            "tokenizer_class": "PreTrainedTokenizerFast",
-            "model_max_length": model.transformer.config().context,
-            "eos_token": name,
-            "clean_up_tokenization_spaces": false,
-        });
-        if chat {
-            tokenizer_config["chat_template"] = JINJA.into();
-        }
-        write_json(&dir.join("tokenizer_config.json"), &tokenizer_config)?;
-        write_json(&dir.join("generation_config.json"), &serde_json::json!({ "eos_token_id": eos }))?;
+        let template = ChatFormat::new(&self.tokenizer).is_ok().then_some(JINJA);
+        self.tokenizer.save_folder(&dir, model.transformer.config().context, template)?;
         let mut metadata = BTreeMap::from([("step".to_owned(), state.step.to_string())]);
         if let Some((loss, _)) = state.best {
             metadata.insert("valid_loss".into(), loss.to_string());
@@ -212,10 +199,6 @@ fn cut_samples(path: &Path, step: usize) -> Result<(), Error> {
     };
     let kept = heads.map(|(at, _)| at).find(|&at| later(at)).unwrap_or(text.len());
     files::write_atomic(path, |f| f.write_all(&text.as_bytes()[..kept])).map_err(Error::io(path))
-}
-
-fn write_json(path: &Path, value: &serde_json::Value) -> Result<(), Error> {
-    files::write_atomic(path, |f| Ok(serde_json::to_writer_pretty(f, value)?)).map_err(Error::io(path))
 }
 
 /// Removes the temporary files of writes that a killed process had begun. The lock must be held.

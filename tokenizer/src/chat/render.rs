@@ -16,7 +16,7 @@ use super::json::Json;
 use super::message::{Message, Role};
 use super::special::SpecialTokens;
 use super::template::{ChatTemplate, Inputs, RenderedText};
-use super::{END_OF_TURN, MARKED_JINJA};
+use super::{END_OF_TURN, JINJA, MARKED_JINJA};
 use crate::{Error, Tokenizer};
 
 /// What the marks are taken from: characters that Unicode keeps free for a program's own use.
@@ -92,6 +92,11 @@ impl ChatFormat {
             return Err(Error::NoStop);
         }
         Ok(format)
+    }
+
+    /// The Jinja source of the template, as model folders have it.
+    pub fn source(&self) -> &str {
+        if self.own { JINJA } else { self.template.source() }
     }
 
     /// The id that ends a turn, at which generation stops: the first of [`ChatFormat::stop_ids`].
