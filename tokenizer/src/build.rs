@@ -310,7 +310,7 @@ fn merge_results(
 
 impl ModelDef {
     /// The type of each token, in formats that have types.
-    fn kinds(&self) -> &[PieceKind] {
+    pub(crate) fn kinds(&self) -> &[PieceKind] {
         match self {
             Self::Bpe(def) => &def.kinds,
             Self::Unigram(def) => &def.kinds,

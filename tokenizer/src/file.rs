@@ -6,7 +6,7 @@
 //! | `vocab.json` and `merges.txt`, `encoder.json` and `vocab.bpe` | GPT-2's two files |
 //! | `*.tiktoken` | ranks of tiktoken, also as Llama 3's `tokenizer.model`; read and written |
 //! | `*.model` | sentencepiece, BPE or Unigram |
-//! | `*.gguf` | the vocabulary inside a model |
+//! | `*.gguf` | the vocabulary inside a model; read, and written as keys and values |
 //!
 //! What a file asks for and this crate cannot do is refused by its name: a part that were skipped would give other ids
 //! in silence. Writing is atomic.
@@ -154,6 +154,15 @@ impl Tokenizer {
         let vocab = inner.vocab.iter().filter(in_model).map(|(token, id)| (token.to_owned(), id));
         let definition = Definition { vocab: vocab.collect(), ..inner.def.clone() };
         write_atomic(path.as_ref(), tiktoken::write(&definition)?.as_bytes())
+    }
+
+    /// The vocabulary as the keys and values of a GGUF, with which [`crate::gguf::write_head`] writes one.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] for what ids depend on and the format cannot express, by name: any normalizer before
+    /// byte-level BPE (Qwen 2's NFC), splits without a name there, Unigram of a `tokenizer.json`.
+    pub fn to_gguf(&self) -> Result<Vec<(String, crate::gguf::Value)>, Error> {
+        gguf::values(self)
     }
 
     /// The contents of a `tokenizer.json`.

@@ -6,6 +6,7 @@
 //! the file does not say it.
 
 mod splits;
+mod write;
 
 use serde_json::{Value, json};
 
@@ -19,6 +20,8 @@ use crate::definition::{
 };
 use crate::gguf::Header;
 use crate::sentencepiece_normalizer::{PartName, SentencePieceJson};
+
+pub(super) use write::values;
 
 /// What spells a space in `llama`, `t5` and `bert` vocabularies.
 const SPACE: &str = "\u{2581}";
@@ -135,7 +138,10 @@ impl Vocab {
             sep: id("tokenizer.ggml.seperator_token_id", defaults.sep)?,
             cls: id("tokenizer.ggml.cls_token_id", defaults.cls)?,
             add_bos: header.flag("tokenizer.ggml.add_bos_token")?.or(defaults.add_bos),
-            add_eos: header.flag("tokenizer.ggml.add_eos_token")?.or(defaults.add_eos),
+            add_eos: header
+                .flag("tokenizer.ggml.add_eos_token")?
+                .or(header.flag("tokenizer.ggml.add_sep_token")?)
+                .or(defaults.add_eos),
         })
     }
 
@@ -219,6 +225,7 @@ impl Vocab {
             cls: Some(101),
             pad: Some(0),
             add_bos: Some(true),
+            add_eos: Some(true),
             ..SpecialIds::default()
         };
         let unk = self.unk.or(defaults.unk).and_then(|id| self.tokens.get(id as usize));

@@ -3,6 +3,7 @@
 mod chat;
 mod exactness;
 mod fixtures;
+mod gguf;
 mod hostile;
 mod odd_files;
 mod properties;

@@ -91,6 +91,39 @@ pub(super) fn find(name: &str) -> Option<NamedSplit> {
     })
 }
 
+/// Names of splits for files that are written, one for each that differs from the others.
+const NAMES: [&str; 15] = [
+    "gpt-2",
+    "llama-bpe",
+    "dbrx",
+    "qwen2",
+    "qwen35",
+    "smollm",
+    "gpt-4o",
+    "deepseek-coder",
+    "deepseek-v3",
+    "falcon",
+    "tekken",
+    "bloom",
+    "viking",
+    "seed-coder",
+    "default",
+];
+
+/// The name of the split by these patterns.
+pub(super) fn name(patterns: &[&str], ignore_merges: bool) -> Option<&'static str> {
+    let is_same = |ours: &str, other: &str| {
+        ours == other || Split::from_regex(ours).is_some_and(|split| Split::from_regex(other) == Some(split))
+    };
+    NAMES.into_iter().find(|name| {
+        find(name).is_some_and(|split| {
+            split.ignore_merges == ignore_merges
+                && split.patterns.len() == patterns.len()
+                && split.patterns.iter().zip(patterns).all(|(ours, other)| is_same(ours, other))
+        })
+    })
+}
+
 impl NamedSplit {
     /// As a part of `tokenizer.json`.
     pub(super) fn pre_tokenizer(&self) -> Value {
