@@ -1,8 +1,9 @@
-//! Causal attention with grouped queries: training over whole sequences, and decoding over a cache.
+//! Attention with grouped queries: training over whole sequences, decoding over a cache, and reading both ways.
 //!
 //! ```text
 //! out[i] = Σ_t softmax_t(scale q[i]·k[t]) v[t]    over the keys t a query sees: those up to its position,
-//!                                                 with a window the last so many of them
+//!                                                 with a window the last so many of them;
+//!                                                 all of its sequence where it is not causal
 //! ```
 //! A soft cap `c` puts `c tanh(s / c)` in the place of each score `s`.
 //!
@@ -58,6 +59,9 @@ pub struct Dims {
     pub seq_len: usize,
     /// Position of the first query: query `i` sees keys `0..=start + i`.
     pub start: usize,
+    /// Whether a query sees no key after its own position. If not, it sees all of its sequence, which is then whole:
+    /// `start` is 0 and there is no window.
+    pub causal: bool,
     /// Heads of queries.
     pub n_head: usize,
     /// Heads of keys and values; each serves `n_head / n_kv_head` heads of queries.
@@ -73,13 +77,14 @@ pub struct Dims {
 }
 
 impl Dims {
-    /// One query of one sequence, with the usual scale (Vaswani et al. 2017) and neither window nor cap.
+    /// One causal query of one sequence, with the usual scale (Vaswani et al. 2017) and neither window nor cap.
     pub fn new(n_head: usize, n_kv_head: usize, head_dim: usize) -> Self {
         let scale = 1.0 / (head_dim as f32).sqrt();
         Self {
             batch: 1,
             seq_len: 1,
             start: 0,
+            causal: true,
             n_head,
             n_kv_head,
             head_dim,
@@ -127,11 +132,23 @@ impl Dims {
             self.window != Some(0) && self.softcap.is_none_or(|cap| cap > 0.0),
             "attention: window and soft cap must be positive: {self:?}"
         );
+        assert!(
+            self.causal || (self.start == 0 && self.window.is_none()),
+            "attention both ways: whole sequences without a window: {self:?}"
+        );
     }
 
-    /// The first key that the query at a position sees.
-    fn first_seen(&self, position: usize) -> usize {
-        self.window.map_or(0, |window| (position + 1).saturating_sub(window))
+    /// The keys that the query at a position sees.
+    fn seen(&self, position: usize) -> Range<usize> {
+        match self.causal {
+            true => self.window.map_or(0, |window| (position + 1).saturating_sub(window))..position + 1,
+            false => 0..self.seq_len,
+        }
+    }
+
+    /// The keys that any of the queries at these positions sees.
+    fn seen_by_any(&self, positions: Range<usize>) -> Range<usize> {
+        self.seen(positions.start).start..self.seen(positions.end - 1).end
     }
 
     /// Caps a row of products, if scores are capped, and returns what they are still to be multiplied by.
@@ -156,7 +173,7 @@ impl<'a> Heads<'a> {
     }
 }
 
-/// Causal attention.
+/// Attention of every query to the keys that it sees.
 ///
 /// # Shapes
 /// - `q`: `batch` sequences of `seq_len` positions of `n_head` heads
@@ -280,7 +297,7 @@ impl Forward<'_> {
         let group = self.dims.group();
         let first = kv_head * group;
         let row = batch * n_head + first;
-        let seen = self.dims.first_seen(start)..start + 1;
+        let seen = self.dims.seen(start);
         attend(QueryBlock {
             q: self.q.heads(batch, first, group, head_dim),
             k: self.k.positions(batch, kv_head, seen.clone(), head_dim),
@@ -299,8 +316,8 @@ impl Forward<'_> {
         let Dims { seq_len, n_head, head_dim, start, .. } = *self.dims;
         let rows = BLOCK.min(seq_len - first);
         let kv_head = head / self.dims.group();
-        let first_key = self.dims.first_seen(start + first);
-        let keys = first_key..start + first + rows;
+        let keys = self.dims.seen_by_any(start + first..start + first + rows);
+        let visible = self.dims.seen(start + first).len();
         let row = batch * seq_len + first;
         let out_width = n_head * head_dim;
         attend(QueryBlock {
@@ -313,7 +330,7 @@ impl Forward<'_> {
             lse: self
                 .lse
                 .map(|lse| unsafe { lse.matrix((batch * n_head + head) * seq_len + first, [1, rows], rows) }),
-            visible: start + first + 1 - first_key,
+            visible,
             dims: self.dims,
         });
     }
@@ -457,12 +474,12 @@ impl Backward<'_> {
     fn block(&self, [batch, head, first]: [usize; 3], dq: &mut MatMut, dk: &mut MatMut, dv: &mut MatMut) {
         let Dims { seq_len, n_head, head_dim, scale, .. } = *self.dims;
         let rows = BLOCK.min(seq_len - first);
-        let first_key = self.dims.first_seen(first);
-        let n_keys = first + rows - first_key;
+        let keys = self.dims.seen_by_any(first..first + rows);
+        let (first_key, n_keys) = (keys.start, keys.len());
         let kv_head = head / self.dims.group();
         let q = self.q.positions(batch, head, first..first + rows, head_dim);
-        let k = self.k.positions(batch, kv_head, first_key..first + rows, head_dim);
-        let v = self.v.positions(batch, kv_head, first_key..first + rows, head_dim);
+        let k = self.k.positions(batch, kv_head, keys.clone(), head_dim);
+        let v = self.v.positions(batch, kv_head, keys, head_dim);
         let lse = &self.saved.lse[(batch * n_head + head) * seq_len + first..][..rows];
         let out_width = n_head * head_dim;
         let out_offset = (batch * seq_len + first) * out_width + head * head_dim;
@@ -474,7 +491,8 @@ impl Backward<'_> {
             for (r, (p, ds)) in p.chunks_exact_mut(n_keys).zip(ds.chunks_exact_mut(n_keys)).enumerate() {
                 let row = out_offset + r * out_width..out_offset + r * out_width + head_dim;
                 let delta = dot(&self.dout[row.clone()], &self.saved.out[row]);
-                let seen = self.dims.first_seen(first + r) - first_key..first + r + 1 - first_key;
+                let seen = self.dims.seen(first + r);
+                let seen = seen.start - first_key..seen.end - first_key;
                 for row in [&mut *p, &mut *ds] {
                     row[..seen.start].fill(0.0);
                     row[seen.end..].fill(0.0);
@@ -543,9 +561,17 @@ mod tests {
     }
 
     /// The same with a window, with a soft cap and with both.
-    fn variants(plain: Dims) -> [Dims; 4] {
+    fn causal_variants(plain: Dims) -> [Dims; 4] {
         let (window, softcap) = (Some(20), Some(1.5));
         [plain, Dims { window, ..plain }, Dims { softcap, ..plain }, Dims { window, softcap, ..plain }]
+    }
+
+    /// Those, and both ways with and without a soft cap.
+    fn variants(plain: Dims) -> Vec<Dims> {
+        let both_ways = Dims { causal: false, ..plain };
+        let mut all = causal_variants(plain).to_vec();
+        all.extend([both_ways, Dims { softcap: Some(1.5), ..both_ways }]);
+        all
     }
 
     /// Whole sequences in a fused buffer: `(out, lse)`.
@@ -577,10 +603,11 @@ mod tests {
                 }
             };
             let first = dims.window.map_or(0, |window| (i + 1).saturating_sub(window));
-            let total: f64 = (first..=i).map(score).sum();
+            let last = if dims.causal { i } else { seq_len - 1 };
+            let total: f64 = (first..=last).map(score).sum();
             lse[(b * n_head + h) * seq_len + i] = total.ln();
             for d in 0..head_dim {
-                let sum: f64 = (first..=i).map(|t| score(t) * at(b, t, n_head + n_kv_head + kv, d)).sum();
+                let sum: f64 = (first..=last).map(|t| score(t) * at(b, t, n_head + n_kv_head + kv, d)).sum();
                 out[((b * seq_len + i) * n_head + h) * head_dim + d] = sum / total;
             }
         }
@@ -648,7 +675,7 @@ mod tests {
         on_each(|| {
             let shapes = [(2, 4, 2, 16), (1, 7, 1, 20), (1, 3, 3, 7)];
             let all = shapes.map(|(batch, n_head, n_kv_head, head_dim)| {
-                variants(dims(batch, 150, n_head, n_kv_head, head_dim))
+                causal_variants(dims(batch, 150, n_head, n_kv_head, head_dim))
             });
             for dims in all.into_iter().flatten() {
                 let Dims { batch, n_head, head_dim, .. } = dims;
@@ -684,28 +711,31 @@ mod tests {
 
     #[test]
     fn a_sequence_alone_and_in_a_batch_on_any_number_of_threads() {
-        on_each(|| {
-            let many = dims(3, 90, 4, 2, 16);
-            let one = Dims { batch: 1, ..many };
-            let len = 90 * many.qkv_width();
-            let qkv = values(3 * len, 4);
-            let dout = values(3 * 90 * 64, 5);
-            let both = |dims: &Dims, qkv: &[f32], dout: &[f32], n_threads: usize| {
-                on_threads(n_threads, || {
-                    let (out, lse) = run(dims, qkv);
-                    let mut dqkv = vec![f32::NAN; qkv.len()];
-                    backward(dims, qkv, Saved { out: &out, lse: &lse }, dout, &mut dqkv);
-                    (bits(&out), bits(&dqkv))
-                })
-            };
-            let (out, dqkv) = both(&many, &qkv, &dout, 1);
-            assert!((out.clone(), dqkv.clone()) == both(&many, &qkv, &dout, 2));
-            for b in 0..3 {
-                let (out_rows, qkv_rows) = (b * 90 * 64..(b + 1) * 90 * 64, b * len..(b + 1) * len);
-                let alone = both(&one, &qkv[qkv_rows.clone()], &dout[out_rows.clone()], 1);
-                assert!(alone.0 == out[out_rows] && alone.1 == dqkv[qkv_rows]);
-            }
-        });
+        for causal in [true, false] {
+            on_each(|| alone_and_in_a_batch(Dims { causal, ..dims(3, 90, 4, 2, 16) }));
+        }
+    }
+
+    fn alone_and_in_a_batch(many: Dims) {
+        let one = Dims { batch: 1, ..many };
+        let len = 90 * many.qkv_width();
+        let qkv = values(3 * len, 4);
+        let dout = values(3 * 90 * 64, 5);
+        let both = |dims: &Dims, qkv: &[f32], dout: &[f32], n_threads: usize| {
+            on_threads(n_threads, || {
+                let (out, lse) = run(dims, qkv);
+                let mut dqkv = vec![f32::NAN; qkv.len()];
+                backward(dims, qkv, Saved { out: &out, lse: &lse }, dout, &mut dqkv);
+                (bits(&out), bits(&dqkv))
+            })
+        };
+        let (out, dqkv) = both(&many, &qkv, &dout, 1);
+        assert!((out.clone(), dqkv.clone()) == both(&many, &qkv, &dout, 2));
+        for b in 0..3 {
+            let (out_rows, qkv_rows) = (b * 90 * 64..(b + 1) * 90 * 64, b * len..(b + 1) * len);
+            let alone = both(&one, &qkv[qkv_rows.clone()], &dout[out_rows.clone()], 1);
+            assert!(alone.0 == out[out_rows] && alone.1 == dqkv[qkv_rows]);
+        }
     }
 
     #[test]

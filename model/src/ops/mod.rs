@@ -112,7 +112,7 @@ pub trait FusedOps: Backend {
         reference::swiglu_backward::<Self>(gate_up, dy)
     }
 
-    /// Causal attention within each sequence; turns queries and keys first where `rope` is given.
+    /// Attention within each sequence, causal or both ways; turns queries and keys first where `rope` is given.
     fn fused_attention(
         qkv: FloatTensor<Self>,
         rope: RopeTables<Self>,

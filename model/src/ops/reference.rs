@@ -166,10 +166,12 @@ fn probabilities<B: Backend>(
     let [_, n_kv_head, seen, _] = k.dims();
     let grouped = [batch, n_kv_head, n_head / n_kv_head * seq_len, head_dim];
     let scores = q.mul_scalar(dims.scale).reshape(grouped).matmul(k.transpose());
-    let scores = capped(scores, dims.softcap).reshape([batch, n_head, seq_len, seen]);
+    let mut scores = capped(scores, dims.softcap).reshape([batch, n_head, seq_len, seen]);
     let device = scores.device();
-    let future = Tensor::<B, 2, Bool>::tril_mask([seq_len, seen], dims.start as i64, &device);
-    let mut scores = scores.mask_fill(future.unsqueeze::<4>(), f32::NEG_INFINITY);
+    if dims.causal {
+        let future = Tensor::<B, 2, Bool>::tril_mask([seq_len, seen], dims.start as i64, &device);
+        scores = scores.mask_fill(future.unsqueeze::<4>(), f32::NEG_INFINITY);
+    }
     if let Some(window) = dims.window {
         let last_hidden = dims.start as i64 - window as i64;
         let past = Tensor::<B, 2, Bool>::tril_mask([seq_len, seen], last_hidden, &device).bool_not();

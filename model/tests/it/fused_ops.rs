@@ -201,8 +201,13 @@ fn tables<B: Backend>(dims: AttentionDims, rotary: bool) -> ops::RopeTables<B> {
 
 fn attention<B: FusedOps>() {
     let rng = &mut Rng::new(5);
-    for case in 0..24 {
+    for case in 0..32 {
         let (dims, rotary) = attention_case(rng, case);
+        // The last cases look both ways.
+        let dims = match case {
+            0..24 => dims,
+            _ => AttentionDims { causal: false, window: None, ..dims },
+        };
         let what = format!("{dims:?}, rotary {rotary}");
         let rows = dims.batch * dims.seq_len;
         let qkv = normal::<B, 2>(rng, [rows, dims.qkv_width()]) * 1.5;
