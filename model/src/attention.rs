@@ -1,4 +1,4 @@
-//! Causal self-attention with grouped key and value heads.
+//! Self-attention with grouped key and value heads, causal in the decoder and both ways in the encoder.
 
 use burn::prelude::*;
 
@@ -102,6 +102,24 @@ impl<B: FusedOps> Attention<B> {
         let seq_len = x.dims()[0] / batch;
         let rope = ropes.of(self.kind);
         self.out.forward(ops::attention(self.project(x), rope, self.dims(batch, seq_len, 0)))
+    }
+
+    /// Attention within each of several sequences, of which every position sees the whole.
+    ///
+    /// # Shapes
+    /// - `x`, output: `[rows, n_embd]`, the sequences one below the other
+    /// - `lens`: of each sequence; together `rows`
+    pub fn forward_both_ways(&self, x: Tensor<B, 2>, lens: &[usize]) -> Tensor<B, 2> {
+        let qkv = self.project(x);
+        let mut start = 0;
+        let attend = |run: &[usize]| {
+            let dims = AttentionDims { causal: false, ..self.dims(run.len(), run[0], 0) };
+            let rows = run.len() * run[0];
+            start += rows;
+            ops::attention(qkv.clone().narrow(0, start - rows, rows), None, dims)
+        };
+        let parts: Vec<_> = lens.chunk_by(|a, b| a == b).map(attend).collect();
+        self.out.forward(Tensor::cat(parts, 0))
     }
 
     /// Attention to everything in `cache` and to the new positions, whose keys and values are stored

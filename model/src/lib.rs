@@ -1,8 +1,9 @@
-//! The transformer: one decoder, built from one [`Config`], generic over Burn's `Backend`.
+//! The transformer: one decoder, built from one [`Config`], and an encoder of the same parts, generic over Burn's
+//! `Backend`.
 //!
 //! Reading order: [`config`] says what can be built, [`transformer`] is the forward pass, [`block`],
 //! [`attention`], [`mlp`], [`linear`], [`norm`] and [`position`] are its parts, [`cache`] holds keys and
-//! values while generating. [`ops`] is the seam below: the few operations where composed tensor
+//! values while generating, [`encoder`] gives texts their vectors. [`ops`] is the seam below: the few operations where composed tensor
 //! operations waste time or memory. [`backend`] is the only file that names concrete backends.
 //! [`weights`] reads and writes model directories, [`memory`] says what a model will occupy.
 //!
@@ -20,6 +21,8 @@ pub mod position;
 
 pub mod cache;
 
+pub mod encoder;
+
 pub mod backend;
 pub mod ops;
 
@@ -30,5 +33,6 @@ pub mod weights;
 
 pub use cache::Cache;
 pub use config::Config;
+pub use encoder::Encoder;
 pub use ops::FusedOps;
 pub use transformer::Transformer;

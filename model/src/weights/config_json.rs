@@ -4,6 +4,7 @@
 //! A key that could change what a model computes is either understood or named in an error. Both spellings of rotary
 //! parameters are read: `rope_theta` beside `rope_scaling`, and `rope_parameters`, which newer files have.
 
+mod bert;
 mod rope;
 mod write;
 
@@ -15,6 +16,7 @@ use serde_json::{Map, Value, json};
 use super::family::Family;
 use crate::config::{Config, LayerKind, MAX_SIZE, MlpKind, NormKind, NormPlace, Position, QkNorm};
 
+pub use bert::parse_encoder;
 pub(super) use write::are_same;
 pub use write::{family_of, write};
 
@@ -28,6 +30,9 @@ pub fn parse(text: &str) -> Result<(Family, Config), String> {
     let value: Value = serde_json::from_str(text).map_err(|e| e.to_string())?;
     let map = value.as_object().ok_or("not a JSON object")?;
     let model_type = map.get("model_type").and_then(Value::as_str).ok_or("key `model_type` is missing")?;
+    if model_type == "bert" {
+        return Err("`model_type` is \"bert\": this is an encoder, which `flint embed` reads".into());
+    }
     let family = Family::of_model_type(model_type).ok_or_else(|| {
         let known: Vec<_> = Family::ALL.iter().map(|family| family.model_type()).collect();
         format!("`model_type` is \"{model_type}\": only {} are read", known.join(", "))
@@ -176,19 +181,13 @@ fn gpt2(keys: &Keys) -> Result<Config, String> {
     keys.only("add_cross_attention", json!(false))?;
     keys.only("scale_attn_weights", json!(true))?;
     keys.only("scale_attn_by_inverse_layer_idx", json!(false))?;
-    let mlp = match keys.text("activation_function")?.unwrap_or("gelu_new") {
-        "gelu_new" | "gelu_pytorch_tanh" => MlpKind::GeluTanh,
-        "gelu" => MlpKind::Gelu,
-        "relu" => MlpKind::Relu,
-        "silu" => MlpKind::Silu,
-        other => return Err(format!("`activation_function` is \"{other}\": this activation is not read")),
-    };
+    let activation = keys.text("activation_function")?.unwrap_or("gelu_new");
     Ok(Config {
         n_ff: keys.size_if_there("n_inner")?,
         position: Position::Learned,
         norm: NormKind::LayerNorm,
         norm_eps: keys.number("layer_norm_epsilon")?.unwrap_or(1e-5),
-        mlp,
+        mlp: read_activation("activation_function", activation)?,
         bias: true,
         tie_embeddings: keys.flag("tie_word_embeddings", true)?,
         ..Config::new(
@@ -201,21 +200,25 @@ fn gpt2(keys: &Keys) -> Result<Config, String> {
     })
 }
 
+/// An MLP without a gate, by the name of its activation.
+fn read_activation(key: &str, name: &str) -> Result<MlpKind, String> {
+    match name {
+        "gelu" => Ok(MlpKind::Gelu),
+        "gelu_new" | "gelu_fast" | "gelu_pytorch_tanh" => Ok(MlpKind::GeluTanh),
+        "relu" => Ok(MlpKind::Relu),
+        "silu" => Ok(MlpKind::Silu),
+        other => Err(format!("`{key}` is \"{other}\": this activation is not read")),
+    }
+}
+
 fn gpt_neox(keys: &Keys) -> Result<Config, String> {
     keys.only("attention_bias", json!(true))?;
-    let mlp = match keys.text("hidden_act")?.unwrap_or("gelu") {
-        "gelu" => MlpKind::Gelu,
-        "gelu_new" | "gelu_fast" | "gelu_pytorch_tanh" => MlpKind::GeluTanh,
-        "relu" => MlpKind::Relu,
-        "silu" => MlpKind::Silu,
-        other => return Err(format!("`hidden_act` is \"{other}\": this activation is not read")),
-    };
     let mut config = Config {
         n_ff: Some(keys.size("intermediate_size")?),
         norm: NormKind::LayerNorm,
         norm_eps: keys.number("layer_norm_eps")?.unwrap_or(1e-5),
         parallel_residual: keys.flag("use_parallel_residual", true)?,
-        mlp,
+        mlp: read_activation("hidden_act", keys.text("hidden_act")?.unwrap_or("gelu"))?,
         bias: true,
         tie_embeddings: keys.flag("tie_word_embeddings", false)?,
         ..sizes(keys)?

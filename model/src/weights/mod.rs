@@ -3,15 +3,18 @@
 //!
 //! [`family`] lists whose files are understood. [`config_json`] and [`gguf`] map what they say of the model onto a
 //! [`Config`], [`names`] the parameters' names. [`archive`] reads the numbers of either, [`parameters`] puts them into a
-//! model and takes them out, [`safetensors`] and [`gguf`] write them.
+//! model and takes them out, [`safetensors`] and [`gguf`] write them. [`bert`] does the same for encoders, and
+//! [`sentence`] reads what sentence-transformers puts beside one to say how texts get their vectors.
 
 pub mod archive;
+pub mod bert;
 pub mod config_json;
 pub mod family;
 pub mod gguf;
 pub mod names;
 mod parameters;
 pub mod safetensors;
+pub mod sentence;
 mod shards;
 
 use std::collections::BTreeMap;
@@ -26,6 +29,7 @@ use crate::config::{Config, ConfigError};
 use crate::transformer::Transformer;
 use archive::Archive;
 use names::Layout;
+use parameters::Names;
 pub use parameters::{Saved, values};
 
 /// Why a model could not be read or written.
@@ -114,7 +118,7 @@ pub fn open(path: &Path) -> Result<Opened, Error> {
     let opened = match path.is_dir() {
         true => {
             let (family, config) = parse_config(path)?;
-            let archive = safetensors::open(&shards::files(path)?)?;
+            let archive = safetensors::open(&shards::files(path)?, is_derived)?;
             Opened { config, layout: Layout::HuggingFace(family), archive }
         }
         false => {
@@ -123,7 +127,7 @@ pub fn open(path: &Path) -> Result<Opened, Error> {
         }
     };
     opened.config.validate()?;
-    opened.check_size(path)?;
+    check_size(&opened.archive, opened.config.n_params(), path)?;
     Ok(opened)
 }
 
@@ -148,19 +152,35 @@ impl Opened {
     /// # Errors
     /// [`Error`] names the file and the tensor at fault.
     pub fn load<B: Backend>(&self, device: &B::Device) -> Result<Transformer<B>, Error> {
-        parameters::fill(Transformer::empty(&self.config, device), &self.archive, self.layout, device)
+        self.fill(Transformer::empty(&self.config, device), device)
     }
 
-    /// Before memory for the parameters is asked for: whether the files have about as many. Which ones are missing is said
-    /// later.
-    fn check_size(&self, path: &Path) -> Result<(), Error> {
-        let (found, wanted) = (self.archive.n_elements(), self.config.n_params() as u64);
-        if wanted / 2 > found + (1 << 20) {
-            let why = format!("{found} numbers, too few for the {wanted} parameters of its config");
-            return Err(Error::Format { path: path.into(), why });
-        }
-        Ok(())
+    fn fill<B: Backend>(&self, model: Transformer<B>, device: &B::Device) -> Result<Transformer<B>, Error> {
+        let pieces = |path: &str, rows: usize| names::pieces(path, rows, &self.config, self.layout);
+        let is_tied = self.config.tie_embeddings;
+        let tied_head = is_tied.then(|| pieces("head.weight", self.config.vocab_size).remove(0).name);
+        parameters::fill(model, &self.archive, &Names { pieces: &pieces, tied_head }, device)
     }
+}
+
+/// Before memory for the parameters is asked for: whether the files have about as many. Which ones are missing is said
+/// later.
+fn check_size(archive: &Archive, n_params: usize, path: &Path) -> Result<(), Error> {
+    let found = archive.n_elements();
+    if n_params as u64 / 2 > found + (1 << 20) {
+        let why = format!("{found} numbers, too few for the {n_params} parameters of its config");
+        return Err(Error::Format { path: path.into(), why });
+    }
+    Ok(())
+}
+
+/// Whether a tensor follows from the config: tables of rotary positions and causal masks, which older files have.
+fn is_derived(name: &str) -> bool {
+    let derived =
+        ["rotary_emb.inv_freq", "attn.bias", "attn.masked_bias", "attention.bias", "attention.masked_bias"];
+    derived
+        .iter()
+        .any(|end| name.strip_suffix(end).is_some_and(|rest| rest.is_empty() || rest.ends_with('.')))
 }
 
 /// Reads the model in a folder or a GGUF file.
@@ -180,18 +200,25 @@ pub fn fill<B: Backend>(
     dir: &Path,
     device: &B::Device,
 ) -> Result<Transformer<B>, Error> {
-    let Opened { config, layout, archive } = open(dir)?;
-    if !config_json::are_same(&config, model.config()) {
+    let opened = open(dir)?;
+    if !config_json::are_same(opened.config(), model.config()) {
         let why = "describes another model than the one to be filled".to_owned();
         return Err(Error::Config { path: dir.join("config.json"), why });
     }
-    parameters::fill(model, &archive, layout, device)
+    opened.fill(model, device)
 }
 
 fn parse_config(dir: &Path) -> Result<(family::Family, Config), Error> {
-    let path = dir.join("config.json");
-    let text = std::fs::read_to_string(&path).map_err(|source| Error::Io { path: path.clone(), source })?;
+    let (path, text) = config_text(dir)?;
     config_json::parse(&text).map_err(|why| Error::Config { path, why })
+}
+
+fn config_text(dir: &Path) -> Result<(PathBuf, String), Error> {
+    let path = dir.join("config.json");
+    match std::fs::read_to_string(&path) {
+        Ok(text) => Ok((path, text)),
+        Err(source) => Err(Error::Io { path, source }),
+    }
 }
 
 /// Writes the model into a folder, which must exist, with numbers in F32; see [`save_as`].

@@ -54,10 +54,7 @@ pub fn values<B: Backend, const D: usize>(tensor: &Tensor<B, D>) -> Vec<f32> {
 }
 
 /// The tensors that files of a layout have of a model.
-pub(super) fn collect<B: Backend>(
-    model: &Transformer<B>,
-    layout: Layout,
-) -> Vec<(String, Saved<'static>)> {
+pub(super) fn collect<B: Backend>(model: &Transformer<B>, layout: Layout) -> Vec<(String, Saved<'static>)> {
     let mut collector = Collector { path: Vec::new(), config: model.config(), layout, pieces: Vec::new() };
     model.visit(&mut collector);
     collector.pieces
@@ -93,21 +90,27 @@ impl<B: Backend> ModuleVisitor<B> for Collector<'_> {
     }
 }
 
-/// Replaces all parameters of `model` by those in files, which together must hold exactly these under the layout's
-/// names; a tied head may be there too.
+/// How the parameters of a module are called in files.
+pub(super) struct Names<'a> {
+    /// The tensors of the parameter at a path that has so many rows.
+    pub pieces: &'a dyn Fn(&str, usize) -> Vec<Piece>,
+    /// A tensor that may be there too, if it is the embedding again.
+    pub tied_head: Option<String>,
+}
+
+/// Replaces all parameters of a module by those in files, which together must hold exactly these; a tied head may be there
+/// too.
 ///
 /// # Errors
 /// [`Error`] names the file and the tensor at fault.
-pub(super) fn fill<B: Backend>(
-    model: Transformer<B>,
+pub(super) fn fill<B: Backend, M: Module<B>>(
+    model: M,
     archive: &Archive,
-    layout: Layout,
+    names: &Names<'_>,
     device: &B::Device,
-) -> Result<Transformer<B>, Error> {
-    let config = model.config().clone();
+) -> Result<M, Error> {
     let unused = archive.names().collect();
-    let mut filler =
-        Filler { path: Vec::new(), archive, config, layout, device: device.clone(), unused, error: None };
+    let mut filler = Filler { path: Vec::new(), archive, names, device: device.clone(), unused, error: None };
     let model = model.map(&mut filler);
     match (filler.error, filler.unused.pop_first()) {
         (Some(error), _) => Err(error),
@@ -121,8 +124,7 @@ pub(super) fn fill<B: Backend>(
 struct Filler<'a, B: Backend> {
     path: Vec<String>,
     archive: &'a Archive,
-    config: Config,
-    layout: Layout,
+    names: &'a Names<'a>,
     device: B::Device,
     /// The tensors that no parameter took yet.
     unused: BTreeSet<&'a str>,
@@ -130,20 +132,23 @@ struct Filler<'a, B: Backend> {
 }
 
 impl<B: Backend> Filler<'_, B> {
-    /// The name that a tensor has in the files: the one of the layout or that without the part before the first dot,
-    /// which files of the bare decoder lack.
+    /// The name that a tensor has in the files: that of the layout, or that without the part before the first dot, which
+    /// files of the bare decoder or encoder lack. Gains and biases of BERT's norms have other names in its oldest files.
     fn find(&self, name: &str) -> Option<String> {
         let bare = name.split_once('.').map_or(name, |(_, bare)| bare);
-        [name, bare].into_iter().find(|name| self.archive.get(name).is_some()).map(str::to_owned)
+        let older = |name: &str| {
+            let (rest, kind) = name.rsplit_once("LayerNorm.")?;
+            Some(format!("{rest}LayerNorm.{}", if kind == "weight" { "gamma" } else { "beta" }))
+        };
+        let known = [Some(name.to_owned()), Some(bare.to_owned()), older(name), older(bare)];
+        known.into_iter().flatten().find(|name| self.archive.get(name).is_some())
     }
 
-    /// Many files of tied models have the head as well. It must be the embedding, which is `name` there.
+    /// Many files of tied models have the head as well. It must be the embedding, which is `embedding` there.
     fn check_tied_head(&mut self, embedding: &str) -> Result<(), Error> {
-        let pieces = names::pieces("head.weight", self.config.vocab_size, &self.config, self.layout);
-        let name = &pieces[0].name;
-        if !self.config.tie_embeddings || self.archive.get(name).is_none() {
+        let Some(name) = self.names.tied_head.as_ref().filter(|name| self.archive.get(name).is_some()) else {
             return Ok(());
-        }
+        };
         if !self.archive.are_same(name, embedding)? {
             return Err(Error::Unused { path: self.archive.path_of(name).into(), name: name.clone() });
         }
@@ -155,7 +160,7 @@ impl<B: Backend> Filler<'_, B> {
     fn read(&mut self, shape: &[usize]) -> Result<Vec<f32>, Error> {
         let mut values = kernels::memory::zeroed(shape.iter().product());
         let mut rest = values.as_mut_slice();
-        for piece in names::pieces(&self.path.join("."), shape[0], &self.config, self.layout) {
+        for piece in (self.names.pieces)(&self.path.join("."), shape[0]) {
             let shape = [&[piece.rows], &shape[1..]].concat();
             let Some(name) = self.find(&piece.name) else {
                 let path = self.archive.path_of(&piece.name).into();
@@ -224,7 +229,9 @@ impl Form {
             Self::LessOne => return values.iter_mut().for_each(|value| *value += 1.0),
             Self::Transposed => transposed(values, shape[1], shape[0]),
             Self::ByHead { n_head } => regrouped(values, n_head, 3),
-            Self::PairsTogether { n_head } => by_head(values, n_head, |head| regrouped(head, shape[0] / n_head / 2, 2)),
+            Self::PairsTogether { n_head } => {
+                by_head(values, n_head, |head| regrouped(head, shape[0] / n_head / 2, 2))
+            }
         };
         values.copy_from_slice(&changed);
     }
@@ -236,7 +243,9 @@ impl Form {
             Self::Transposed => transposed(&values, shape[0], shape[1]),
             Self::LessOne => values.into_iter().map(|value| value - 1.0).collect(),
             Self::ByHead { n_head } => regrouped(&values, 3, n_head),
-            Self::PairsTogether { n_head } => by_head(&values, n_head, |head| regrouped(head, 2, shape[0] / n_head / 2)),
+            Self::PairsTogether { n_head } => {
+                by_head(&values, n_head, |head| regrouped(head, 2, shape[0] / n_head / 2))
+            }
         }
     }
 }

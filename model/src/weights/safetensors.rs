@@ -58,20 +58,20 @@ fn header(tensors: &[(String, Saved<'_>)], metadata: &BTreeMap<String, String>) 
     header
 }
 
-/// The tensors of the files that a model's weights are spread over.
+/// The tensors of the files that a model's weights are spread over, but for those that are left out.
 ///
 /// # Errors
 /// [`Error`] names the file and what is wrong with it: lengths and places that do not add up to exactly the file, a name
 /// that stands twice, a type that is not read.
-pub(super) fn open(paths: &[PathBuf]) -> Result<Archive, Error> {
+pub(super) fn open(paths: &[PathBuf], is_left_out: fn(&str) -> bool) -> Result<Archive, Error> {
     let mut archive = Archive::default();
     for path in paths {
-        archive.add(path, tensors_of(path)?)?;
+        archive.add(path, tensors_of(path, is_left_out)?)?;
     }
     Ok(archive)
 }
 
-fn tensors_of(path: &Path) -> Result<Vec<(String, Stored)>, Error> {
+fn tensors_of(path: &Path, is_left_out: fn(&str) -> bool) -> Result<Vec<(String, Stored)>, Error> {
     let map = Mmap::open(path).map_err(|source| Error::Io { path: path.into(), source })?;
     let wrong = |why: String| Error::Format { path: path.into(), why };
     let (header_len, header) = SafeTensors::read_metadata(&map).map_err(|error| wrong(error.to_string()))?;
@@ -88,16 +88,7 @@ fn tensors_of(path: &Path) -> Result<Vec<(String, Stored)>, Error> {
         let offset = begin + info.data_offsets.0 as u64;
         Ok((name, Stored { shape: info.shape.clone(), format, offset }))
     };
-    header.offset_keys().into_iter().filter(|name| !is_derived(name)).map(stored).collect()
-}
-
-/// Whether a tensor follows from the config: tables of rotary positions and causal masks, which older files have.
-fn is_derived(name: &str) -> bool {
-    let derived =
-        ["rotary_emb.inv_freq", "attn.bias", "attn.masked_bias", "attention.bias", "attention.masked_bias"];
-    derived
-        .iter()
-        .any(|end| name.strip_suffix(end).is_some_and(|rest| rest.is_empty() || rest.ends_with('.')))
+    header.offset_keys().into_iter().filter(|name| !is_left_out(name)).map(stored).collect()
 }
 
 /// The reader above takes the last of two tensors of one name, and any name.

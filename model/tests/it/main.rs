@@ -22,6 +22,7 @@ mod cases;
 mod numbers;
 mod parameters;
 
+mod encoders;
 mod families;
 mod fused_ops;
 mod gradients;

@@ -81,7 +81,8 @@ fn read(family: Family, keys: &Keys<'_>, facts: &Facts) -> Result<Config, String
         return Err(format!("`{prefix}vocab_size` is not the number of rows of `token_embd.weight`, {n}"));
     }
     let has_layer_norm = matches!(family, Family::Gpt2 | Family::GptNeoX);
-    let eps = if has_layer_norm { "attention.layer_norm_epsilon" } else { "attention.layer_norm_rms_epsilon" };
+    let eps =
+        if has_layer_norm { "attention.layer_norm_epsilon" } else { "attention.layer_norm_rms_epsilon" };
     let is_gemma = matches!(family, Family::Gemma2 | Family::Gemma3);
     let mut config = Config {
         n_kv_head: keys.same_for_all("attention.head_count_kv", n_layer)?.filter(|&n| n != n_head),
@@ -112,7 +113,8 @@ fn read(family: Family, keys: &Keys<'_>, facts: &Facts) -> Result<Config, String
         },
         embedding_scale: is_gemma.then(|| (n_embd as f64).sqrt()),
         // As files of the family say it: the inverse square of a whole number.
-        attention_scale: is_gemma.then(|| (scaled_by(family, n_layer, n_embd / n_head, head_dim) as f64).powf(-0.5)),
+        attention_scale: is_gemma
+            .then(|| (scaled_by(family, n_layer, n_embd / n_head, head_dim) as f64).powf(-0.5)),
         attention_softcap: match family {
             Family::Gemma2 => Some(keys.number("attn_logit_softcapping")?.unwrap_or(50.0)),
             _ => None,
@@ -135,7 +137,11 @@ fn scaled_by(family: Family, n_layer: usize, share: usize, head_dim: usize) -> u
     if is_27b { share } else { head_dim }
 }
 
-fn layers(family: Family, n_layer: usize, keys: &Keys<'_>) -> Result<(Option<usize>, Vec<LayerKind>), String> {
+fn layers(
+    family: Family,
+    n_layer: usize,
+    keys: &Keys<'_>,
+) -> Result<(Option<usize>, Vec<LayerKind>), String> {
     if family == Family::SmolLm3 {
         let kind = |i: usize| match (i + 1).is_multiple_of(4) {
             true => LayerKind::FullUnrotated,
@@ -284,7 +290,8 @@ fn to_pairs(name: &str, family: Family, config: &Config) -> Vec<(String, Value)>
     put("attention.head_count_kv", count(config.n_kv_head()));
     put("attention.key_length", count(config.head_dim()));
     put("attention.value_length", count(config.head_dim()));
-    let eps = if config.norm == NormKind::LayerNorm { "layer_norm_epsilon" } else { "layer_norm_rms_epsilon" };
+    let eps =
+        if config.norm == NormKind::LayerNorm { "layer_norm_epsilon" } else { "layer_norm_rms_epsilon" };
     put(&format!("attention.{eps}"), Value::F32(config.norm_eps as f32));
     if config.position == Position::Rotary {
         put("rope.dimension_count", count(config.rotary_dim()));
@@ -298,7 +305,9 @@ fn to_pairs(name: &str, family: Family, config: &Config) -> Vec<(String, Value)>
             put("rope.scaling.type", Value::String("linear".into()));
             put("rope.scaling.factor", Value::F32(*factor as f32));
         }
-        Some(RopeScaling::Yarn { factor, original_context, beta_fast, beta_slow, attention_factor, .. }) => {
+        Some(RopeScaling::Yarn {
+            factor, original_context, beta_fast, beta_slow, attention_factor, ..
+        }) => {
             put("rope.scaling.type", Value::String("yarn".into()));
             put("rope.scaling.factor", Value::F32(*factor as f32));
             put("rope.scaling.original_context_length", count(*original_context));

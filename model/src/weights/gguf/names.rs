@@ -38,7 +38,8 @@ pub(in crate::weights) fn pieces(path: &[&str], rows: usize, config: &Config, fa
         }
         ["mlp", "down", kind] => one(format!("{layer}.ffn_down.{kind}")),
         ["mlp", "up", kind] if config.mlp.is_gated() && family != Family::Phi3 => {
-            let part = |name| Piece { name: format!("{layer}.ffn_{name}.{kind}"), rows: rows / 2, form: Form::Same };
+            let part =
+                |name| Piece { name: format!("{layer}.ffn_{name}.{kind}"), rows: rows / 2, form: Form::Same };
             vec![part("gate"), part("up")]
         }
         ["mlp", "up", kind] => one(format!("{layer}.ffn_up.{kind}")),
