@@ -44,6 +44,8 @@ pub enum Verb {
     Generate(Generate),
     /// Talk to a model
     Chat(Chat),
+    /// Turn texts into vectors
+    Embed(Embed),
     /// Write the logits of a sequence of token ids
     Logits(Logits),
     /// Train and use tokenizers
@@ -171,6 +173,25 @@ pub struct Chat {
 
     #[command(flatten)]
     pub sampling: SamplingArgs,
+}
+
+/// `flint embed`
+#[derive(Debug, ClapArgs)]
+pub struct Embed {
+    /// Folder of an encoder
+    pub model: PathBuf,
+
+    /// Text, or with --jsonl a file; without it or with `-` stdin is read
+    #[arg(value_name = "INPUT", allow_hyphen_values = true)]
+    pub input: Option<String>,
+
+    /// Each line is a text as a JSON string, and its vector a line of JSON
+    #[arg(long)]
+    pub jsonl: bool,
+
+    /// The vector as JSON, with the number of tokens
+    #[arg(long, conflicts_with = "jsonl")]
+    pub json: bool,
 }
 
 /// `flint logits`

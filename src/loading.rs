@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
+use infer::Embedder;
 use model::{FusedOps, Transformer, weights};
 use tokenizer::chat::ChatFormat;
 use tokenizer::{Error, Split, Tokenizer};
@@ -45,6 +46,15 @@ fn only_gguf(folder: &Path) -> Option<PathBuf> {
 /// Reads the weights.
 pub fn model<B: FusedOps>(path: &Path, device: &B::Device) -> Result<Transformer<B>> {
     weights::load(path, device).context("cannot open the model")
+}
+
+/// Reads an encoder with its tokenizer and what says how texts get their vectors. Says if nothing does.
+pub fn embedder<B: FusedOps>(dir: &Path, device: &B::Device) -> Result<(Embedder<B>, bool)> {
+    let encoder = weights::bert::load::<B>(dir, device).context("cannot open the encoder")?;
+    let sentence = weights::sentence::read(dir, encoder.config().n_embd)?;
+    let is_said = sentence.is_some();
+    let embedder = Embedder::new(encoder, tokenizer(dir)?, sentence.unwrap_or_default())?;
+    Ok((embedder, is_said))
 }
 
 /// How conversations are laid out for a model: by its chat template, without one by Flint's own layout if

@@ -159,7 +159,7 @@ impl<B: FusedOps> Embedder<B> {
         let ids = Tensor::from_data(TensorData::new(ids, [n]), &self.encoder.device());
         let vectors = pool(self.encoder.forward(ids, &lens), &lens, self.sentence.pooling);
         let vectors = if self.sentence.is_unit { unit(vectors) } else { vectors };
-        weights::safetensors::values(&vectors).chunks(self.n_embd()).map(<[f32]>::to_vec).collect()
+        weights::values(&vectors).chunks(self.n_embd()).map(<[f32]>::to_vec).collect()
     }
 }
 

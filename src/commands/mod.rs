@@ -3,6 +3,7 @@
 mod bench;
 mod chat;
 mod doctor;
+mod embed;
 mod generate;
 mod logits;
 mod plan;
@@ -64,6 +65,7 @@ fn dispatch(args: Args) -> Result<ExitCode> {
         Verb::Plan(args) => plan::run(&args, common),
         Verb::Generate(args) => generate::run(args, common),
         Verb::Chat(args) => chat::run(args, common),
+        Verb::Embed(args) => embed::run(args, common),
         Verb::Logits(args) => logits::run(args, common),
         Verb::Tokenizer(verb) => tokenizer::run(verb, common),
         Verb::Bench(Bench::Train(args)) => bench::train(&args, common),
