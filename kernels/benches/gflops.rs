@@ -8,7 +8,7 @@ use std::hint::black_box;
 use std::time::{Duration, Instant};
 
 use kernels::activation;
-use kernels::attention::{self, Dims, Heads, Saved};
+use kernels::attention::{self, Dims, Heads, Input, Saved};
 use kernels::matmul::{Mat, MatMut, matmul};
 use kernels::optim::AdamW;
 use kernels::{Isa, loss, norm, optim, rope};
@@ -126,14 +126,15 @@ impl Bench<'_> {
             let mut out = vec![0.0; batch * seq_len * n_head * head_dim];
             let mut lse = vec![0.0; batch * seq_len * n_head];
             let [q, k, v] = dims.split_qkv(&qkv);
+            let input = Input { q, k, v, sinks: None };
             // Half of the scores are visible; two products each.
             let flops = 2 * batch * n_head * seq_len * seq_len * head_dim;
             let shape = format!("[{batch}, {seq_len}] {n_head}/{n_kv_head} x {head_dim}");
             let bytes = 4 * (qkv.len() + out.len());
             self.line(&format!("attention {shape}"), Work { flops, bytes }, || {
-                attention::forward(&dims, q, k, v, black_box(&mut out), Some(&mut lse));
+                attention::forward(&dims, input, black_box(&mut out), Some(&mut lse));
             });
-            attention::forward(&dims, q, k, v, &mut out, Some(&mut lse));
+            attention::forward(&dims, input, &mut out, Some(&mut lse));
             // The first query sees one key only.
             assert_eq!(out[..head_dim], v.data[..head_dim]);
             let mut dqkv = vec![0.0; qkv.len()];
@@ -153,7 +154,8 @@ impl Bench<'_> {
             let name = format!("attention decode {n_head}/{n_kv_head} x {head_dim} keys={n_keys}");
             let work = Work { flops: 4 * n_head * n_keys * head_dim, bytes: 8 * cache[0].len() };
             let [k, v] = [&cache[0], &cache[1]].map(|data| head(data, n_keys));
-            let run = || attention::forward(&dims, head(&query, 1), k, v, black_box(&mut out), None);
+            let input = Input { q: head(&query, 1), k, v, sinks: None };
+            let run = || attention::forward(&dims, input, black_box(&mut out), None);
             if self.line(&name, work, run) {
                 // A query of zeros takes the mean of all values.
                 let mean =

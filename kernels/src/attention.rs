@@ -5,7 +5,8 @@
 //!                                                 with a window the last so many of them;
 //!                                                 all of its sequence where it is not causal
 //! ```
-//! A soft cap `c` puts `c tanh(s / c)` in the place of each score `s`.
+//! A soft cap `c` puts `c tanh(s / c)` in the place of each score `s`. A sink is a further score of a head, the same for
+//! every query, that takes part in the softmax and has no value: it lets a query attend to nothing.
 //!
 //! Queries go in blocks of 64 positions of one head. A block's scores against all the keys it
 //! can see are a matrix product, as is their product with V; a block of scores (64 x keys) stays in L2 for a
@@ -173,20 +174,32 @@ impl<'a> Heads<'a> {
     }
 }
 
+/// What attention reads.
+#[derive(Clone, Copy, Debug)]
+pub struct Input<'a> {
+    /// `batch` sequences of `seq_len` positions of `n_head` heads.
+    pub q: Heads<'a>,
+    /// `batch` sequences of at least `start + seq_len` positions of `n_kv_head` heads; later positions are never read.
+    pub k: Heads<'a>,
+    /// As `k`.
+    pub v: Heads<'a>,
+    /// The sink of each head, where heads have one. `[n_head]`
+    pub sinks: Option<&'a [f32]>,
+}
+
 /// Attention of every query to the keys that it sees.
 ///
 /// # Shapes
-/// - `q`: `batch` sequences of `seq_len` positions of `n_head` heads
-/// - `k`, `v`: `batch` sequences of at least `start + seq_len` positions of `n_kv_head` heads; later positions
-///   are never read
 /// - `out`: `[batch * seq_len, n_head * head_dim]`
 /// - `lse`: `[batch, n_head, seq_len]`, the logarithm of each query's sum of exponentials, for [`backward`]
 ///
 /// # Panics
 /// If the sizes contradict each other or the buffers.
-pub fn forward(dims: &Dims, q: Heads, k: Heads, v: Heads, out: &mut [f32], lse: Option<&mut [f32]>) {
+pub fn forward(dims: &Dims, input: Input, out: &mut [f32], lse: Option<&mut [f32]>) {
     dims.check();
     let Dims { batch, seq_len, n_head, head_dim, .. } = *dims;
+    let n_sinks = input.sinks.map(<[f32]>::len);
+    assert!(n_sinks.is_none_or(|n| n == n_head), "attention: {n_sinks:?} sinks for {dims:?}");
     assert!(out.len() == batch * seq_len * n_head * head_dim, "attention: out {} for {dims:?}", out.len());
     let lse_len = lse.as_ref().map(|lse| lse.len());
     assert!(
@@ -195,7 +208,7 @@ pub fn forward(dims: &Dims, q: Heads, k: Heads, v: Heads, out: &mut [f32], lse: 
     );
     let out = SharedSlice::new(out);
     let lse = lse.map(SharedSlice::new);
-    let task = Forward { dims, q, k, v, out, lse };
+    let task = Forward { dims, input, out, lse };
     let n_seen = dims.window.unwrap_or(usize::MAX).min(dims.start + seq_len);
     let work = batch * n_head * seq_len * n_seen * head_dim * 2;
     if seq_len == 1 {
@@ -270,9 +283,7 @@ fn with_scratch<R>(n: usize, f: impl FnOnce(&mut [f32]) -> R) -> R {
 /// What all tasks of a forward pass share.
 struct Forward<'a> {
     dims: &'a Dims,
-    q: Heads<'a>,
-    k: Heads<'a>,
-    v: Heads<'a>,
+    input: Input<'a>,
     out: SharedSlice<'a>,
     lse: Option<SharedSlice<'a>>,
 }
@@ -287,10 +298,17 @@ struct QueryBlock<'a> {
     /// Keys that the first row sees; if it is fewer than `n_keys`, each further row sees one more, and with a window
     /// loses the first.
     visible: usize,
+    /// One for each row, one for all of them, or none.
+    sinks: &'a [f32],
     dims: &'a Dims,
 }
 
 impl Forward<'_> {
+    /// The sinks of some heads, empty if there are none.
+    fn sinks(&self, heads: Range<usize>) -> &[f32] {
+        self.input.sinks.map_or(&[], |sinks| &sinks[heads])
+    }
+
     /// The only query of each head in a group.
     fn attend_group(&self, batch: usize, kv_head: usize) {
         let Dims { n_head, head_dim, start, .. } = *self.dims;
@@ -299,14 +317,15 @@ impl Forward<'_> {
         let row = batch * n_head + first;
         let seen = self.dims.seen(start);
         attend(QueryBlock {
-            q: self.q.heads(batch, first, group, head_dim),
-            k: self.k.positions(batch, kv_head, seen.clone(), head_dim),
-            v: self.v.positions(batch, kv_head, seen.clone(), head_dim),
+            q: self.input.q.heads(batch, first, group, head_dim),
+            k: self.input.k.positions(batch, kv_head, seen.clone(), head_dim),
+            v: self.input.v.positions(batch, kv_head, seen.clone(), head_dim),
             // SAFETY: each (batch, head) belongs to one task, and its row of `out` and `lse` with it.
             out: unsafe { self.out.matrix(row * head_dim, [group, head_dim], head_dim) },
             // SAFETY: as above.
             lse: self.lse.map(|lse| unsafe { lse.matrix(row, [1, group], group) }),
             visible: seen.len(),
+            sinks: self.sinks(first..first + group),
             dims: self.dims,
         });
     }
@@ -321,9 +340,9 @@ impl Forward<'_> {
         let row = batch * seq_len + first;
         let out_width = n_head * head_dim;
         attend(QueryBlock {
-            q: self.q.positions(batch, head, first..first + rows, head_dim),
-            k: self.k.positions(batch, kv_head, keys.clone(), head_dim),
-            v: self.v.positions(batch, kv_head, keys, head_dim),
+            q: self.input.q.positions(batch, head, first..first + rows, head_dim),
+            k: self.input.k.positions(batch, kv_head, keys.clone(), head_dim),
+            v: self.input.v.positions(batch, kv_head, keys, head_dim),
             // SAFETY: each (batch, head, block) is one task: its positions' rows, its head's columns.
             out: unsafe { self.out.matrix(row * out_width + head * head_dim, [rows, head_dim], out_width) },
             // SAFETY: as above.
@@ -331,13 +350,14 @@ impl Forward<'_> {
                 .lse
                 .map(|lse| unsafe { lse.matrix((batch * n_head + head) * seq_len + first, [1, rows], rows) }),
             visible,
+            sinks: self.sinks(head..head + 1),
             dims: self.dims,
         });
     }
 }
 
 fn attend(block: QueryBlock) {
-    let QueryBlock { q, k, v, mut out, mut lse, visible, dims } = block;
+    let QueryBlock { q, k, v, mut out, mut lse, visible, sinks, dims } = block;
     let (rows, n_keys) = (q.rows(), k.rows());
     let visible_to = |row: usize| (visible + row).min(n_keys);
     with_scratch(rows * n_keys + rows, |scratch| {
@@ -350,8 +370,9 @@ fn attend(block: QueryBlock) {
                 row[..visible].split_at_mut(visible - visible.min(dims.window.unwrap_or(visible)));
             left.fill(0.0);
             let scale = dims.cap(row);
-            let max = softmax::max(row) * scale;
-            *sum = softmax::exp_in_place(row, scale, -max);
+            let sink = sinks.get(r % sinks.len().max(1)).copied();
+            let max = (softmax::max(row) * scale).max(sink.unwrap_or(f32::NEG_INFINITY));
+            *sum = softmax::exp_in_place(row, scale, -max) + sink.map_or(0.0, |sink| (sink - max).exp());
             if let Some(lse) = &mut lse {
                 lse.row(0)[r] = max + sum.ln();
             }
@@ -392,6 +413,43 @@ pub struct Saved<'a> {
     pub out: &'a [f32],
     /// The forward's log-sums of exponentials. `[batch, n_head, seq_len]`
     pub lse: &'a [f32],
+}
+
+/// The gradient of the sinks, which have none in [`backward`]: a sink draws weight from all values alike.
+///
+/// ```text
+/// dsink = -Σ exp(sink - lse) dout·out    over the queries of its head, in order
+/// ```
+///
+/// # Shapes
+/// - `sinks`, `dsinks`: `[n_head]`
+/// - `dout`: `[batch * seq_len, n_head * head_dim]`
+///
+/// # Panics
+/// If the sizes contradict each other or the buffers.
+pub fn sink_gradient(dims: &Dims, sinks: &[f32], saved: Saved, dout: &[f32], dsinks: &mut [f32]) {
+    dims.check();
+    let Dims { batch, seq_len, n_head, head_dim, .. } = *dims;
+    let out_len = batch * seq_len * n_head * head_dim;
+    assert!(
+        sinks.len() == n_head
+            && dsinks.len() == n_head
+            && saved.out.len() == out_len
+            && dout.len() == out_len
+            && saved.lse.len() == batch * seq_len * n_head,
+        "attention sinks: {} sinks, out {}, dout {} for {dims:?}",
+        sinks.len(),
+        saved.out.len(),
+        dout.len()
+    );
+    for (head, (sink, dsink)) in sinks.iter().zip(dsinks).enumerate() {
+        let of_query = |row: usize| {
+            let lse = saved.lse[(row / seq_len * n_head + head) * seq_len + row % seq_len];
+            let columns = (row * n_head + head) * head_dim..(row * n_head + head + 1) * head_dim;
+            f64::from((sink - lse).exp() * dot(&dout[columns.clone()], &saved.out[columns]))
+        };
+        *dsink = -(0..batch * seq_len).map(of_query).sum::<f64>() as f32;
+    }
 }
 
 /// Backward of [`forward`] over whole sequences in a fused buffer (`start` = 0). Overwrites `dqkv`.
@@ -551,223 +609,4 @@ fn cap_gradient_impl<S: Simd>(s: &[f32], ds: &mut [f32], delta: f32, cap: f32) {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::isa::on_each;
-    use crate::reference::{assert_all_close, bits, on_threads, values};
-
-    fn dims(batch: usize, seq_len: usize, n_head: usize, n_kv_head: usize, head_dim: usize) -> Dims {
-        Dims { batch, seq_len, ..Dims::new(n_head, n_kv_head, head_dim) }
-    }
-
-    /// The same with a window, with a soft cap and with both.
-    fn causal_variants(plain: Dims) -> [Dims; 4] {
-        let (window, softcap) = (Some(20), Some(1.5));
-        [plain, Dims { window, ..plain }, Dims { softcap, ..plain }, Dims { window, softcap, ..plain }]
-    }
-
-    /// Those, and both ways with and without a soft cap.
-    fn variants(plain: Dims) -> Vec<Dims> {
-        let both_ways = Dims { causal: false, ..plain };
-        let mut all = causal_variants(plain).to_vec();
-        all.extend([both_ways, Dims { softcap: Some(1.5), ..both_ways }]);
-        all
-    }
-
-    /// Whole sequences in a fused buffer: `(out, lse)`.
-    fn run(dims: &Dims, qkv: &[f32]) -> (Vec<f32>, Vec<f32>) {
-        let [q, k, v] = dims.split_qkv(qkv);
-        let rows = dims.batch * dims.seq_len;
-        let mut out = vec![f32::NAN; rows * dims.n_head * dims.head_dim];
-        let mut lse = vec![f32::NAN; rows * dims.n_head];
-        forward(dims, q, k, v, &mut out, Some(&mut lse));
-        (out, lse)
-    }
-
-    /// The definition, in f64: `(out, lse)`.
-    fn reference(dims: &Dims, qkv: &[f64]) -> (Vec<f64>, Vec<f64>) {
-        let Dims { batch, seq_len, n_head, n_kv_head, head_dim, .. } = *dims;
-        let at = |b: usize, t: usize, head: usize, d: usize| {
-            qkv[(b * seq_len + t) * dims.qkv_width() + head * head_dim + d]
-        };
-        let mut out = vec![0.0; batch * seq_len * n_head * head_dim];
-        let mut lse = vec![0.0; batch * n_head * seq_len];
-        for (b, h, i) in each(batch, n_head, seq_len) {
-            let kv = h / (n_head / n_kv_head);
-            let score = |t: usize| {
-                let dot: f64 = (0..head_dim).map(|d| at(b, i, h, d) * at(b, t, n_head + kv, d)).sum();
-                let score = dot * f64::from(dims.scale);
-                match dims.softcap.map(f64::from) {
-                    Some(cap) => (cap * (score / cap).tanh()).exp(),
-                    None => score.exp(),
-                }
-            };
-            let first = dims.window.map_or(0, |window| (i + 1).saturating_sub(window));
-            let last = if dims.causal { i } else { seq_len - 1 };
-            let total: f64 = (first..=last).map(score).sum();
-            lse[(b * n_head + h) * seq_len + i] = total.ln();
-            for d in 0..head_dim {
-                let sum: f64 = (first..=last).map(|t| score(t) * at(b, t, n_head + n_kv_head + kv, d)).sum();
-                out[((b * seq_len + i) * n_head + h) * head_dim + d] = sum / total;
-            }
-        }
-        (out, lse)
-    }
-
-    fn each(a: usize, b: usize, c: usize) -> impl Iterator<Item = (usize, usize, usize)> {
-        (0..a).flat_map(move |i| (0..b).flat_map(move |j| (0..c).map(move |k| (i, j, k))))
-    }
-
-    #[test]
-    fn forward_agrees_with_f64() {
-        on_each(|| {
-            let shapes =
-                [(1, 1, 1, 1, 1), (2, 3, 2, 1, 5), (1, 17, 3, 3, 8), (2, 65, 4, 2, 16), (1, 200, 2, 1, 24)];
-            for (batch, seq_len, n_head, n_kv_head, head_dim) in shapes {
-                for dims in variants(dims(batch, seq_len, n_head, n_kv_head, head_dim)) {
-                    let qkv = values(batch * seq_len * dims.qkv_width(), 1);
-                    let (out, lse) = run(&dims, &qkv);
-                    let wide: Vec<f64> = qkv.iter().copied().map(f64::from).collect();
-                    let (out_exact, lse_exact) = reference(&dims, &wide);
-                    assert_all_close(&out, &out_exact, 3e-6, "out");
-                    assert_all_close(&lse, &lse_exact, 3e-6, "lse");
-                }
-            }
-        });
-    }
-
-    /// Copies keys and values of a fused buffer to caches of some capacity, NaN where nothing was written.
-    fn caches(dims: &Dims, qkv: &[f32], n: usize, capacity: usize) -> [Vec<f32>; 2] {
-        let [_, k, v] = dims.split_qkv(qkv);
-        let Dims { batch, n_kv_head, head_dim, .. } = *dims;
-        [k, v].map(|heads| {
-            let mut cache = vec![f32::NAN; batch * n_kv_head * capacity * head_dim];
-            for (b, h, t) in each(batch, n_kv_head, n) {
-                let from = b * heads.batch_stride + h * heads.head_stride + t * heads.pos_stride;
-                let to = ((b * n_kv_head + h) * capacity + t) * head_dim;
-                cache[to..to + head_dim].copy_from_slice(&heads.data[from..from + head_dim]);
-            }
-            cache
-        })
-    }
-
-    /// Queries `first..last` over a cache that holds the keys up to them and NaN beyond.
-    fn run_cached(dims: &Dims, qkv: &[f32], first: usize, last: usize) -> Vec<f32> {
-        let Dims { batch, n_head, n_kv_head, head_dim, .. } = *dims;
-        let capacity = dims.seq_len + 5;
-        let [k, v] = caches(dims, qkv, last, capacity);
-        let cache = |data| Heads {
-            data,
-            batch_stride: n_kv_head * capacity * head_dim,
-            head_stride: capacity * head_dim,
-            pos_stride: head_dim,
-        };
-        let mut q = dims.split_qkv(qkv)[0];
-        q.data = &q.data[first * q.pos_stride..];
-        let step = Dims { seq_len: last - first, start: first, ..*dims };
-        let mut out = vec![f32::NAN; batch * step.seq_len * n_head * head_dim];
-        forward(&step, q, cache(&k), cache(&v), &mut out, None);
-        out
-    }
-
-    #[test]
-    fn cached_is_whole_to_the_bit_and_never_reads_ahead() {
-        on_each(|| {
-            let shapes = [(2, 4, 2, 16), (1, 7, 1, 20), (1, 3, 3, 7)];
-            let all = shapes.map(|(batch, n_head, n_kv_head, head_dim)| {
-                causal_variants(dims(batch, 150, n_head, n_kv_head, head_dim))
-            });
-            for dims in all.into_iter().flatten() {
-                let Dims { batch, n_head, head_dim, .. } = dims;
-                let qkv = values(batch * dims.seq_len * dims.qkv_width(), 2);
-                let (whole, _) = run(&dims, &qkv);
-                let width = n_head * head_dim;
-                let rows = |b: usize, first: usize, last: usize| {
-                    bits(&whole[(b * dims.seq_len + first) * width..(b * dims.seq_len + last) * width])
-                };
-                let steps = (0..150).map(|i| (i, i + 1));
-                for (first, last) in steps.chain([(0, 2), (0, 64), (3, 70), (64, 66), (100, 150)]) {
-                    let out = run_cached(&dims, &qkv, first, last);
-                    for (b, out) in out.chunks(out.len() / batch).enumerate() {
-                        assert_eq!(bits(out), rows(b, first, last), "queries {first}..{last} of {dims:?}");
-                    }
-                }
-            }
-        });
-    }
-
-    #[test]
-    fn later_keys_of_the_same_block_do_not_leak() {
-        on_each(|| {
-            let dims = dims(1, 70, 2, 1, 8);
-            let mut qkv = values(70 * dims.qkv_width(), 3);
-            let (clean, _) = run(&dims, &qkv);
-            qkv[40 * dims.qkv_width()..].fill(f32::NAN);
-            let (out, _) = run(&dims, &qkv);
-            assert_eq!(bits(&out[..40 * 16]), bits(&clean[..40 * 16]));
-            assert!(out[40 * 16..].iter().all(|x| x.is_nan()));
-        });
-    }
-
-    #[test]
-    fn a_sequence_alone_and_in_a_batch_on_any_number_of_threads() {
-        for causal in [true, false] {
-            on_each(|| alone_and_in_a_batch(Dims { causal, ..dims(3, 90, 4, 2, 16) }));
-        }
-    }
-
-    fn alone_and_in_a_batch(many: Dims) {
-        let one = Dims { batch: 1, ..many };
-        let len = 90 * many.qkv_width();
-        let qkv = values(3 * len, 4);
-        let dout = values(3 * 90 * 64, 5);
-        let both = |dims: &Dims, qkv: &[f32], dout: &[f32], n_threads: usize| {
-            on_threads(n_threads, || {
-                let (out, lse) = run(dims, qkv);
-                let mut dqkv = vec![f32::NAN; qkv.len()];
-                backward(dims, qkv, Saved { out: &out, lse: &lse }, dout, &mut dqkv);
-                (bits(&out), bits(&dqkv))
-            })
-        };
-        let (out, dqkv) = both(&many, &qkv, &dout, 1);
-        assert!((out.clone(), dqkv.clone()) == both(&many, &qkv, &dout, 2));
-        for b in 0..3 {
-            let (out_rows, qkv_rows) = (b * 90 * 64..(b + 1) * 90 * 64, b * len..(b + 1) * len);
-            let alone = both(&one, &qkv[qkv_rows.clone()], &dout[out_rows.clone()], 1);
-            assert!(alone.0 == out[out_rows] && alone.1 == dqkv[qkv_rows]);
-        }
-    }
-
-    #[test]
-    fn backward_agrees_with_finite_differences() {
-        on_each(|| {
-            let shapes = [(1, 1, 1, 1, 3), (2, 9, 4, 2, 5), (1, 70, 2, 1, 8)];
-            let all = shapes.map(|(batch, seq_len, n_head, n_kv_head, head_dim)| {
-                variants(dims(batch, seq_len, n_head, n_kv_head, head_dim))
-            });
-            for dims in all.into_iter().flatten() {
-                let qkv = values(dims.batch * dims.seq_len * dims.qkv_width(), 6);
-                let (out, lse) = run(&dims, &qkv);
-                let dout = values(out.len(), 7);
-                let mut dqkv = vec![f32::NAN; qkv.len()];
-                backward(&dims, &qkv, Saved { out: &out, lse: &lse }, &dout, &mut dqkv);
-
-                let mut wide: Vec<f64> = qkv.iter().copied().map(f64::from).collect();
-                let loss = |qkv: &[f64]| -> f64 {
-                    reference(&dims, qkv).0.iter().zip(&dout).map(|(o, d)| o * f64::from(*d)).sum()
-                };
-                // Every element of small cases, a sample of the large one.
-                for i in (0..qkv.len()).step_by(qkv.len().div_ceil(200)) {
-                    const STEP: f64 = 1e-5;
-                    let x = wide[i];
-                    wide[i] = x + STEP;
-                    let up = loss(&wide);
-                    wide[i] = x - STEP;
-                    let slope = (up - loss(&wide)) / (2.0 * STEP);
-                    wide[i] = x;
-                    assert!((f64::from(dqkv[i]) - slope).abs() < 1e-5, "dqkv[{i}]: {} for {slope}", dqkv[i]);
-                }
-            }
-        });
-    }
-}
+mod tests;

@@ -1,5 +1,5 @@
 //! The arithmetic of a transformer on plain `f32` slices: matrix products, norms, rotary embedding,
-//! activations, attention, the loss and the optimizer's step, each with its backward.
+//! activations, attention, the choice among experts, the loss and the optimizer's step, each with its backward.
 //!
 //! The bottom layer of Flint. It knows slices, strides and threads, and neither tensors nor models nor
 //! Burn. It is the only crate with `unsafe` code, so that the others can forbid it.
@@ -31,6 +31,7 @@ pub mod loss;
 pub mod norm;
 pub mod optim;
 pub mod rope;
+pub mod router;
 mod softmax;
 
 pub mod allocator;
