@@ -1,5 +1,6 @@
 //! Self-attention with grouped key and value heads, causal in the decoder and both ways in the encoder.
 
+use burn::module::Param;
 use burn::prelude::*;
 
 use crate::cache::LayerCache;
@@ -21,6 +22,8 @@ pub struct Attention<B: Backend> {
     pub q_norm: Option<Norm<B>>,
     /// Of keys: `[head_dim]` or `[n_kv_head * head_dim]`
     pub k_norm: Option<Norm<B>>,
+    /// `[n_head]`: scores that take part in the softmax and have no value, where the model has such
+    pub sinks: Option<Param<Tensor<B, 1>>>,
     #[module(skip)]
     kind: LayerKind,
     /// Of one position; a call says how many there are.
@@ -50,9 +53,11 @@ impl<B: Backend> Attention<B> {
         let dims = AttentionDims::new(config.n_head, n_kv_head, head_dim);
         Self {
             qkv: Linear::init(config.qkv_width(), c, config.qkv_bias(), std, rng, device),
-            out: Linear::init(c, config.attention_width(), config.bias, out_std, rng, device),
+            out: Linear::init(c, config.attention_width(), config.out_bias(), out_std, rng, device),
             q_norm: norm(config.n_head),
             k_norm: norm(n_kv_head),
+            // As if each query saw one more key, at right angles to it.
+            sinks: config.attention_sinks.then(|| Param::from_tensor(Tensor::zeros([config.n_head], device))),
             kind,
             dims: AttentionDims {
                 scale: config.attention_scale.map_or(dims.scale, |scale| scale as f32),
@@ -67,6 +72,10 @@ impl<B: Backend> Attention<B> {
 impl<B: FusedOps> Attention<B> {
     fn dims(&self, batch: usize, seq_len: usize, start: usize) -> AttentionDims {
         AttentionDims { batch, seq_len, start, ..self.dims }
+    }
+
+    fn sinks(&self) -> Option<Tensor<B, 1>> {
+        self.sinks.as_ref().map(|sinks| sinks.val())
     }
 
     /// Queries, keys and values, the first two normalised where the model does so.
@@ -101,7 +110,8 @@ impl<B: FusedOps> Attention<B> {
     pub fn forward(&self, x: Tensor<B, 2>, batch: usize, ropes: &Ropes<B>) -> Tensor<B, 2> {
         let seq_len = x.dims()[0] / batch;
         let rope = ropes.of(self.kind);
-        self.out.forward(ops::attention(self.project(x), rope, self.dims(batch, seq_len, 0)))
+        let dims = self.dims(batch, seq_len, 0);
+        self.out.forward(ops::attention(self.project(x), self.sinks(), rope, dims))
     }
 
     /// Attention within each of several sequences, of which every position sees the whole.
@@ -116,7 +126,7 @@ impl<B: FusedOps> Attention<B> {
             let dims = AttentionDims { causal: false, ..self.dims(run.len(), run[0], 0) };
             let rows = run.len() * run[0];
             start += rows;
-            ops::attention(qkv.clone().narrow(0, start - rows, rows), None, dims)
+            ops::attention(qkv.clone().narrow(0, start - rows, rows), self.sinks(), None, dims)
         };
         let parts: Vec<_> = lens.chunk_by(|a, b| a == b).map(attend).collect();
         self.out.forward(Tensor::cat(parts, 0))
@@ -138,6 +148,7 @@ impl<B: FusedOps> Attention<B> {
         let seq_len = x.dims()[0] / batch;
         let rope = ropes.of(self.kind);
         let qkv = self.project(x);
-        self.out.forward(ops::attention_cached(qkv, rope, cache, self.dims(batch, seq_len, start)))
+        let dims = self.dims(batch, seq_len, start);
+        self.out.forward(ops::attention_cached(qkv, self.sinks(), rope, cache, dims))
     }
 }

@@ -42,7 +42,7 @@ impl<B: Backend> Block<B> {
             attention: Attention::init(config, layer_idx, std, out_std, rng, device),
             attention_out_norm: norm(NormPlace::Pre),
             mlp_norm: norm(NormPlace::Post),
-            mlp: Mlp::init(config, std, out_std, rng, device),
+            mlp: Mlp::init(config, layer_idx, std, out_std, rng, device),
             mlp_out_norm: norm(NormPlace::Pre),
             dropout: DropoutConfig::new(config.dropout).init(),
             is_parallel: config.parallel_residual,

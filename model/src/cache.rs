@@ -23,7 +23,7 @@ pub struct LayerCache<B: Backend> {
 pub struct Cache<B: Backend> {
     pub(crate) layers: Vec<LayerCache<B>>,
     pub(crate) len: usize,
-    /// Larger tables than the model has, once they were needed.
+    /// Other tables than the model has, once they were needed.
     ropes: Option<Ropes<B>>,
     batch: usize,
     capacity: usize,
@@ -31,6 +31,9 @@ pub struct Cache<B: Backend> {
 
 impl<B: Backend> Cache<B> {
     /// An empty cache for `batch` sequences of up to `capacity` positions (at most the context).
+    ///
+    /// Where angles depend on the length of a sequence, its length is `capacity` from the first position on (see
+    /// [`Ropes::of_length`]).
     pub fn new(config: &Config, batch: usize, capacity: usize, device: &B::Device) -> Self {
         let capacity = capacity.min(config.context);
         let shape = [batch, config.n_kv_head(), capacity, config.head_dim()];
@@ -46,7 +49,7 @@ impl<B: Backend> Cache<B> {
         config: &Config,
         device: &B::Device,
     ) -> Ropes<B> {
-        let ropes = self.ropes.as_ref().unwrap_or(own).with_positions(n_positions, config, device);
+        let ropes = self.ropes.as_ref().unwrap_or(own).of_length(self.capacity, n_positions, config, device);
         self.ropes = Some(ropes.clone());
         ropes
     }

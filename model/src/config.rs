@@ -94,6 +94,28 @@ impl MlpKind {
     }
 }
 
+/// A feed-forward part that is many, of which each position takes a few (Shazeer et al. 2017).
+///
+/// A linear layer without bias, the router, gives each expert a logit; the outputs of the few with the largest are summed,
+/// weighted by the softmax of the logits. Of equal logits the expert that comes first is taken.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Experts {
+    /// How many there are in a layer.
+    pub n: usize,
+    /// How many a position takes.
+    pub n_active: usize,
+    /// Width of one; default as the model's `n_ff`.
+    #[serde(default)]
+    pub n_ff: Option<usize>,
+    /// Whether the weights of those taken sum to 1; default yes (Mixtral).
+    #[serde(default = "yes")]
+    pub normalise: bool,
+    /// Layers with a single feed-forward part, counted from 0; default none.
+    #[serde(default)]
+    pub dense_layers: Vec<usize>,
+}
+
 /// The shape of a decoder-only transformer.
 ///
 /// `n_head == n_kv_head` is multi-head attention, `n_kv_head == 1` multi-query, anything between
@@ -127,7 +149,8 @@ pub struct Config {
     /// Base of the rotary frequencies; default 10,000.
     #[serde(default = "rope_theta")]
     pub rope_theta: f64,
-    /// How many elements of each head turn; default all.
+    /// How many elements of each head turn; default all. Of an odd number (GPT-NeoX allows it) the next even one turns, at
+    /// the angles that the odd one gives.
     #[serde(default)]
     pub rotary_dim: Option<usize>,
     /// How the angles are stretched for contexts longer than those of training; default not.
@@ -151,6 +174,10 @@ pub struct Config {
     /// The same for the logits.
     #[serde(default)]
     pub logit_softcap: Option<f64>,
+    /// Whether each head has a learned score that takes part in the softmax and has no value, so that a query can attend
+    /// to nothing (gpt-oss); default no.
+    #[serde(default)]
+    pub attention_sinks: bool,
     /// Default: queries and keys are not normalised.
     #[serde(default)]
     pub qk_norm: Option<QkNorm>,
@@ -172,12 +199,18 @@ pub struct Config {
     /// Default: SwiGLU.
     #[serde(default = "swiglu")]
     pub mlp: MlpKind,
+    /// Default: one feed-forward part in each layer.
+    #[serde(default)]
+    pub experts: Option<Experts>,
     /// Whether linear layers and LayerNorms have biases; default no.
     #[serde(default)]
     pub bias: bool,
     /// Whether the projection to queries, keys and values has biases; default as `bias`.
     #[serde(default)]
     pub qkv_bias: Option<bool>,
+    /// Whether the projection from the heads back to the stream has biases; default as `bias`.
+    #[serde(default)]
+    pub out_bias: Option<bool>,
     /// Whether the head is the embedding matrix itself; default yes.
     #[serde(default = "yes")]
     pub tie_embeddings: bool,
@@ -246,6 +279,7 @@ impl Config {
             window: None,
             attention_scale: None,
             attention_softcap: None,
+            attention_sinks: false,
             logit_softcap: None,
             qk_norm: None,
             norm: rms_norm(),
@@ -254,8 +288,10 @@ impl Config {
             parallel_residual: false,
             embedding_scale: None,
             mlp: swiglu(),
+            experts: None,
             bias: false,
             qkv_bias: None,
+            out_bias: None,
             tie_embeddings: true,
             dropout: 0.0,
         }
@@ -292,9 +328,24 @@ impl Config {
         self.qkv_bias.unwrap_or(self.bias)
     }
 
-    /// Width of the MLP's first projection: with a gate, that and the other factor.
-    pub fn up_width(&self) -> usize {
-        if self.mlp.is_gated() { 2 * self.n_ff() } else { self.n_ff() }
+    /// Whether the projection from the heads back to the stream has biases.
+    pub fn out_bias(&self) -> bool {
+        self.out_bias.unwrap_or(self.bias)
+    }
+
+    /// The experts of a layer, unless it has a single feed-forward part.
+    pub fn experts(&self, layer_idx: usize) -> Option<&Experts> {
+        self.experts.as_ref().filter(|experts| !experts.dense_layers.contains(&layer_idx))
+    }
+
+    /// Width of the feed-forward part of a layer, of one expert where it has several.
+    pub fn layer_ff(&self, layer_idx: usize) -> usize {
+        self.experts(layer_idx).and_then(|experts| experts.n_ff).unwrap_or(self.n_ff())
+    }
+
+    /// Projections into a feed-forward part: with a gate, that and the other factor.
+    pub fn n_up(&self) -> usize {
+        if self.mlp.is_gated() { 2 } else { 1 }
     }
 
     /// Norms of a block, those of queries and keys aside.
@@ -347,17 +398,16 @@ impl Config {
             ));
         }
         let rotary_dim = self.rotary_dim();
-        if self.position == Position::Rotary && !(rotary_dim.is_multiple_of(2) && rotary_dim > 0) {
-            let key = if self.rotary_dim.is_some() { "rotary_dim" } else { "n_head" };
-            let why = "rotary positions need an even number of elements of a head".to_owned();
+        let head_dim = self.head_dim();
+        if self.position == Position::Rotary && (rotary_dim == 0 || rotary_dim.next_multiple_of(2) > head_dim)
+        {
+            let (key, why) = match self.rotary_dim {
+                Some(_) => {
+                    ("rotary_dim", format!("must be at least 1, rounded up to even at most {head_dim}"))
+                }
+                None => ("n_head", "rotary positions need an even number of elements of a head".to_owned()),
+            };
             return Err(invalid(key, rotary_dim, why));
-        }
-        if rotary_dim > self.head_dim() {
-            return Err(invalid(
-                "rotary_dim",
-                rotary_dim,
-                format!("a head has {} elements", self.head_dim()),
-            ));
         }
         if ![0, self.n_layer].contains(&self.layers.len()) {
             let why = format!("must be one for each of the {} layers, or none", self.n_layer);
@@ -368,6 +418,9 @@ impl Config {
         }
         if self.parallel_residual && self.norm_place != NormPlace::Pre {
             return Err(invalid("parallel_residual", true, "goes with `norm_place: pre`".into()));
+        }
+        if let Some(experts) = &self.experts {
+            self.validate_experts(experts)?;
         }
         if self.n_params_wide() > MAX_PARAMS {
             let why =
@@ -389,12 +442,30 @@ impl Config {
             }
         }
         if let Some(scaling) = &self.rope_scaling {
-            scaling
-                .validate(self.rotary_dim())
-                .map_err(|(value, why)| invalid("rope_scaling", value, why))?;
+            scaling.validate(self).map_err(|(value, why)| invalid("rope_scaling", value, why))?;
         }
         if !(0.0..1.0).contains(&self.dropout) {
             return Err(invalid("dropout", self.dropout, "must be at least 0 and below 1".into()));
+        }
+        Ok(())
+    }
+
+    fn validate_experts(&self, experts: &Experts) -> Result<(), ConfigError> {
+        for (key, value, most) in [
+            ("experts.n", experts.n, MAX_SIZE),
+            ("experts.n_active", experts.n_active, experts.n),
+            ("experts.n_ff", experts.n_ff.unwrap_or(1), MAX_SIZE),
+        ] {
+            if value == 0 || value > most {
+                return Err(invalid(key, value, format!("must be 1 to {most}")));
+            }
+        }
+        if let Some(layer) = experts.dense_layers.iter().find(|&&layer| layer >= self.n_layer) {
+            let why = format!("there are {} layers, counted from 0", self.n_layer);
+            return Err(invalid("experts.dense_layers", layer, why));
+        }
+        if self.bias {
+            return Err(invalid("bias", true, "experts have none; `qkv_bias` and `out_bias` may be".into()));
         }
         Ok(())
     }
@@ -406,31 +477,63 @@ impl Config {
 
     /// The same for sizes of any product, as a config has them before it is validated.
     fn n_params_wide(&self) -> u128 {
-        let [v, c, f, layers] = [self.vocab_size, self.n_embd, self.n_ff(), self.n_layer].map(|n| n as u128);
-        let [qkv, width, up, head_dim, context] =
-            [self.qkv_width(), self.attention_width(), self.up_width(), self.head_dim(), self.context]
+        let [v, c, layers] = [self.vocab_size, self.n_embd, self.n_layer].map(|n| n as u128);
+        let [qkv, width, head_dim, context, heads] =
+            [self.qkv_width(), self.attention_width(), self.head_dim(), self.context, self.n_head]
                 .map(|n| n as u128);
         let norm = if self.norm == NormKind::LayerNorm && self.bias { 2 * c } else { c };
-        let biases = if self.bias { c + up + c } else { 0 } + if self.qkv_bias() { qkv } else { 0 };
+        let biases = if self.qkv_bias() { qkv } else { 0 } + if self.out_bias() { c } else { 0 };
         let qk_norm = match self.qk_norm {
             Some(QkNorm::Head) => 2 * head_dim,
             Some(QkNorm::Whole) => width + self.n_kv_head() as u128 * head_dim,
             None => 0,
         };
         let norms = self.norms_per_block() as u128 * norm + qk_norm;
-        let block = qkv * c + width * c + up * c + c * f + biases + norms;
+        let sinks = if self.attention_sinks { heads } else { 0 };
+        let block = qkv * c + width * c + biases + norms + sinks;
         let positions = if self.position == Position::Learned { context * c } else { 0 };
         let head = if self.tie_embeddings { 0 } else { v * c };
-        v * c + positions + layers * block + norm + head
+        let [dense, sparse] = self.layers_by_experts();
+        let ff = dense * self.ff_params(None) + sparse * self.ff_params(self.experts.as_ref());
+        v * c + positions + layers * block + ff + norm + head
+    }
+
+    /// How many layers have a single feed-forward part, and how many have experts.
+    fn layers_by_experts(&self) -> [u128; 2] {
+        let n_dense = match &self.experts {
+            Some(experts) => {
+                let mut dense = experts.dense_layers.clone();
+                dense.sort_unstable();
+                dense.dedup();
+                dense.len().min(self.n_layer)
+            }
+            None => self.n_layer,
+        };
+        [n_dense as u128, (self.n_layer - n_dense) as u128]
+    }
+
+    /// Parameters of a layer's feed-forward part.
+    fn ff_params(&self, experts: Option<&Experts>) -> u128 {
+        let [c, dense, n_up] = [self.n_embd, self.n_ff(), self.n_up()].map(|n| n as u128);
+        let Some(experts) = experts else {
+            let biases = if self.bias { n_up * dense + c } else { 0 };
+            return (n_up + 1) * dense * c + biases;
+        };
+        let width = experts.n_ff.map_or(dense, |n| n as u128);
+        experts.n as u128 * ((n_up + 1) * width * c + c)
     }
 
     /// Floating-point operations of one training step per token: 6 for each weight that takes part in
     /// a matrix product, and 12 · layers · width · context for full attention (Chowdhery et al. 2022,
-    /// appendix B; the causal half is counted, as is usual, in full).
+    /// appendix B; the causal half is counted, as is usual, in full). Of experts those count that a token takes.
     pub fn train_flops_per_token(&self, seq_len: usize) -> f64 {
         let (c, width) = (self.n_embd, self.attention_width());
-        let block = self.qkv_width() * c + width * c + self.up_width() * c + c * self.n_ff();
-        let weights = (self.n_layer * block + self.vocab_size * c) as f64;
+        let ff = |layer_idx: usize| {
+            let one = (self.n_up() + 1) * self.layer_ff(layer_idx) * c;
+            self.experts(layer_idx).map_or(one, |experts| experts.n_active * one + experts.n * c)
+        };
+        let block = |layer_idx| self.qkv_width() * c + width * c + ff(layer_idx);
+        let weights = ((0..self.n_layer).map(block).sum::<usize>() + self.vocab_size * c) as f64;
         let seen = |layer_idx| match (self.layer(layer_idx), self.window) {
             (LayerKind::Sliding, Some(window)) => window.min(seq_len),
             _ => seq_len,
@@ -452,7 +555,10 @@ mod tests {
     fn each_impossible_value_is_named() {
         let good = Config::new(100, 2, 48, 4, 16);
         assert_eq!(good.validate(), Ok(()));
-        let cases: [(&str, Config); 15] = [
+        let experts = |n, n_active, dense_layers| {
+            Some(Experts { n, n_active, n_ff: None, normalise: true, dense_layers })
+        };
+        let cases: [(&str, Config); 20] = [
             ("vocab_size", Config { vocab_size: 0, ..good.clone() }),
             ("n_layer", Config { n_layer: usize::MAX, ..good.clone() }),
             ("n_head", Config { n_head: 5, ..good.clone() }),
@@ -464,14 +570,36 @@ mod tests {
             ("norm_eps", Config { norm_eps: 0.0, ..good.clone() }),
             ("head_dim", Config { head_dim: Some(0), ..good.clone() }),
             ("rotary_dim", Config { rotary_dim: Some(14), ..good.clone() }),
-            ("rotary_dim", Config { rotary_dim: Some(7), ..good.clone() }),
+            ("rotary_dim", Config { rotary_dim: Some(0), ..good.clone() }),
+            ("n_head", Config { head_dim: Some(7), ..good.clone() }),
             ("layers", Config { layers: vec![LayerKind::Full], ..good.clone() }),
             ("layers", Config { layers: vec![LayerKind::Sliding; 2], ..good.clone() }),
             ("logit_softcap", Config { logit_softcap: Some(-1.0), ..good.clone() }),
+            ("experts.n", Config { experts: experts(0, 0, vec![]), ..good.clone() }),
+            ("experts.n_active", Config { experts: experts(4, 5, vec![]), ..good.clone() }),
+            ("experts.dense_layers", Config { experts: experts(4, 2, vec![2]), ..good.clone() }),
+            ("bias", Config { experts: experts(4, 2, vec![]), bias: true, ..good.clone() }),
         ];
         for (key, config) in cases {
             assert_eq!(config.validate().map_err(|e| e.key), Err(key), "{config:?}");
         }
+    }
+
+    /// Mixtral 8x7B: 46.7 billion parameters, of which a token takes 12.9 (Jiang et al. 2024).
+    #[test]
+    fn of_experts_those_count_that_a_token_takes() {
+        let experts = Experts { n: 8, n_active: 2, n_ff: None, normalise: true, dense_layers: vec![] };
+        let mixtral = Config {
+            n_kv_head: Some(8),
+            n_ff: Some(14_336),
+            experts: Some(experts),
+            tie_embeddings: false,
+            ..Config::new(32_000, 32, 4096, 32, 32_768)
+        };
+        assert_eq!(mixtral.n_params(), 46_702_792_704);
+        let in_products = mixtral.train_flops_per_token(0) / 6.0;
+        // The embedding takes no part, nor do norms.
+        assert_eq!(in_products + 32_000.0 * 4096.0, 12_879_659_008.0);
     }
 
     #[test]

@@ -126,7 +126,7 @@ impl<B: Backend> Encoder<B> {
             Layer {
                 attention: Attention::init(&parts, i, 0.0, 0.0, rng, device),
                 attention_norm: Norm::init(&parts, device),
-                mlp: Mlp::init(&parts, 0.0, 0.0, rng, device),
+                mlp: Mlp::init(&parts, i, 0.0, 0.0, rng, device),
                 mlp_norm: Norm::init(&parts, device),
             }
         };

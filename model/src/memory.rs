@@ -20,19 +20,21 @@ impl Plan {
     ///
     /// Activations are what the fused operations keep, per position: the inputs of both norms and of all
     /// four projections, the MLP's inner values, the attention's output and row sums, and at the end the
-    /// logits.
+    /// logits. A position that takes several experts has the MLP's part for each, and the router's weights.
     pub fn training(config: &Config, batch: usize, seq_len: usize) -> Self {
         let weights = (config.n_params() as u64).saturating_mul(4);
-        let (c, f) = (config.n_embd, config.n_ff());
+        let c = config.n_embd;
         let norms = (config.norms_per_block() - 2) * c;
-        let block = 4 * c
-            + norms
-            + config.attention_width()
-            + config.qkv_width()
-            + config.n_head
-            + config.up_width()
-            + f;
-        let position = config.n_layer * block + 3 * c + 2 * config.vocab_size;
+        let block = |layer_idx| {
+            let inner = (config.n_up() + 1) * config.layer_ff(layer_idx);
+            let ff = match config.experts(layer_idx) {
+                Some(experts) => experts.n_active * (inner + 3 * c) + 2 * experts.n,
+                None => inner,
+            };
+            4 * c + norms + config.attention_width() + config.qkv_width() + config.n_head + ff
+        };
+        let blocks: usize = (0..config.n_layer).map(block).sum();
+        let position = blocks + 3 * c + 2 * config.vocab_size;
         Self {
             weights_bytes: weights,
             gradient_bytes: weights,

@@ -56,6 +56,27 @@ pub enum RopeScaling {
         /// The context of training.
         original_context: usize,
     },
+    /// Each pair stretched by a factor of its own, of which there are two lists (Ding et al. 2024). Depends on the length
+    /// of the sequence, see [`Ropes::of_length`].
+    LongRope {
+        /// Those of sequences up to the context of training. `[rotary_dim / 2]`
+        short_factor: Vec<f64>,
+        /// Those of longer ones. `[rotary_dim / 2]`
+        long_factor: Vec<f64>,
+        /// The context of training.
+        original_context: usize,
+        /// What the tables are multiplied by; default `sqrt(1 + ln(context / original_context) / ln(original_context))`,
+        /// at least 1.
+        #[serde(default)]
+        attention_factor: Option<f64>,
+    },
+    /// NTK scaling by no more than the length of the sequence needs, see [`Ropes::of_length`] (emozilla 2023).
+    Dynamic {
+        /// How fast the base grows: with `factor · length / original_context - (factor - 1)`.
+        factor: f64,
+        /// The context of training.
+        original_context: usize,
+    },
 }
 
 fn beta_fast() -> f64 {
@@ -70,17 +91,24 @@ fn yes() -> bool {
 
 impl RopeScaling {
     /// Checks every value; the error is the value and what is wrong with it.
-    pub(crate) fn validate(&self, rotary_dim: usize) -> Result<(), (String, String)> {
+    pub(crate) fn validate(&self, config: &Config) -> Result<(), (String, String)> {
+        let rotary_dim = config.rotary_dim();
         let positive = |name: &str, value: f64| match value.is_finite() && value > 0.0 {
             true => Ok(()),
             false => Err((value.to_string(), format!("`{name}` must be a positive number"))),
+        };
+        let ntk = || match rotary_dim > 2 {
+            true => Ok(()),
+            false => {
+                let why = "NTK scaling needs heads of which more than two elements turn";
+                Err((rotary_dim.to_string(), why.into()))
+            }
         };
         match *self {
             Self::Linear { factor } => positive("factor", factor),
             Self::Ntk { factor } => {
                 positive("factor", factor)?;
-                let why = "NTK scaling needs heads of which more than two elements turn";
-                if rotary_dim > 2 { Ok(()) } else { Err((rotary_dim.to_string(), why.into())) }
+                ntk()
             }
             Self::Yarn { factor, original_context, beta_fast, beta_slow, attention_factor, .. } => {
                 positive("factor", factor)?;
@@ -97,24 +125,66 @@ impl RopeScaling {
                 let is_above = high_freq_factor.is_finite() && high_freq_factor > low_freq_factor;
                 if is_above { Ok(()) } else { Err((high_freq_factor.to_string(), why)) }
             }
+            Self::LongRope { ref short_factor, ref long_factor, original_context, attention_factor } => {
+                for (name, factors) in [("short_factor", short_factor), ("long_factor", long_factor)] {
+                    let n_pairs = rotary_dim.div_ceil(2);
+                    if factors.len() != n_pairs {
+                        let why = format!("so many factors are in `{name}`, {n_pairs} pairs turn");
+                        return Err((factors.len().to_string(), why));
+                    }
+                    factors.iter().try_for_each(|&factor| positive(name, factor))?;
+                }
+                if original_context < 2 {
+                    return Err((original_context.to_string(), "`original_context` must be above 1".into()));
+                }
+                positive("attention_factor", attention_factor.unwrap_or(1.0))
+            }
+            Self::Dynamic { factor, original_context } => {
+                positive("factor", factor)?;
+                positive("original_context", original_context as f64)?;
+                if factor < 1.0 {
+                    return Err((factor.to_string(), "`factor` must be at least 1".into()));
+                }
+                ntk()
+            }
         }
     }
 
-    /// What cosines and sines are multiplied by.
-    fn attention_factor(&self) -> f64 {
+    /// What of the length of a sequence counts: lengths with the same have the same tables.
+    fn stretch(&self, length: usize) -> usize {
+        match *self {
+            Self::LongRope { original_context, .. } => usize::from(length > original_context),
+            Self::Dynamic { original_context, .. } => length.max(original_context),
+            _ => 0,
+        }
+    }
+
+    /// What cosines and sines are multiplied by in a model of this context.
+    fn attention_factor(&self, context: usize) -> f64 {
         match *self {
             Self::Yarn { factor, attention_factor, .. } => {
                 attention_factor.unwrap_or(if factor > 1.0 { 0.1 * factor.ln() + 1.0 } else { 1.0 })
+            }
+            Self::LongRope { original_context, attention_factor, .. } => {
+                attention_factor.unwrap_or_else(|| {
+                    let original = original_context as f64;
+                    long_attention_factor(context as f64 / original, original)
+                })
             }
             _ => 1.0,
         }
     }
 }
 
-/// The angle per position of each pair, in radians. `[rotary_dim / 2]`
-pub fn frequencies(theta: f64, rotary_dim: usize, scaling: Option<&RopeScaling>) -> Vec<f64> {
+/// What the tables of a model whose context is stretched `factor` times are multiplied by (Ding et al. 2024).
+pub(crate) fn long_attention_factor(factor: f64, original_context: f64) -> f64 {
+    if factor > 1.0 { (1.0 + factor.ln() / original_context.ln()).sqrt() } else { 1.0 }
+}
+
+/// The angle per position of each pair in a sequence of this length, in radians. `[rotary_dim / 2]`
+pub fn frequencies(theta: f64, rotary_dim: usize, scaling: Option<&RopeScaling>, length: usize) -> Vec<f64> {
     let dim = rotary_dim as f64;
-    let pairs = 0..rotary_dim / 2;
+    let pairs = 0..rotary_dim.div_ceil(2);
     let plain = |theta: f64, i: usize| theta.powf(-2.0 * i as f64 / dim);
     match scaling {
         None => pairs.map(|i| plain(theta, i)).collect(),
@@ -142,6 +212,15 @@ pub fn frequencies(theta: f64, rotary_dim: usize, scaling: Option<&RopeScaling>)
                 f * (kept + (1.0 - kept) / factor)
             };
             pairs.map(|i| scaled(plain(theta, i))).collect()
+        }
+        Some(RopeScaling::LongRope { short_factor, long_factor, original_context, .. }) => {
+            let factors = if length > *original_context { long_factor } else { short_factor };
+            pairs.map(|i| plain(theta, i) / factors[i]).collect()
+        }
+        Some(&RopeScaling::Dynamic { factor, original_context }) => {
+            let times = length.max(original_context) as f64 / original_context as f64;
+            let theta = theta * (factor * times - (factor - 1.0)).powf(dim / (dim - 2.0));
+            pairs.map(|i| plain(theta, i)).collect()
         }
     }
 }
@@ -174,6 +253,8 @@ pub struct Ropes<B: Backend> {
     /// Where sliding layers have frequencies of their own.
     local: Option<Rope<B>>,
     n_positions: usize,
+    /// See [`RopeScaling::stretch`].
+    stretch: usize,
 }
 
 /// Positions that tables have from the start, and at most so many elements; more are computed when they are asked for.
@@ -181,30 +262,42 @@ const READY: usize = 4096;
 const MAX_READY: usize = 1 << 22;
 
 impl<B: Backend> Ropes<B> {
-    /// The tables of a config for the first positions of its context.
+    /// The tables of a config for the first positions of its context, in a short sequence.
     pub fn init(config: &Config, device: &B::Device) -> Self {
         let most = (MAX_READY / config.rotary_dim()).clamp(1, READY);
-        Self::covering(config, config.context.min(most), device)
+        Self::covering(config.context.min(most), 0, config, device)
     }
 
-    fn covering(config: &Config, n_positions: usize, device: &B::Device) -> Self {
+    fn covering(n_positions: usize, length: usize, config: &Config, device: &B::Device) -> Self {
         let turns = config.position == Position::Rotary;
         let dim = config.rotary_dim();
         let scaling = config.rope_scaling.as_ref();
-        let factor = scaling.map_or(1.0, RopeScaling::attention_factor);
-        let full = turns
-            .then(|| Rope::new(n_positions, &frequencies(config.rope_theta, dim, scaling), factor, device));
-        let theta = config.local_rope_theta.filter(|_| turns);
-        let local = theta.map(|theta| Rope::new(n_positions, &frequencies(theta, dim, None), 1.0, device));
-        Self { full, local, n_positions }
+        let factor = scaling.map_or(1.0, |scaling| scaling.attention_factor(config.context));
+        let table = |theta, scaling, factor| {
+            Rope::new(n_positions, &frequencies(theta, dim, scaling, length), factor, device)
+        };
+        Self {
+            full: turns.then(|| table(config.rope_theta, scaling, factor)),
+            local: config.local_rope_theta.filter(|_| turns).map(|theta| table(theta, None, 1.0)),
+            n_positions,
+            stretch: scaling.map_or(0, |scaling| scaling.stretch(length)),
+        }
     }
 
-    /// These tables if they have so many positions, or larger ones.
-    pub fn with_positions(&self, n_positions: usize, config: &Config, device: &B::Device) -> Self {
-        match n_positions <= self.n_positions {
-            true => self.clone(),
-            false => Self::covering(config, n_positions.next_power_of_two().min(config.context), device),
+    /// These tables if they have the first `n_positions` positions of a sequence of this length, or others that do.
+    ///
+    /// Two scalings depend on the length, and a sequence must not change its angles while it grows: keys that were turned
+    /// by one table cannot be compared with queries that are turned by another. Hence the length is that of the whole
+    /// sequence where it is there at once, and the capacity of the cache where it comes in pieces: the length it was
+    /// made for. transformers takes the length so far and leaves the keys before it as they are; for a sequence
+    /// that is there at once the two are the same.
+    pub fn of_length(&self, length: usize, n_positions: usize, config: &Config, device: &B::Device) -> Self {
+        let stretch = config.rope_scaling.as_ref().map_or(0, |scaling| scaling.stretch(length));
+        if n_positions <= self.n_positions && stretch == self.stretch {
+            return self.clone();
         }
+        let n_positions = n_positions.next_power_of_two();
+        Self::covering(n_positions.min(config.context), length, config, device)
     }
 
     /// The tables of a layer, unless it does not turn.
@@ -239,7 +332,7 @@ mod tests {
 
     #[test]
     fn scalings_keep_fast_pairs_and_stretch_slow_ones() {
-        let plain = frequencies(500_000.0, 128, None);
+        let plain = frequencies(500_000.0, 128, None, 0);
         let llama3 = RopeScaling::Llama3 {
             factor: 8.0,
             low_freq_factor: 1.0,
@@ -255,7 +348,7 @@ mod tests {
             truncate: true,
         };
         for scaling in [llama3, yarn] {
-            let scaled = frequencies(500_000.0, 128, Some(&scaling));
+            let scaled = frequencies(500_000.0, 128, Some(&scaling), 0);
             assert_eq!(scaled[0], plain[0], "{scaling:?}");
             assert_eq!(scaled[63], plain[63] / 8.0, "{scaling:?}");
             let ratios: Vec<f64> = scaled.iter().zip(&plain).map(|(s, p)| p / s).collect();
@@ -264,11 +357,31 @@ mod tests {
                 "{scaling:?}"
             );
         }
-        let linear = frequencies(10_000.0, 8, Some(&RopeScaling::Linear { factor: 4.0 }));
-        assert_eq!(linear, frequencies(10_000.0, 8, None).iter().map(|f| f / 4.0).collect::<Vec<_>>());
+        let linear = frequencies(10_000.0, 8, Some(&RopeScaling::Linear { factor: 4.0 }), 0);
+        assert_eq!(linear, frequencies(10_000.0, 8, None, 0).iter().map(|f| f / 4.0).collect::<Vec<_>>());
+        let ntk_of = |factor| frequencies(10_000.0, 8, Some(&RopeScaling::Ntk { factor }), 0);
+        let dynamic = RopeScaling::Dynamic { factor: 4.0, original_context: 100 };
+        let dynamic = |length| frequencies(10_000.0, 8, Some(&dynamic), length);
+        assert_eq!(dynamic(100), ntk_of(1.0), "nothing is stretched up to the context of training");
+        // Four times the length, less three.
+        assert_eq!(dynamic(200), ntk_of(5.0));
+        let longrope = RopeScaling::LongRope {
+            short_factor: vec![1.0, 1.0, 2.0, 2.0],
+            long_factor: vec![1.0, 4.0, 4.0, 8.0],
+            original_context: 100,
+            attention_factor: None,
+        };
+        let plain = frequencies(10_000.0, 8, None, 0);
+        for (length, slowest) in [(1, 2.0), (100, 2.0), (101, 8.0)] {
+            let scaled = frequencies(10_000.0, 8, Some(&longrope), length);
+            assert_eq!((scaled[0], scaled[3]), (plain[0], plain[3] / slowest), "{length}");
+        }
+        // sqrt(1 + ln 100 / ln 100)
+        assert_eq!(longrope.attention_factor(10_000), 2f64.sqrt());
+        assert_eq!(longrope.attention_factor(100), 1.0);
         // The slowest pair is stretched by the factor itself, the fastest not at all.
-        let ntk = frequencies(10_000.0, 8, Some(&RopeScaling::Ntk { factor: 4.0 }));
+        let ntk = frequencies(10_000.0, 8, Some(&RopeScaling::Ntk { factor: 4.0 }), 0);
         assert_eq!(ntk[0], 1.0);
-        assert!((frequencies(10_000.0, 8, None)[3] / ntk[3] - 4.0).abs() < 1e-12);
+        assert!((frequencies(10_000.0, 8, None, 0)[3] / ntk[3] - 4.0).abs() < 1e-12);
     }
 }

@@ -84,7 +84,7 @@ impl<B: FusedOps> Transformer<B> {
     /// - output: `[batch * seq_len, vocab_size]`
     pub fn forward(&self, ids: Tensor<B, 2, Int>) -> Tensor<B, 2> {
         let [batch, seq_len] = ids.dims();
-        let ropes = self.ropes.with_positions(seq_len, &self.config, &ids.device());
+        let ropes = self.ropes.of_length(seq_len, seq_len, &self.config, &ids.device());
         let mut x = self.dropout.forward(self.embed(ids, 0));
         for block in &self.blocks {
             x = block.forward(x, batch, &ropes);

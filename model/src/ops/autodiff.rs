@@ -10,7 +10,7 @@ use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
 use burn::tensor::backend::AutodiffBackend;
 use burn::tensor::ops::{FloatTensor, IntTensor};
 
-use super::{AdamW, Attended, AttentionDims, FusedOps, Gelu, NormSpec, RopeTables};
+use super::{AdamW, Attended, AttentionDims, FusedOps, Gelu, NormSpec, RopeTables, TopK};
 
 #[derive(Debug)]
 struct LinearBackward;
@@ -82,17 +82,57 @@ impl<B: FusedOps> Backward<B, 1> for SwigluBackward {
 }
 
 #[derive(Debug)]
-struct AttentionBackward;
+struct TopKBackward;
 
-impl<B: FusedOps> Backward<B, 1> for AttentionBackward {
-    type State = (Attended<B>, RopeTables<B>, AttentionDims);
+impl<B: FusedOps> Backward<B, 1> for TopKBackward {
+    /// Logits and weights.
+    type State = (FloatTensor<B>, FloatTensor<B>, TopK);
 
     fn backward(self, ops: Ops<Self::State, 1>, grads: &mut Gradients, _: &mut Checkpointer) {
         let [node] = ops.parents;
         let dy = grads.consume::<B>(&ops.node);
-        let (saved, rope, dims) = ops.state;
+        let (logits, weights, top) = ops.state;
         if let Some(node) = node {
-            grads.register::<B>(node.id, B::fused_attention_backward(saved, rope, dims, dy));
+            grads.register::<B>(node.id, B::fused_top_k_backward(logits, weights, top, dy));
+        }
+    }
+}
+
+#[derive(Debug)]
+struct GroupedLinearBackward;
+
+impl<B: FusedOps> Backward<B, 2> for GroupedLinearBackward {
+    type State = (FloatTensor<B>, FloatTensor<B>, Vec<usize>);
+
+    fn backward(self, ops: Ops<Self::State, 2>, grads: &mut Gradients, _: &mut Checkpointer) {
+        let [x_node, w_node] = ops.parents;
+        let (x, w, counts) = ops.state;
+        let dy = grads.consume::<B>(&ops.node);
+        if let Some(node) = w_node {
+            let dw = B::fused_grouped_linear_backward_weight(dy.clone(), x, &counts);
+            grads.register::<B>(node.id, dw);
+        }
+        if let Some(node) = x_node {
+            grads.register::<B>(node.id, B::fused_grouped_linear_backward_input(dy, w, &counts));
+        }
+    }
+}
+
+/// Its parents are the queries, keys and values, and the sinks if there are any.
+#[derive(Debug)]
+struct AttentionBackward;
+
+impl<B: FusedOps, const N: usize> Backward<B, N> for AttentionBackward {
+    type State = (Attended<B>, Option<FloatTensor<B>>, RopeTables<B>, AttentionDims);
+
+    fn backward(self, ops: Ops<Self::State, N>, grads: &mut Gradients, _: &mut Checkpointer) {
+        let dy = grads.consume::<B>(&ops.node);
+        let (saved, sinks, rope, dims) = ops.state;
+        let (dqkv, dsinks) = B::fused_attention_backward(saved, sinks, rope, dims, dy);
+        for (node, gradient) in ops.parents.into_iter().zip([Some(dqkv), dsinks]) {
+            if let (Some(node), Some(gradient)) = (node, gradient) {
+                grads.register::<B>(node.id, gradient);
+            }
         }
     }
 }
@@ -121,6 +161,21 @@ fn constant<B: FusedOps, C: CheckpointStrategy>(t: FloatTensor<B>) -> FloatTenso
 
 fn inner_tables<B: FusedOps, C: CheckpointStrategy>(rope: RopeTables<Autodiff<B, C>>) -> RopeTables<B> {
     rope.map(|(cos, sin)| (cos.primitive, sin.primitive))
+}
+
+type AttentionState<B> = <AttentionBackward as Backward<B, 1>>::State;
+
+/// What attention computed, its output part of the graph.
+fn tracked_attention<B: FusedOps, C: CheckpointStrategy, const N: usize>(
+    prep: OpsKind<AttentionBackward, B, AttentionState<B>, C, N>,
+    state: AttentionState<B>,
+) -> Attended<Autodiff<B, C>> {
+    let Attended { out, qkv, lse } = state.0.clone();
+    let out = match prep {
+        OpsKind::Tracked(prep) => prep.finish(state, out),
+        OpsKind::UnTracked(prep) => prep.finish(out),
+    };
+    Attended { out, qkv: constant::<B, C>(qkv), lse: constant::<B, C>(lse) }
 }
 
 impl<B: FusedOps, C: CheckpointStrategy> FusedOps for Autodiff<B, C> {
@@ -162,33 +217,63 @@ impl<B: FusedOps, C: CheckpointStrategy> FusedOps for Autodiff<B, C> {
         }
     }
 
+    fn fused_top_k(logits: FloatTensor<Self>, top: TopK) -> FloatTensor<Self> {
+        let prep = TopKBackward.prepare::<C>([logits.node]).compute_bound().stateful();
+        let weights = B::fused_top_k(logits.primitive.clone(), top);
+        match prep {
+            OpsKind::Tracked(prep) => prep.finish((logits.primitive, weights.clone(), top), weights),
+            OpsKind::UnTracked(prep) => prep.finish(weights),
+        }
+    }
+
+    fn fused_grouped_linear(
+        x: FloatTensor<Self>,
+        w: FloatTensor<Self>,
+        counts: &[usize],
+    ) -> FloatTensor<Self> {
+        match GroupedLinearBackward.prepare::<C>([x.node, w.node]).compute_bound().stateful() {
+            OpsKind::Tracked(prep) => {
+                let saved = (x.primitive.clone(), w.primitive.clone(), counts.to_vec());
+                prep.finish(saved, B::fused_grouped_linear(x.primitive, w.primitive, counts))
+            }
+            OpsKind::UnTracked(prep) => {
+                prep.finish(B::fused_grouped_linear(x.primitive, w.primitive, counts))
+            }
+        }
+    }
+
     fn fused_attention(
         qkv: FloatTensor<Self>,
+        sinks: Option<FloatTensor<Self>>,
         rope: RopeTables<Self>,
         dims: AttentionDims,
     ) -> Attended<Self> {
         let rope = inner_tables::<B, C>(rope);
-        let prep = AttentionBackward.prepare::<C>([qkv.node]).compute_bound().stateful();
-        let attended = B::fused_attention(qkv.primitive, rope.clone(), dims);
-        let (qkv, lse) = (constant::<B, C>(attended.qkv.clone()), constant::<B, C>(attended.lse.clone()));
-        let out = match prep {
-            OpsKind::Tracked(prep) => {
-                let out = attended.out.clone();
-                prep.finish((attended, rope, dims), out)
+        let (sinks, sinks_node) = sinks.map(|sinks| (sinks.primitive, sinks.node)).unzip();
+        let attended = B::fused_attention(qkv.primitive, sinks.clone(), rope.clone(), dims);
+        let state = (attended, sinks, rope, dims);
+        match sinks_node {
+            Some(sinks) => {
+                let prep = AttentionBackward.prepare::<C>([qkv.node, sinks]);
+                tracked_attention(prep.compute_bound().stateful(), state)
             }
-            OpsKind::UnTracked(prep) => prep.finish(attended.out),
-        };
-        Attended { out, qkv, lse }
+            None => {
+                let prep = AttentionBackward.prepare::<C>([qkv.node]);
+                tracked_attention(prep.compute_bound().stateful(), state)
+            }
+        }
     }
 
     fn fused_cached_attention(
         qkv: FloatTensor<Self>,
+        sinks: Option<FloatTensor<Self>>,
         rope: RopeTables<Self>,
         (k, v): (FloatTensor<Self>, FloatTensor<Self>),
         dims: AttentionDims,
     ) -> (FloatTensor<Self>, (FloatTensor<Self>, FloatTensor<Self>)) {
         let (out, (k, v)) = B::fused_cached_attention(
             qkv.primitive,
+            sinks.map(|sinks| sinks.primitive),
             inner_tables::<B, C>(rope),
             (k.primitive, v.primitive),
             dims,

@@ -3,15 +3,17 @@
 //! Each operation is written once over [`Slices`]; the two implementations of that trait hand over the
 //! slices of Flex and of NdArray without a copy.
 
+use std::ops::Range;
+
 use burn::prelude::*;
 use burn::tensor::TensorMetadata;
 use burn::tensor::ops::{FloatTensor, IntTensor};
-use kernels::attention::{self, Heads, Saved};
+use kernels::attention::{self, Heads, Input, Saved};
 use kernels::matmul::{Mat, MatMut, matmul};
 use kernels::rope::{self, Rope};
-use kernels::{activation, loss, norm, optim};
+use kernels::{activation, loss, norm, optim, router};
 
-use super::{AdamW, Attended, AttentionDims, FusedOps, Gelu, NormSpec, RopeTables};
+use super::{AdamW, Attended, AttentionDims, FusedOps, Gelu, NormSpec, RopeTables, TopK};
 
 /// Raw access to a CPU backend's f32 tensors.
 trait Slices: Backend {
@@ -122,6 +124,89 @@ fn swiglu_backward<B: Slices>(gate_up: FloatTensor<B>, dy: FloatTensor<B>) -> Fl
     })
 }
 
+fn top_k<B: Slices>(logits: FloatTensor<B>, top: TopK) -> FloatTensor<B> {
+    let logits = B::contiguous(logits);
+    let n = rows_cols::<B>(&logits)[1];
+    filled::<B>(logits.shape(), |weights| router::forward(B::slice(&logits), n, top, weights))
+}
+
+fn top_k_backward<B: Slices>(
+    logits: FloatTensor<B>,
+    weights: FloatTensor<B>,
+    top: TopK,
+    dweights: FloatTensor<B>,
+) -> FloatTensor<B> {
+    let (logits, weights, dweights) =
+        (B::contiguous(logits), B::contiguous(weights), B::contiguous(dweights));
+    let n = rows_cols::<B>(&logits)[1];
+    filled::<B>(logits.shape(), |dlogits| {
+        let forward = router::Saved { logits: B::slice(&logits), weights: B::slice(&weights) };
+        router::backward(forward, n, top, B::slice(&dweights), dlogits);
+    })
+}
+
+/// Some rows of a matrix.
+fn rows_of<B: Slices>(t: &FloatTensor<B>, rows: Range<usize>) -> Mat<'_> {
+    let cols = rows_cols::<B>(t)[1];
+    Mat::new(&B::slice(t)[rows.start * cols..rows.end * cols], rows.len(), cols)
+}
+
+/// Calls `product` with every group that has rows, and with the range of these.
+fn each_group(counts: &[usize], mut product: impl FnMut(usize, Range<usize>)) {
+    let mut end = 0;
+    for (group, &n) in counts.iter().enumerate() {
+        end += n;
+        if n > 0 {
+            product(group, end - n..end);
+        }
+    }
+}
+
+fn grouped_linear<B: Slices>(x: FloatTensor<B>, w: FloatTensor<B>, counts: &[usize]) -> FloatTensor<B> {
+    let (x, w) = (B::contiguous(x), B::contiguous(w));
+    let ([rows, _], [n_out, _]) = (rows_cols::<B>(&x), rows_cols::<B>(&w));
+    let n_out = n_out / counts.len();
+    filled::<B>([rows, n_out], |y| {
+        each_group(counts, |group, of| {
+            let w = rows_of::<B>(&w, group * n_out..(group + 1) * n_out);
+            let y = MatMut::new(&mut y[of.start * n_out..of.end * n_out], of.len(), n_out);
+            matmul(rows_of::<B>(&x, of), w.t(), y);
+        });
+    })
+}
+
+fn grouped_linear_backward_input<B: Slices>(
+    dy: FloatTensor<B>,
+    w: FloatTensor<B>,
+    counts: &[usize],
+) -> FloatTensor<B> {
+    let (dy, w) = (B::contiguous(dy), B::contiguous(w));
+    let ([rows, n_out], [_, n_in]) = (rows_cols::<B>(&dy), rows_cols::<B>(&w));
+    filled::<B>([rows, n_in], |dx| {
+        each_group(counts, |group, of| {
+            let w = rows_of::<B>(&w, group * n_out..(group + 1) * n_out);
+            let dx = MatMut::new(&mut dx[of.start * n_in..of.end * n_in], of.len(), n_in);
+            matmul(rows_of::<B>(&dy, of), w, dx);
+        });
+    })
+}
+
+fn grouped_linear_backward_weight<B: Slices>(
+    dy: FloatTensor<B>,
+    x: FloatTensor<B>,
+    counts: &[usize],
+) -> FloatTensor<B> {
+    let (dy, x) = (B::contiguous(dy), B::contiguous(x));
+    let ([_, n_out], [_, n_in]) = (rows_cols::<B>(&dy), rows_cols::<B>(&x));
+    filled::<B>([counts.len() * n_out, n_in], |dw| {
+        each_group(counts, |group, of| {
+            let dw = &mut dw[group * n_out * n_in..(group + 1) * n_out * n_in];
+            let [dy, x] = [&dy, &x].map(|t| rows_of::<B>(t, of.clone()));
+            matmul(dy.t(), x, MatMut::new(dw, n_out, n_in));
+        });
+    })
+}
+
 /// Turns queries and keys, which lie side by side, in place; `turn` is one of `rope`'s two directions.
 fn rotated<B: Slices>(
     qkv: FloatTensor<B>,
@@ -144,12 +229,19 @@ fn rotated<B: Slices>(
     B::modify(qkv, |x| turn(x, &rope)).0
 }
 
-fn attention<B: Slices>(qkv: FloatTensor<B>, tables: RopeTables<B>, dims: AttentionDims) -> Attended<B> {
+fn attention<B: Slices>(
+    qkv: FloatTensor<B>,
+    sinks: Option<FloatTensor<B>>,
+    tables: RopeTables<B>,
+    dims: AttentionDims,
+) -> Attended<B> {
+    let sinks = sinks.map(B::contiguous);
     let qkv = rotated::<B>(B::contiguous(qkv), &tables, dims, rope::rotate);
     let mut lse = vec![0.0; dims.batch * dims.n_head * dims.seq_len];
     let out = filled::<B>([dims.batch * dims.seq_len, dims.n_head * dims.head_dim], |out| {
         let [q, k, v] = dims.split_qkv(B::slice(&qkv));
-        attention::forward(&dims, q, k, v, out, Some(&mut lse));
+        let input = Input { q, k, v, sinks: sinks.as_ref().map(B::slice) };
+        attention::forward(&dims, input, out, Some(&mut lse));
     });
     let lse = B::from_vec(lse, [dims.batch, dims.n_head, dims.seq_len].into());
     Attended { out, qkv, lse }
@@ -157,16 +249,22 @@ fn attention<B: Slices>(qkv: FloatTensor<B>, tables: RopeTables<B>, dims: Attent
 
 fn attention_backward<B: Slices>(
     saved: Attended<B>,
+    sinks: Option<FloatTensor<B>>,
     tables: RopeTables<B>,
     dims: AttentionDims,
     dout: FloatTensor<B>,
-) -> FloatTensor<B> {
+) -> (FloatTensor<B>, Option<FloatTensor<B>>) {
     let dout = B::contiguous(dout);
+    let forward = Saved { out: B::slice(&saved.out), lse: B::slice(&saved.lse) };
     let dqkv = filled::<B>(saved.qkv.shape(), |dqkv| {
-        let forward = Saved { out: B::slice(&saved.out), lse: B::slice(&saved.lse) };
         attention::backward(&dims, B::slice(&saved.qkv), forward, B::slice(&dout), dqkv);
     });
-    rotated::<B>(dqkv, &tables, dims, rope::rotate_back)
+    let dsinks = sinks.map(B::contiguous).map(|sinks| {
+        filled::<B>(sinks.shape(), |dsinks| {
+            attention::sink_gradient(&dims, B::slice(&sinks), forward, B::slice(&dout), dsinks);
+        })
+    });
+    (rotated::<B>(dqkv, &tables, dims, rope::rotate_back), dsinks)
 }
 
 /// Copies the new keys or values, from head `first_head` of each row on, to their place in the cache.
@@ -185,18 +283,21 @@ fn store(cache: &mut [f32], qkv: &[f32], first_head: usize, dims: AttentionDims)
 
 fn cached_attention<B: Slices>(
     qkv: FloatTensor<B>,
+    sinks: Option<FloatTensor<B>>,
     tables: RopeTables<B>,
     (k, v): (FloatTensor<B>, FloatTensor<B>),
     dims: AttentionDims,
 ) -> (FloatTensor<B>, (FloatTensor<B>, FloatTensor<B>)) {
     let qkv = rotated::<B>(B::contiguous(qkv), &tables, dims, rope::rotate);
+    let sinks = sinks.map(B::contiguous);
     let rows = B::slice(&qkv);
     let (k, ()) = B::modify(k, |k| store(k, rows, dims.n_head, dims));
     let (v, ()) = B::modify(v, |v| store(v, rows, dims.n_head + dims.n_kv_head, dims));
     let out = filled::<B>([dims.batch * dims.seq_len, dims.n_head * dims.head_dim], |out| {
         let [k, v] = [B::slice(&k), B::slice(&v)].map(|data| cache_heads(data, dims));
         let [q, ..] = dims.split_qkv(rows);
-        attention::forward(&dims, q, k, v, out, None);
+        let input = Input { q, k, v, sinks: sinks.as_ref().map(B::slice) };
+        attention::forward(&dims, input, out, None);
     });
     (out, (k, v))
 }
@@ -288,30 +389,70 @@ macro_rules! fused_ops {
                 swiglu_backward::<Self>(gate_up, dy)
             }
 
+            fn fused_top_k(logits: FloatTensor<Self>, top: TopK) -> FloatTensor<Self> {
+                top_k::<Self>(logits, top)
+            }
+
+            fn fused_top_k_backward(
+                logits: FloatTensor<Self>,
+                weights: FloatTensor<Self>,
+                top: TopK,
+                dweights: FloatTensor<Self>,
+            ) -> FloatTensor<Self> {
+                top_k_backward::<Self>(logits, weights, top, dweights)
+            }
+
+            fn fused_grouped_linear(
+                x: FloatTensor<Self>,
+                w: FloatTensor<Self>,
+                counts: &[usize],
+            ) -> FloatTensor<Self> {
+                grouped_linear::<Self>(x, w, counts)
+            }
+
+            fn fused_grouped_linear_backward_input(
+                dy: FloatTensor<Self>,
+                w: FloatTensor<Self>,
+                counts: &[usize],
+            ) -> FloatTensor<Self> {
+                grouped_linear_backward_input::<Self>(dy, w, counts)
+            }
+
+            fn fused_grouped_linear_backward_weight(
+                dy: FloatTensor<Self>,
+                x: FloatTensor<Self>,
+                counts: &[usize],
+            ) -> FloatTensor<Self> {
+                grouped_linear_backward_weight::<Self>(dy, x, counts)
+            }
+
             fn fused_attention(
                 qkv: FloatTensor<Self>,
+                sinks: Option<FloatTensor<Self>>,
                 rope: RopeTables<Self>,
                 dims: AttentionDims,
             ) -> Attended<Self> {
-                attention::<Self>(qkv, rope, dims)
+                attention::<Self>(qkv, sinks, rope, dims)
             }
 
             fn fused_attention_backward(
                 saved: Attended<Self>,
+                sinks: Option<FloatTensor<Self>>,
                 rope: RopeTables<Self>,
                 dims: AttentionDims,
                 dout: FloatTensor<Self>,
-            ) -> FloatTensor<Self> {
-                attention_backward::<Self>(saved, rope, dims, dout)
+            ) -> (FloatTensor<Self>, Option<FloatTensor<Self>>) {
+                attention_backward::<Self>(saved, sinks, rope, dims, dout)
             }
 
             fn fused_cached_attention(
                 qkv: FloatTensor<Self>,
+                sinks: Option<FloatTensor<Self>>,
                 rope: RopeTables<Self>,
                 cache: (FloatTensor<Self>, FloatTensor<Self>),
                 dims: AttentionDims,
             ) -> (FloatTensor<Self>, (FloatTensor<Self>, FloatTensor<Self>)) {
-                cached_attention::<Self>(qkv, rope, cache, dims)
+                cached_attention::<Self>(qkv, sinks, rope, cache, dims)
             }
 
             fn fused_cross_entropy(

@@ -20,6 +20,7 @@ use burn::tensor::ops::{FloatTensor, IntTensor};
 
 pub use kernels::attention::Dims as AttentionDims;
 pub use kernels::optim::AdamW;
+pub use kernels::router::TopK;
 
 use crate::cache::LayerCache;
 use crate::position::Rope;
@@ -53,7 +54,7 @@ pub struct Attended<B: Backend> {
     pub out: FloatTensor<B>,
     /// `[batch * seq_len, qkv_width]`, queries and keys turned
     pub qkv: FloatTensor<B>,
-    /// `[batch, n_head, seq_len]`, the logarithm of each row's sum of exponentials
+    /// `[batch, n_head, seq_len]`, the logarithm of each row's sum of exponentials, a sink's among them
     pub lse: FloatTensor<B>,
 }
 
@@ -112,34 +113,81 @@ pub trait FusedOps: Backend {
         reference::swiglu_backward::<Self>(gate_up, dy)
     }
 
-    /// Attention within each sequence, causal or both ways; turns queries and keys first where `rope` is given.
+    /// The weights of the chosen of each row, as `kernels::router` defines them: `[rows, n]` → `[rows, n]`.
+    fn fused_top_k(logits: FloatTensor<Self>, top: TopK) -> FloatTensor<Self> {
+        reference::top_k::<Self>(logits, top)
+    }
+
+    /// Gradient of [`fused_top_k`](Self::fused_top_k) for the logits.
+    fn fused_top_k_backward(
+        logits: FloatTensor<Self>,
+        weights: FloatTensor<Self>,
+        top: TopK,
+        dweights: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
+        reference::top_k_backward::<Self>(logits, weights, top, dweights)
+    }
+
+    /// A linear layer for each group of rows: the first `counts[0]` rows times the first of `counts.len()` matrices that
+    /// lie one below the other in `w`, and so on. `[rows, n_in]`, `[groups * n_out, n_in]` → `[rows, n_out]`.
+    fn fused_grouped_linear(
+        x: FloatTensor<Self>,
+        w: FloatTensor<Self>,
+        counts: &[usize],
+    ) -> FloatTensor<Self> {
+        reference::grouped_linear::<Self>(x, w, counts)
+    }
+
+    /// Gradient of [`fused_grouped_linear`](Self::fused_grouped_linear) for `x`.
+    fn fused_grouped_linear_backward_input(
+        dy: FloatTensor<Self>,
+        w: FloatTensor<Self>,
+        counts: &[usize],
+    ) -> FloatTensor<Self> {
+        reference::grouped_linear_backward_input::<Self>(dy, w, counts)
+    }
+
+    /// Gradient of [`fused_grouped_linear`](Self::fused_grouped_linear) for `w`, zero where a group has no rows.
+    fn fused_grouped_linear_backward_weight(
+        dy: FloatTensor<Self>,
+        x: FloatTensor<Self>,
+        counts: &[usize],
+    ) -> FloatTensor<Self> {
+        reference::grouped_linear_backward_weight::<Self>(dy, x, counts)
+    }
+
+    /// Attention within each sequence, causal or both ways; turns queries and keys first where `rope` is given. `sinks` `[n_head]` are
+    /// scores that take part in the softmax and have no value.
     fn fused_attention(
         qkv: FloatTensor<Self>,
+        sinks: Option<FloatTensor<Self>>,
         rope: RopeTables<Self>,
         dims: AttentionDims,
     ) -> Attended<Self> {
-        reference::attention::<Self>(qkv, rope, dims)
+        reference::attention::<Self>(qkv, sinks, rope, dims)
     }
 
-    /// Gradient of [`fused_attention`](Self::fused_attention) for `qkv`.
+    /// Gradients of [`fused_attention`](Self::fused_attention) for `qkv` and the sinks.
     fn fused_attention_backward(
         saved: Attended<Self>,
+        sinks: Option<FloatTensor<Self>>,
         rope: RopeTables<Self>,
         dims: AttentionDims,
         dout: FloatTensor<Self>,
-    ) -> FloatTensor<Self> {
-        reference::attention_backward::<Self>(saved, rope, dims, dout)
+    ) -> (FloatTensor<Self>, Option<FloatTensor<Self>>) {
+        reference::attention_backward::<Self>(saved, sinks, rope, dims, dout)
     }
 
     /// Attention of new positions to a cache `(k, v)`, `[batch, n_kv_head, capacity, head_dim]` each,
     /// in which their keys and values are stored first. Returns the output and the cache.
     fn fused_cached_attention(
         qkv: FloatTensor<Self>,
+        sinks: Option<FloatTensor<Self>>,
         rope: RopeTables<Self>,
         cache: (FloatTensor<Self>, FloatTensor<Self>),
         dims: AttentionDims,
     ) -> (FloatTensor<Self>, (FloatTensor<Self>, FloatTensor<Self>)) {
-        reference::cached_attention::<Self>(qkv, rope, cache, dims)
+        reference::cached_attention::<Self>(qkv, sinks, rope, cache, dims)
     }
 
     /// Sum over rows of `-log softmax(logits)[target]`, times `scale`, and its gradient for the logits.
@@ -202,25 +250,38 @@ pub fn swiglu<B: FusedOps>(gate_up: Tensor<B, 2>) -> Tensor<B, 2> {
     wrap(B::fused_swiglu(unwrap(gate_up)))
 }
 
+/// [`FusedOps::fused_top_k`] on tensors.
+pub fn top_k<B: FusedOps>(logits: Tensor<B, 2>, top: TopK) -> Tensor<B, 2> {
+    wrap(B::fused_top_k(unwrap(logits), top))
+}
+
+/// [`FusedOps::fused_grouped_linear`] on tensors.
+pub fn grouped_linear<B: FusedOps>(x: Tensor<B, 2>, w: Tensor<B, 2>, counts: &[usize]) -> Tensor<B, 2> {
+    wrap(B::fused_grouped_linear(unwrap(x), unwrap(w), counts))
+}
+
 /// [`FusedOps::fused_attention`] on tensors.
 pub fn attention<B: FusedOps>(
     qkv: Tensor<B, 2>,
+    sinks: Option<Tensor<B, 1>>,
     rope: Option<&Rope<B>>,
     dims: AttentionDims,
 ) -> Tensor<B, 2> {
-    wrap(B::fused_attention(unwrap(qkv), tables(rope), dims).out)
+    wrap(B::fused_attention(unwrap(qkv), sinks.map(unwrap), tables(rope), dims).out)
 }
 
 /// [`FusedOps::fused_cached_attention`] on tensors.
 pub fn attention_cached<B: FusedOps>(
     qkv: Tensor<B, 2>,
+    sinks: Option<Tensor<B, 1>>,
     rope: Option<&Rope<B>>,
     cache: &mut LayerCache<B>,
     dims: AttentionDims,
 ) -> Tensor<B, 2> {
     // Taken out, so that the operation holds the only handle and can write in place.
     let (k, v) = cache.kv.take().expect("an operation always puts the cache back");
-    let (out, (k, v)) = B::fused_cached_attention(unwrap(qkv), tables(rope), (unwrap(k), unwrap(v)), dims);
+    let (qkv, sinks, tables) = (unwrap(qkv), sinks.map(unwrap), tables(rope));
+    let (out, (k, v)) = B::fused_cached_attention(qkv, sinks, tables, (unwrap(k), unwrap(v)), dims);
     cache.kv = Some((wrap(k), wrap(v)));
     wrap(out)
 }

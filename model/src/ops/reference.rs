@@ -8,7 +8,7 @@ use burn::prelude::*;
 use burn::tensor::activation::{self, log_softmax, sigmoid, softmax};
 use burn::tensor::ops::{FloatTensor, IntTensor};
 
-use super::{AdamW, Attended, AttentionDims, Gelu, NormSpec, RopeTables, unwrap, wrap};
+use super::{AdamW, Attended, AttentionDims, Gelu, NormSpec, RopeTables, TopK, unwrap, wrap};
 
 /// See [`FusedOps::fused_linear`](super::FusedOps::fused_linear).
 pub fn linear<B: Backend>(x: FloatTensor<B>, w: FloatTensor<B>) -> FloatTensor<B> {
@@ -106,6 +106,92 @@ pub fn swiglu_backward<B: Backend>(gate_up: FloatTensor<B>, dy: FloatTensor<B>) 
     unwrap(Tensor::cat(vec![dy.clone() * up * slope, dy * silu], 1))
 }
 
+/// Which of each row of `[rows, n]` are chosen: those that fewer than `n_active` others precede, by size and then by place.
+fn chosen<B: Backend>(logits: &Tensor<B, 2>, top: TopK) -> Tensor<B, 2, Bool> {
+    let n = logits.dims()[1] as i64;
+    let (own, other) = (logits.clone().unsqueeze_dim::<3>(2), logits.clone().unsqueeze_dim::<3>(1));
+    let places = Tensor::<B, 1, Int>::arange(0..n, &logits.device());
+    let is_earlier = places.clone().unsqueeze_dim::<2>(0).lower(places.unsqueeze_dim::<2>(1));
+    let is_tie = other.clone().equal(own.clone()).bool_and(is_earlier.unsqueeze::<3>());
+    let precedes = other.greater(own).bool_or(is_tie);
+    precedes.int().sum_dim(2).squeeze_dim::<2>(2).lower_elem(top.n_active as i64)
+}
+
+/// See [`FusedOps::fused_top_k`](super::FusedOps::fused_top_k).
+pub fn top_k<B: Backend>(logits: FloatTensor<B>, top: TopK) -> FloatTensor<B> {
+    let logits = wrap::<B, 2>(logits);
+    let others = chosen(&logits, top).bool_not();
+    unwrap(match top.normalise {
+        true => softmax(logits.mask_fill(others, f32::NEG_INFINITY), 1),
+        false => softmax(logits, 1).mask_fill(others, 0.0),
+    })
+}
+
+/// See [`FusedOps::fused_top_k_backward`](super::FusedOps::fused_top_k_backward).
+pub fn top_k_backward<B: Backend>(
+    logits: FloatTensor<B>,
+    weights: FloatTensor<B>,
+    top: TopK,
+    dweights: FloatTensor<B>,
+) -> FloatTensor<B> {
+    let (logits, weights) = (wrap::<B, 2>(logits), wrap::<B, 2>(weights));
+    let others = weights.clone().equal_elem(0.0);
+    let dweights = wrap::<B, 2>(dweights).mask_fill(others, 0.0);
+    let mean = (weights.clone() * dweights.clone()).sum_dim(1);
+    let all = if top.normalise { weights } else { softmax(logits, 1) };
+    unwrap(all * (dweights - mean))
+}
+
+/// The groups that have rows: which it is, its first row and how many there are.
+fn groups(counts: &[usize]) -> impl Iterator<Item = (usize, usize, usize)> {
+    let mut end = 0;
+    let all = counts.iter().enumerate().map(move |(group, &n)| {
+        end += n;
+        (group, end - n, n)
+    });
+    all.filter(|&(_, _, n)| n > 0)
+}
+
+/// The `group`-th of `n_groups` matrices one below the other.
+fn matrix<B: Backend>(w: &Tensor<B, 2>, group: usize, n_groups: usize) -> Tensor<B, 2> {
+    let n_out = w.dims()[0] / n_groups;
+    w.clone().narrow(0, group * n_out, n_out)
+}
+
+/// See [`FusedOps::fused_grouped_linear`](super::FusedOps::fused_grouped_linear).
+pub fn grouped_linear<B: Backend>(x: FloatTensor<B>, w: FloatTensor<B>, counts: &[usize]) -> FloatTensor<B> {
+    let (x, w) = (wrap::<B, 2>(x), wrap::<B, 2>(w));
+    let part =
+        |(group, first, n)| x.clone().narrow(0, first, n).matmul(matrix(&w, group, counts.len()).transpose());
+    unwrap(Tensor::cat(groups(counts).map(part).collect(), 0))
+}
+
+/// See [`FusedOps::fused_grouped_linear_backward_input`](super::FusedOps::fused_grouped_linear_backward_input).
+pub fn grouped_linear_backward_input<B: Backend>(
+    dy: FloatTensor<B>,
+    w: FloatTensor<B>,
+    counts: &[usize],
+) -> FloatTensor<B> {
+    let (dy, w) = (wrap::<B, 2>(dy), wrap::<B, 2>(w));
+    let part = |(group, first, n)| dy.clone().narrow(0, first, n).matmul(matrix(&w, group, counts.len()));
+    unwrap(Tensor::cat(groups(counts).map(part).collect(), 0))
+}
+
+/// See [`FusedOps::fused_grouped_linear_backward_weight`](super::FusedOps::fused_grouped_linear_backward_weight).
+pub fn grouped_linear_backward_weight<B: Backend>(
+    dy: FloatTensor<B>,
+    x: FloatTensor<B>,
+    counts: &[usize],
+) -> FloatTensor<B> {
+    let (dy, x) = (wrap::<B, 2>(dy), wrap::<B, 2>(x));
+    let shape = [dy.dims()[1], x.dims()[1]];
+    let mut parts = vec![Tensor::zeros(shape, &x.device()); counts.len()];
+    for (group, first, n) in groups(counts) {
+        parts[group] = dy.clone().narrow(0, first, n).transpose().matmul(x.clone().narrow(0, first, n));
+    }
+    unwrap(Tensor::cat(parts, 0))
+}
+
 /// Cosines and sines of positions `start..start + T` as `[1, 1, T, R/2]`, where R elements of a head turn.
 fn rope_slice<B: Backend>(rope: RopeTables<B>, dims: AttentionDims) -> Option<(Tensor<B, 4>, Tensor<B, 4>)> {
     rope.map(|(cos, sin)| {
@@ -154,14 +240,9 @@ fn split_and_turn<B: Backend>(
     }
 }
 
-/// Probabilities `[B, K, G * T, S]` of queries `[B, H, T, D]` over keys `[B, K, S, D]`, and the
-/// logarithm of each row's sum `[B, H, T]`. The queries of a group lie one below the other, so keys are
-/// not repeated.
-fn probabilities<B: Backend>(
-    q: Tensor<B, 4>,
-    k: Tensor<B, 4>,
-    dims: AttentionDims,
-) -> (Tensor<B, 4>, Tensor<B, 3>) {
+/// Scores `[B, H, T, S]` of queries `[B, H, T, D]` for keys `[B, K, S, D]`; what a query must not see is minus infinity.
+/// The queries of a group lie one below the other, so keys are not repeated.
+fn scores<B: Backend>(q: Tensor<B, 4>, k: Tensor<B, 4>, dims: AttentionDims) -> Tensor<B, 4> {
     let [batch, n_head, seq_len, head_dim] = q.dims();
     let [_, n_kv_head, seen, _] = k.dims();
     let grouped = [batch, n_kv_head, n_head / n_kv_head * seq_len, head_dim];
@@ -172,15 +253,37 @@ fn probabilities<B: Backend>(
         let future = Tensor::<B, 2, Bool>::tril_mask([seq_len, seen], dims.start as i64, &device);
         scores = scores.mask_fill(future.unsqueeze::<4>(), f32::NEG_INFINITY);
     }
-    if let Some(window) = dims.window {
-        let last_hidden = dims.start as i64 - window as i64;
-        let past = Tensor::<B, 2, Bool>::tril_mask([seq_len, seen], last_hidden, &device).bool_not();
-        scores = scores.mask_fill(past.unsqueeze::<4>(), f32::NEG_INFINITY);
-    }
+    let Some(window) = dims.window else { return scores };
+    let last_hidden = dims.start as i64 - window as i64;
+    let past = Tensor::<B, 2, Bool>::tril_mask([seq_len, seen], last_hidden, &device).bool_not();
+    scores.mask_fill(past.unsqueeze::<4>(), f32::NEG_INFINITY)
+}
+
+/// Probabilities `[B, K, G * T, S]` of scores `[B, H, T, S]`, and the logarithm of each row's sum `[B, H, T]`.
+fn probabilities<B: Backend>(
+    scores: Tensor<B, 4>,
+    sinks: Option<FloatTensor<B>>,
+    dims: AttentionDims,
+) -> (Tensor<B, 4>, Tensor<B, 3>) {
+    let [batch, n_head, seq_len, seen] = scores.dims();
+    let scores = match sinks {
+        // One more key, whose probability is left out in the end.
+        Some(sinks) => {
+            let sinks = wrap::<B, 1>(sinks).reshape([1, n_head, 1, 1]);
+            Tensor::cat(vec![scores, sinks.expand([batch, n_head, seq_len, 1])], 3)
+        }
+        None => scores,
+    };
     let max = scores.clone().max_dim(3);
     let lse = (scores.clone() - max.clone()).exp().sum_dim(3).log() + max;
-    let p = softmax(scores, 3).reshape([batch, n_kv_head, n_head / n_kv_head * seq_len, seen]);
-    (p, lse.reshape([batch, n_head, seq_len]))
+    let p = softmax(scores, 3).narrow(3, 0, seen);
+    (grouped(p, dims), lse.reshape([batch, n_head, seq_len]))
+}
+
+/// `[B, H, T, S]` to `[B, K, G * T, S]`.
+fn grouped<B: Backend>(x: Tensor<B, 4>, dims: AttentionDims) -> Tensor<B, 4> {
+    let [batch, n_head, seq_len, n] = x.dims();
+    x.reshape([batch, dims.n_kv_head, n_head / dims.n_kv_head * seq_len, n])
 }
 
 fn capped<B: Backend>(scores: Tensor<B, 4>, cap: Option<f32>) -> Tensor<B, 4> {
@@ -197,9 +300,14 @@ fn rows<B: Backend>(x: Tensor<B, 4>) -> Tensor<B, 2> {
 }
 
 /// See [`FusedOps::fused_attention`](super::FusedOps::fused_attention).
-pub fn attention<B: Backend>(qkv: FloatTensor<B>, rope: RopeTables<B>, dims: AttentionDims) -> Attended<B> {
+pub fn attention<B: Backend>(
+    qkv: FloatTensor<B>,
+    sinks: Option<FloatTensor<B>>,
+    rope: RopeTables<B>,
+    dims: AttentionDims,
+) -> Attended<B> {
     let [q, k, v] = split_and_turn::<B>(qkv, rope, dims);
-    let (p, lse) = probabilities(q.clone(), k.clone(), dims);
+    let (p, lse) = probabilities(scores(q.clone(), k.clone(), dims), sinks, dims);
     let out = p.matmul(v.clone()).reshape([dims.batch, dims.n_head, dims.seq_len, dims.head_dim]);
     Attended { out: unwrap(rows(out)), qkv: unwrap(join([q, k, v], dims)), lse: unwrap(lse) }
 }
@@ -207,41 +315,50 @@ pub fn attention<B: Backend>(qkv: FloatTensor<B>, rope: RopeTables<B>, dims: Att
 /// See [`FusedOps::fused_attention_backward`](super::FusedOps::fused_attention_backward).
 pub fn attention_backward<B: Backend>(
     saved: Attended<B>,
+    sinks: Option<FloatTensor<B>>,
     rope: RopeTables<B>,
     dims: AttentionDims,
     dout: FloatTensor<B>,
-) -> FloatTensor<B> {
-    let AttentionDims { batch, seq_len, n_head, n_kv_head, head_dim, .. } = dims;
-    let grouped = [batch, n_kv_head, n_head / n_kv_head * seq_len, head_dim];
+) -> (FloatTensor<B>, Option<FloatTensor<B>>) {
+    let AttentionDims { batch, seq_len, n_head, head_dim, .. } = dims;
     let [q, k, v] = split(wrap(saved.qkv), dims);
-    let (p, _) = probabilities(q.clone(), k.clone(), dims);
-    let dout =
-        wrap::<B, 2>(dout).reshape([batch, seq_len, n_head, head_dim]).swap_dims(1, 2).reshape(grouped);
+    let lse = wrap::<B, 3>(saved.lse).unsqueeze_dim::<4>(3);
+    let heads = |rows| wrap::<B, 2>(rows).reshape([batch, seq_len, n_head, head_dim]).swap_dims(1, 2);
+    let (dout, out) = (heads(dout), heads(saved.out));
+    let dsinks = sinks.map(|sinks| {
+        let p = (wrap::<B, 1>(sinks).reshape([1, n_head, 1, 1]) - lse.clone()).exp();
+        let of_head = (p * (dout.clone() * out).sum_dim(3)).sum_dim(2).sum_dim(0);
+        unwrap(of_head.reshape([n_head]).neg())
+    });
+    let scores = scores(q.clone(), k.clone(), dims);
+    let p = grouped((scores.clone() - lse).exp(), dims);
+    let dout = grouped(dout, dims);
     let dv = p.clone().transpose().matmul(dout.clone());
     let dp = dout.matmul(v.transpose());
     let mean = (dp.clone() * p.clone()).sum_dim(3);
     let ds = (dp - mean) * p * dims.scale;
     let ds = match dims.softcap {
-        // The slope of c tanh(s / c) is 1 - tanh²(s / c).
+        // The slope of c tanh(s / c) is 1 - tanh²(s / c); where nothing is seen, `ds` is zero already.
         Some(cap) => {
-            let scores = q.clone().mul_scalar(dims.scale).reshape(grouped).matmul(k.clone().transpose());
-            ds * (scores / cap).tanh().square().neg().add_scalar(1.0)
+            let slope = (grouped(scores, dims).clamp(-cap, cap) / cap).square().neg().add_scalar(1.0);
+            ds * slope
         }
         None => ds,
     };
     let dq = ds.clone().matmul(k).reshape([batch, n_head, seq_len, head_dim]);
-    let dk = ds.transpose().matmul(q.reshape(grouped));
+    let dk = ds.transpose().matmul(grouped(q, dims));
     let [dq, dk] = match rope_slice(rope, dims) {
         // The inverse of a rotation is the rotation by the opposite angle.
         Some((cos, sin)) => [turn(dq, cos.clone(), sin.clone().neg()), turn(dk, cos, sin.neg())],
         None => [dq, dk],
     };
-    unwrap(join([dq, dk, dv], dims))
+    (unwrap(join([dq, dk, dv], dims)), dsinks)
 }
 
 /// See [`FusedOps::fused_cached_attention`](super::FusedOps::fused_cached_attention).
 pub fn cached_attention<B: Backend>(
     qkv: FloatTensor<B>,
+    sinks: Option<FloatTensor<B>>,
     rope: RopeTables<B>,
     cache: (FloatTensor<B>, FloatTensor<B>),
     dims: AttentionDims,
@@ -252,7 +369,8 @@ pub fn cached_attention<B: Backend>(
     let [q, k, v] = split_and_turn::<B>(qkv, rope, dims);
     let all_k = wrap::<B, 4>(cache.0).slice_assign(place.clone(), k);
     let all_v = wrap::<B, 4>(cache.1).slice_assign(place, v);
-    let (p, _) = probabilities(q, all_k.clone().narrow(2, 0, seen), dims);
+    let scores = scores(q, all_k.clone().narrow(2, 0, seen), dims);
+    let (p, _) = probabilities(scores, sinks, dims);
     let out = p.matmul(all_v.clone().narrow(2, 0, seen)).reshape([batch, n_head, seq_len, head_dim]);
     (unwrap(rows(out)), (unwrap(all_k), unwrap(all_v)))
 }

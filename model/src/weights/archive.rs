@@ -94,21 +94,22 @@ impl Archive {
         self.tensors.values().map(|(_, stored)| stored.n_elements() as u64).sum()
     }
 
-    /// Reads all numbers of a tensor.
+    /// Reads the numbers of a tensor from one on, which begins a row.
     ///
     /// # Errors
     /// If the file cannot be read, for instance since it was cut short after its header was read.
     ///
     /// # Panics
-    /// If there is no such tensor, or `out` is not as long as it is.
-    pub fn read(&self, name: &str, out: &mut [f32]) -> Result<(), Error> {
+    /// If there is no such tensor, or it has not as many numbers as `out` has room for.
+    pub fn read(&self, name: &str, first: usize, out: &mut [f32]) -> Result<(), Error> {
         let (file_idx, stored) = &self.tensors[name];
-        assert_eq!(out.len(), stored.n_elements(), "`{name}`");
+        assert!(first + out.len() <= stored.n_elements(), "`{name}` has no {} from {first} on", out.len());
         let (path, file) = &self.files[*file_idx];
         let piece_bytes = bytes_of(stored.format, PIECE) as u64;
+        let offset = stored.offset + bytes_of(stored.format, first) as u64;
         let read = |bytes: &mut Vec<u8>, (i, out): (usize, &mut [f32])| {
             bytes.resize(bytes_of(stored.format, out.len()), 0);
-            read_at(file, bytes, stored.offset + i as u64 * piece_bytes)?;
+            read_at(file, bytes, offset + i as u64 * piece_bytes)?;
             stored.format.dequantize(bytes, out);
             Ok(())
         };

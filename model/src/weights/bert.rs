@@ -18,7 +18,7 @@ pub fn load<B: Backend>(dir: &Path, device: &B::Device) -> Result<Encoder<B>, Er
     let config = config_json::parse_encoder(&text).map_err(|why| Error::Config { path, why })?;
     let archive = safetensors::open(&shards::files(dir)?, is_left_out)?;
     check_size(&archive, config.n_params(), dir)?;
-    let names = Names { pieces: &pieces, tied_head: None };
+    let names = Names { pieces: &|path, rows| vec![pieces(path, rows)], tied_head: None };
     parameters::fill(Encoder::empty(&config, device), &archive, &names, device)
 }
 
@@ -28,7 +28,7 @@ pub fn load<B: Backend>(dir: &Path, device: &B::Device) -> Result<Encoder<B>, Er
 /// If there is no such parameter: the paths come from the module itself.
 fn pieces(path: &str, rows: usize) -> Vec<Piece> {
     let path: Vec<&str> = path.split('.').collect();
-    let piece = |name: String, rows| Piece { name, rows, form: Form::Same };
+    let piece = |name: String, rows| Piece::new(name, rows, Form::Same);
     let one = |name: String| vec![piece(format!("bert.{name}"), rows)];
     match *path {
         ["embedding"] => one("embeddings.word_embeddings.weight".into()),

@@ -14,7 +14,7 @@ use std::collections::BTreeSet;
 use serde_json::{Map, Value, json};
 
 use super::family::Family;
-use crate::config::{Config, LayerKind, MAX_SIZE, MlpKind, NormKind, NormPlace, Position, QkNorm};
+use crate::config::{Config, Experts, LayerKind, MAX_SIZE, MlpKind, NormKind, NormPlace, Position, QkNorm};
 
 pub use bert::parse_encoder;
 pub(super) use write::are_same;
@@ -43,6 +43,7 @@ pub fn parse(text: &str) -> Result<(Family, Config), String> {
         return Ok((family, config));
     }
     let keys = Keys { map, seen: RefCell::default() };
+    keys.only("is_encoder_decoder", json!(false))?;
     let config = match family {
         Family::Gpt2 => gpt2(&keys)?,
         Family::GptNeoX => gpt_neox(&keys)?,
@@ -64,13 +65,25 @@ const WITHOUT_EFFECT: &[&str] = &[
     "attention_probs_dropout_prob",
     "attn_pdrop",
     "auto_map",
+    "bad_words_ids",
+    "begin_suppress_tokens",
     "bos_token_id",
     "cache_implementation",
+    "chunk_size_feed_forward",
     "classifier_dropout",
+    "cross_attention_hidden_size",
+    "decoder_start_token_id",
+    "diversity_penalty",
+    "do_sample",
     "dtype",
+    "early_stopping",
     "embd_pdrop",
+    "encoder_no_repeat_ngram_size",
     "eos_token_id",
+    "exponential_decay_length_penalty",
     "finetuning_task",
+    "forced_bos_token_id",
+    "forced_eos_token_id",
     "gradient_checkpointing",
     "hidden_dropout",
     "hidden_dropout_prob",
@@ -79,19 +92,40 @@ const WITHOUT_EFFECT: &[&str] = &[
     "is_decoder",
     "is_llama_config",
     "label2id",
+    "length_penalty",
+    "max_length",
     "max_sequence_length",
     "max_window_layers",
+    "min_length",
     "model_type",
     "n_ctx",
     "n_special",
+    "no_repeat_ngram_size",
+    "num_beam_groups",
+    "num_beams",
+    "num_return_sequences",
     "original_max_position_embeddings",
+    "output_attentions",
+    "output_hidden_states",
     "output_past",
+    "output_router_logits",
+    "output_scores",
     "pad_token_id",
     "predict_special_tokens",
+    "prefix",
     "pretraining_tp",
+    "problem_type",
+    "pruned_heads",
+    "remove_invalid_values",
     "reorder_and_upcast_attn",
+    "repetition_penalty",
     "resid_pdrop",
+    "return_dict",
+    "return_dict_in_generate",
     "rope_interleaved",
+    "router_aux_loss_coef",
+    "router_jitter_noise",
+    "sep_token_id",
     "sliding_window_pattern",
     "sliding_window_size",
     "summary_activation",
@@ -99,12 +133,22 @@ const WITHOUT_EFFECT: &[&str] = &[
     "summary_proj_to_labels",
     "summary_type",
     "summary_use_proj",
+    "suppress_tokens",
     "task_specific_params",
+    "temperature",
+    "tf_legacy_loss",
+    "tie_encoder_decoder",
+    "tokenizer_class",
+    "top_k",
+    "top_p",
     "torch_dtype",
+    "torchscript",
     "transformers.js_config",
     "transformers_version",
+    "typical_p",
     "unsloth_fixed",
     "unsloth_version",
+    "use_bfloat16",
     "use_cache",
 ];
 
@@ -212,7 +256,7 @@ fn read_activation(key: &str, name: &str) -> Result<MlpKind, String> {
 }
 
 fn gpt_neox(keys: &Keys) -> Result<Config, String> {
-    keys.only("attention_bias", json!(true))?;
+    let attention_bias = Some(keys.flag("attention_bias", true)?).filter(|&bias| !bias);
     let mut config = Config {
         n_ff: Some(keys.size("intermediate_size")?),
         norm: NormKind::LayerNorm,
@@ -220,10 +264,13 @@ fn gpt_neox(keys: &Keys) -> Result<Config, String> {
         parallel_residual: keys.flag("use_parallel_residual", true)?,
         mlp: read_activation("hidden_act", keys.text("hidden_act")?.unwrap_or("gelu"))?,
         bias: true,
+        qkv_bias: attention_bias,
+        out_bias: attention_bias,
         tie_embeddings: keys.flag("tie_word_embeddings", false)?,
         ..sizes(keys)?
     };
     let rope = Rope::read(Family::GptNeoX, keys)?;
+    config.context = rope.context;
     config.rope_theta = rope.theta;
     config.rope_scaling = rope.scaling;
     config.rotary_dim = rotary_dim(&config, rope.part.unwrap_or(0.25))?;
@@ -253,7 +300,7 @@ fn llama_like(family: Family, keys: &Keys) -> Result<Config, String> {
         head_dim: keys.size_if_there("head_dim")?,
         n_ff: Some(keys.size("intermediate_size")?),
         norm_eps: keys.number("rms_norm_eps")?.unwrap_or(match family {
-            Family::Phi3 | Family::Olmo2 => 1e-5,
+            Family::Phi3 | Family::Olmo2 | Family::Mixtral => 1e-5,
             _ => 1e-6,
         }),
         mlp: gated_mlp(keys, is_gemma)?,
@@ -269,11 +316,16 @@ fn llama_like(family: Family, keys: &Keys) -> Result<Config, String> {
     // One name for what is the default keeps equal models equal.
     config.head_dim = config.head_dim.filter(|&width| width * config.n_head != config.n_embd);
     match family {
-        Family::Llama | Family::SmolLm3 => {
-            config.bias = keys.flag("mlp_bias", false)?;
-            keys.only("attention_bias", json!(config.bias))?;
+        Family::Mistral | Family::Mixtral | Family::Qwen2 | Family::Phi3 => {
+            keys.only("attention_bias", json!(false))?;
         }
-        _ => keys.only("attention_bias", json!(false))?,
+        _ => {
+            let bias = keys.flag("attention_bias", false)?;
+            config.bias =
+                matches!(family, Family::Llama | Family::SmolLm3) && keys.flag("mlp_bias", false)?;
+            let bias = Some(bias).filter(|&bias| bias != config.bias);
+            (config.qkv_bias, config.out_bias) = (bias, bias);
+        }
     }
     match family {
         Family::Qwen2 => {
@@ -281,6 +333,20 @@ fn llama_like(family: Family, keys: &Keys) -> Result<Config, String> {
             config.qkv_bias = Some(true);
         }
         Family::Qwen3 => config.qk_norm = Some(QkNorm::Head),
+        Family::Phi3 => {
+            keys.only("mlp_bias", json!(false))?;
+            keys.only("lm_head_bias", json!(false))?;
+            keys.only("full_attn_mod", json!(1))?;
+            keys.only("interpolate_factor", json!(1))?;
+        }
+        Family::Mixtral => config.experts = Some(mixtral_experts(keys)?),
+        Family::Qwen3Moe => {
+            keys.only("qkv_bias", json!(false))?;
+            keys.only("use_qk_norm", json!(true))?;
+            keys.only("shared_expert_intermediate_size", json!(0))?;
+            config.qk_norm = Some(QkNorm::Head);
+            config.experts = qwen3_experts(config.n_layer, keys)?;
+        }
         Family::Olmo2 => {
             config.qk_norm = Some(QkNorm::Whole);
             config.norm_place = NormPlace::Post;
@@ -291,17 +357,20 @@ fn llama_like(family: Family, keys: &Keys) -> Result<Config, String> {
             config.norm_place = NormPlace::Both;
             config.embedding_scale = Some((config.n_embd as f64).sqrt());
             config.attention_scale = Some(keys.number("query_pre_attn_scalar")?.unwrap_or(256.0).powf(-0.5));
+            let softcap = keys.number("attn_logit_softcapping")?;
             if family == Family::Gemma2 {
                 keys.is_there("attn_logit_softcapping")?;
                 keys.is_there("final_logit_softcapping")?;
+                // Gemma 3's files have the key, its code caps no scores.
+                config.attention_softcap = softcap;
             }
-            config.attention_softcap = keys.number("attn_logit_softcapping")?;
             config.logit_softcap = keys.number("final_logit_softcapping")?;
         }
         _ => {}
     }
     (config.window, config.layers) = layers(family, &config, keys)?;
     let rope = Rope::read(family, keys)?;
+    config.context = rope.context;
     config.rope_theta = rope.theta;
     config.rope_scaling = rope.scaling;
     config.rotary_dim = match rope.part {
@@ -340,6 +409,43 @@ fn gated_mlp(keys: &Keys, is_gemma: bool) -> Result<MlpKind, String> {
     }
 }
 
+fn mixtral_experts(keys: &Keys) -> Result<Experts, String> {
+    Ok(Experts {
+        n: keys.size("num_local_experts")?,
+        n_active: keys.size("num_experts_per_tok")?,
+        n_ff: None,
+        normalise: true,
+        dense_layers: Vec::new(),
+    })
+}
+
+/// Experts in every so many-th layer that is not listed as dense; none if that is no layer.
+fn qwen3_experts(n_layer: usize, keys: &Keys) -> Result<Option<Experts>, String> {
+    // Published files have the one name, newer versions of transformers write the other.
+    let n = match (keys.size_if_there("num_experts")?, keys.size_if_there("num_local_experts")?) {
+        (Some(n), Some(local)) if n != local => {
+            return Err(format!("`num_experts` is {n} and `num_local_experts` is {local}"));
+        }
+        (n, local) => n.or(local).ok_or("key `num_experts` is missing")?,
+    };
+    let index = |value: &Value| value.as_u64().and_then(|i| usize::try_from(i).ok());
+    let indices = |value: &Value| value.as_array()?.iter().map(index).collect::<Option<Vec<_>>>();
+    let listed = keys.read("mlp_only_layers", "a list of layers", indices)?.unwrap_or_default();
+    let step = keys.size_if_there("decoder_sparse_step")?.unwrap_or(1);
+    if step == 0 {
+        return Err("`decoder_sparse_step` is 0: must be at least 1".into());
+    }
+    let is_dense = |i: &usize| n == 0 || listed.contains(i) || !(i + 1).is_multiple_of(step);
+    let experts = Experts {
+        n,
+        n_active: keys.size("num_experts_per_tok")?,
+        n_ff: Some(keys.size("moe_intermediate_size")?),
+        normalise: keys.flag("norm_topk_prob", false)?,
+        dense_layers: (0..n_layer).filter(is_dense).collect(),
+    };
+    Ok(Some(experts).filter(|experts| experts.dense_layers.len() < n_layer))
+}
+
 /// So many elements of a head turn; nothing if all do.
 fn rotary_dim(config: &Config, part: f64) -> Result<Option<usize>, String> {
     if !(part > 0.0 && part <= 1.0) {
@@ -356,11 +462,11 @@ fn layers(family: Family, config: &Config, keys: &Keys) -> Result<(Option<usize>
         return Ok((None, Vec::new()));
     }
     let n_layer = config.n_layer;
-    let switched = matches!(family, Family::Qwen2 | Family::Qwen3 | Family::SmolLm3);
+    let switched = matches!(family, Family::Qwen2 | Family::Qwen3 | Family::SmolLm3 | Family::Qwen3Moe);
     let is_on = !switched || keys.flag("use_sliding_window", false)?;
     let first_sliding = keys.size_if_there("max_window_layers")?;
     let window = keys.size_if_there("sliding_window")?.filter(|_| is_on);
-    if is_on && family != Family::Phi3 {
+    if is_on && !matches!(family, Family::Phi3 | Family::Mixtral) {
         keys.is_there("sliding_window")?;
     }
     let kind = |is_sliding| if is_sliding { LayerKind::Sliding } else { LayerKind::Full };
@@ -381,7 +487,9 @@ fn layers(family: Family, config: &Config, keys: &Keys) -> Result<(Option<usize>
     };
     let mut kinds = match types {
         // Their code has one kind of layer, whatever the file says.
-        Some(types) if matches!(family, Family::Mistral | Family::Phi3) => {
+        Some(types)
+            if matches!(family, Family::Mistral | Family::Phi3 | Family::Mixtral | Family::Qwen3Moe) =>
+        {
             if types.iter().any(|&found| found != kind(window.is_some())) {
                 return Err("`layer_types` and `sliding_window` contradict each other".into());
             }
@@ -447,6 +555,7 @@ fn unrotate(kinds: &mut [LayerKind], keys: &Keys) -> Result<(), String> {
 mod tests {
     use super::write::spelled_out;
     use super::*;
+    use crate::position::RopeScaling;
 
     fn llama() -> Config {
         Config { n_kv_head: Some(2), n_ff: Some(96), ..Config::new(300, 2, 64, 4, 128) }
@@ -461,6 +570,18 @@ mod tests {
             norm: NormKind::LayerNorm,
             ..Config::new(300, 2, 64, 4, 128)
         };
+        let experts = |n_ff, normalise, dense_layers| {
+            Some(Experts { n: 4, n_active: 2, n_ff, normalise, dense_layers })
+        };
+        let qwen3_moe =
+            Config { qk_norm: Some(QkNorm::Head), experts: experts(Some(24), false, vec![]), ..llama() };
+        let longrope = RopeScaling::LongRope {
+            short_factor: vec![1.0, 1.0, 1.1, 1.3],
+            long_factor: vec![1.0, 2.0, 5.5, 6.0],
+            original_context: 32,
+            attention_factor: None,
+        };
+        let dynamic = RopeScaling::Dynamic { factor: 4.0, original_context: 128 };
         let cases = [
             (Family::Llama, llama()),
             (Family::Gpt2, gpt2.clone()),
@@ -470,6 +591,15 @@ mod tests {
             (Family::Olmo2, Config { qk_norm: Some(QkNorm::Whole), norm_place: NormPlace::Post, ..llama() }),
             (Family::Flint, Config { position: Position::Sinusoidal, ..llama() }),
             (Family::Flint, Config { mlp: MlpKind::ReluSquared, ..gpt2 }),
+            (Family::Mixtral, Config { experts: experts(None, true, vec![]), ..llama() }),
+            (Family::Qwen3Moe, qwen3_moe.clone()),
+            (Family::Qwen3Moe, Config { experts: experts(None, true, vec![1]), ..qwen3_moe }),
+            (Family::Flint, Config { attention_sinks: true, ..llama() }),
+            (Family::Flint, Config { experts: experts(Some(32), true, vec![]), ..llama() }),
+            (Family::Llama, Config { qkv_bias: Some(true), out_bias: Some(true), ..llama() }),
+            (Family::Phi3, Config { rotary_dim: Some(8), rope_scaling: Some(longrope), ..llama() }),
+            (Family::Llama, Config { context: 512, rope_scaling: Some(dynamic.clone()), ..llama() }),
+            (Family::Flint, Config { context: 500, rope_scaling: Some(dynamic), ..llama() }),
             (Family::SmolLm3, Config { layers: vec![LayerKind::Full, LayerKind::FullUnrotated], ..llama() }),
         ];
         for (family, config) in cases {
@@ -506,6 +636,19 @@ mod tests {
         }
     }
 
+    /// All keys that the classes of transformers write, at their defaults.
+    #[test]
+    fn default_configs_are_read() {
+        let lines = include_str!("../../tests/fixtures/default_configs.jsonl").lines();
+        let mut families = Vec::new();
+        for line in lines {
+            let (name, config): (String, Value) = serde_json::from_str(line).expect("a name and a config");
+            let (family, _) = parse(&config.to_string()).unwrap_or_else(|why| panic!("{name}: {why}"));
+            families.push(family);
+        }
+        assert!(Family::ALL.iter().all(|f| *f == Family::Flint || families.contains(f)), "{families:?}");
+    }
+
     #[test]
     fn what_is_not_understood_is_named() {
         let good = write(&Config::new(300, 2, 64, 4, 128));
@@ -524,6 +667,14 @@ mod tests {
             ("\"head_dim\": 16", "\"head_dim\": 4611686018427387920", "head_dim"),
             ("\"rope_scaling\": null", "\"rope_scaling\": {\"rope_theta\": 5}", "rope_theta"),
             ("\"llama\"", "\"gemma2\"", "attn_logit_softcapping"),
+            ("\"llama\"", "\"mixtral\"", "num_local_experts"),
+            ("\"llama\"", "\"qwen3_moe\"", "num_experts"),
+            (
+                "\"rope_scaling\": null",
+                "\"rope_scaling\": {\"type\": \"longrope\", \"short_factor\": [1], \"long_factor\": [1]}",
+                "short_factor",
+            ),
+            ("\"rope_scaling\": null", "\"rope_scaling\": {\"type\": \"dynamic\"}", "factor"),
         ] {
             let bad = good.replace(from, to);
             assert_ne!(bad, good, "{from}");

@@ -27,11 +27,15 @@ pub enum Family {
     Olmo2,
     /// SmolLM3.
     SmolLm3,
+    /// Mixtral (Jiang et al. 2024).
+    Mixtral,
+    /// Qwen3 with experts.
+    Qwen3Moe,
 }
 
 impl Family {
     /// All of them.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 14] = [
         Self::Flint,
         Self::Gpt2,
         Self::GptNeoX,
@@ -44,6 +48,8 @@ impl Family {
         Self::Phi3,
         Self::Olmo2,
         Self::SmolLm3,
+        Self::Mixtral,
+        Self::Qwen3Moe,
     ];
 
     /// The value of `model_type` in `config.json`.
@@ -61,6 +67,8 @@ impl Family {
             Self::Phi3 => "phi3",
             Self::Olmo2 => "olmo2",
             Self::SmolLm3 => "smollm3",
+            Self::Mixtral => "mixtral",
+            Self::Qwen3Moe => "qwen3_moe",
         }
     }
 
@@ -79,6 +87,8 @@ impl Family {
             Self::Phi3 => "Phi3ForCausalLM",
             Self::Olmo2 => "Olmo2ForCausalLM",
             Self::SmolLm3 => "SmolLM3ForCausalLM",
+            Self::Mixtral => "MixtralForCausalLM",
+            Self::Qwen3Moe => "Qwen3MoeForCausalLM",
         }
     }
 

@@ -43,7 +43,8 @@ pub(super) fn open(path: &Path) -> Result<(Family, Config, Archive), Error> {
         vocab_size: gguf.tensor("token_embd.weight").and_then(|t| t.shape.first().copied()).unwrap_or(0),
         has_head: has("output.weight"),
         has_qkv_bias: has("blk.0.attn_q.bias") || has("blk.0.attn_qkv.bias"),
-        has_bias: has("blk.0.attn_output.bias"),
+        has_out_bias: has("blk.0.attn_output.bias"),
+        has_bias: has("blk.0.ffn_down.bias"),
         divisors: gguf.tensor(DIVISORS).map(|tensor| tensor.to_vec()),
     };
     let (family, config) =

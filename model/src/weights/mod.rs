@@ -156,10 +156,16 @@ impl Opened {
     }
 
     fn fill<B: Backend>(&self, model: Transformer<B>, device: &B::Device) -> Result<Transformer<B>, Error> {
-        let pieces = |path: &str, rows: usize| names::pieces(path, rows, &self.config, self.layout);
-        let is_tied = self.config.tie_embeddings;
-        let tied_head = is_tied.then(|| pieces("head.weight", self.config.vocab_size).remove(0).name);
-        parameters::fill(model, &self.archive, &Names { pieces: &pieces, tied_head }, device)
+        let (config, layout) = (&self.config, self.layout);
+        let pieces = |path: &str, rows: usize| {
+            let usual = names::pieces(path, rows, config, layout);
+            let stacked =
+                names::stacked(path, rows, config).filter(|_| matches!(layout, Layout::HuggingFace(_)));
+            std::iter::once(usual).chain(stacked).collect()
+        };
+        let head = || names::pieces("head.weight", config.vocab_size, config, layout).remove(0).name;
+        let names = Names { pieces: &pieces, tied_head: config.tie_embeddings.then(head) };
+        parameters::fill(model, &self.archive, &names, device)
     }
 }
 

@@ -26,6 +26,24 @@ pub struct Piece {
     pub rows: usize,
     /// How the file has the numbers.
     pub form: Form,
+    /// Where the tensor has the same of all experts.
+    pub expert: Option<Expert>,
+}
+
+/// A tensor of several experts is `[n, rows, …]`; of this one it has the rows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Expert {
+    /// Which.
+    pub idx: usize,
+    /// Of how many.
+    pub n: usize,
+}
+
+impl Piece {
+    /// A tensor of its own.
+    pub fn new(name: String, rows: usize, form: Form) -> Self {
+        Self { name, rows, form, expert: None }
+    }
 }
 
 /// How the numbers of a tensor lie in a file.
@@ -71,11 +89,14 @@ fn llama_like(path: &[&str], rows: usize, config: &Config, family: Family) -> Ve
     let is_gemma = matches!(family, Family::Gemma2 | Family::Gemma3);
     let form =
         if is_gemma && path.iter().any(|part| part.ends_with("norm")) { Form::LessOne } else { Form::Same };
-    let one = |name: String| vec![Piece { name, rows, form }];
-    let part = |name: String, rows| Piece { name, rows, form };
-    let (layer, path) = match path {
-        ["blocks", i, rest @ ..] => (format!("model.layers.{i}"), rest),
-        _ => (String::new(), path),
+    let one = |name: String| vec![Piece::new(name, rows, form)];
+    let piece = |name: String, rows| Piece::new(name, rows, form);
+    let (layer, experts, path) = match path {
+        ["blocks", i, rest @ ..] => {
+            let experts = i.parse().ok().and_then(|i| config.experts(i));
+            (format!("model.layers.{i}"), experts, rest)
+        }
+        _ => (String::new(), None, path),
     };
     match *path {
         ["embedding"] => one("model.embed_tokens.weight".into()),
@@ -96,18 +117,56 @@ fn llama_like(path: &[&str], rows: usize, config: &Config, family: Family) -> Ve
         }
         ["attention", "qkv", kind] => {
             let (q, kv) = (config.attention_width(), config.n_kv_head() * config.head_dim());
-            let part = |name, rows| part(format!("{layer}.self_attn.{name}_proj.{kind}"), rows);
+            let part = |name, rows| piece(format!("{layer}.self_attn.{name}_proj.{kind}"), rows);
             vec![part("q", q), part("k", kv), part("v", kv)]
+        }
+        ["attention", "sinks"] => one(format!("{layer}.self_attn.sinks")),
+        ["mlp", "router", kind] => one(format!("{layer}.{}.gate.{kind}", sparse(family))),
+        ["mlp", part @ ("up" | "down"), kind] if experts.is_some() => {
+            let n = experts.map_or(1, |experts| experts.n);
+            let names: &[&str] = match (part, family) {
+                ("up", Family::Mixtral) => &["w1", "w3"],
+                ("up", _) if config.mlp.is_gated() => &["gate_proj", "up_proj"],
+                ("up", _) => &["up_proj"],
+                (_, Family::Mixtral) => &["w2"],
+                _ => &["down_proj"],
+            };
+            let layer = format!("{layer}.{}", sparse(family));
+            let all = (0..n).flat_map(|expert| names.iter().map(move |name| (expert, name)));
+            let rows = rows / n / names.len();
+            all.map(|(expert, name)| piece(format!("{layer}.experts.{expert}.{name}.{kind}"), rows)).collect()
         }
         ["mlp", "down", kind] => one(format!("{layer}.mlp.down_proj.{kind}")),
         ["mlp", "up", kind] if family == Family::Phi3 => one(format!("{layer}.mlp.gate_up_proj.{kind}")),
         ["mlp", "up", kind] if config.mlp.is_gated() => {
-            let part = |name| part(format!("{layer}.mlp.{name}_proj.{kind}"), rows / 2);
+            let part = |name| piece(format!("{layer}.mlp.{name}_proj.{kind}"), rows / 2);
             vec![part("gate"), part("up")]
         }
         ["mlp", "up", kind] => one(format!("{layer}.mlp.up_proj.{kind}")),
         _ => panic!("no file name for parameter `{}`", path.join(".")),
     }
+}
+
+/// The part of a layer that has the experts.
+fn sparse(family: Family) -> &'static str {
+    if family == Family::Mixtral { "block_sparse_moe" } else { "mlp" }
+}
+
+/// The same for the matrices of experts where transformers saves a model as it has it in memory: one tensor of all.
+pub fn stacked(path: &str, rows: usize, config: &Config) -> Option<Vec<Piece>> {
+    let path: Vec<&str> = path.split('.').collect();
+    let ["blocks", i, "mlp", part @ ("up" | "down"), "weight"] = path[..] else { return None };
+    let n = config.experts(i.parse().ok()?)?.n;
+    let part = if part == "up" { "gate_up_proj" } else { "down_proj" };
+    let name = format!("model.layers.{i}.mlp.experts.{part}");
+    let piece =
+        |idx| Piece { expert: Some(Expert { idx, n }), ..Piece::new(name.clone(), rows / n, Form::Same) };
+    Some((0..n).map(piece).collect())
+}
+
+/// What transformers calls the tensor where it saves a model as it has it in memory.
+pub fn in_memory(name: &str) -> String {
+    name.replace(&format!(".{}.", sparse(Family::Mixtral)), ".mlp.")
 }
 
 fn gpt2(path: &[&str], rows: usize) -> Piece {
@@ -125,7 +184,7 @@ fn gpt2(path: &[&str], rows: usize) -> Piece {
         _ => panic!("no file name for parameter `{}`", path.join(".")),
     };
     let form = if is_matrix && name.ends_with("weight") { Form::Transposed } else { Form::Same };
-    Piece { name, rows, form }
+    Piece::new(name, rows, form)
 }
 
 fn gpt_neox(path: &[&str], rows: usize, config: &Config) -> Piece {
@@ -146,5 +205,5 @@ fn gpt_neox(path: &[&str], rows: usize, config: &Config) -> Piece {
         _ => panic!("no file name for parameter `{}`", path.join(".")),
     };
     let form = if path.contains(&"qkv") { Form::ByHead { n_head: config.n_head } } else { Form::Same };
-    Piece { name, rows, form }
+    Piece::new(name, rows, form)
 }

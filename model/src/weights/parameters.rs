@@ -18,13 +18,19 @@ pub struct Saved<'a> {
     pub(super) shape: Vec<usize>,
     /// How its numbers are to be spelled.
     pub(super) format: Format,
-    values: Box<dyn Fn() -> Vec<f32> + 'a>,
+    /// One part after the other.
+    values: Vec<Box<dyn Fn() -> Vec<f32> + 'a>>,
 }
 
 impl<'a> Saved<'a> {
     /// A tensor of this shape whose elements, row-major, `values` gives, to be written as F32.
     pub fn new(shape: Vec<usize>, values: impl Fn() -> Vec<f32> + 'a) -> Self {
-        Self { shape, format: Format::F32, values: Box::new(values) }
+        Self { shape, format: Format::F32, values: vec![Box::new(values)] }
+    }
+
+    /// Adds the elements that follow; the shape has room for them.
+    fn extend(&mut self, values: impl Fn() -> Vec<f32> + 'a) {
+        self.values.push(Box::new(values));
     }
 
     /// The elements as they are to be written.
@@ -39,7 +45,10 @@ impl<'a> Saved<'a> {
 
     /// The elements, row-major.
     pub(super) fn values(&self) -> Vec<f32> {
-        (self.values)()
+        match &self.values[..] {
+            [all] => all(),
+            parts => parts.iter().flat_map(|part| part()).collect(),
+        }
     }
 
     /// Bytes of all elements.
@@ -84,16 +93,20 @@ impl<B: Backend> ModuleVisitor<B> for Collector<'_> {
             let rows = tensor.clone().narrow(0, first, piece.rows);
             first += piece.rows;
             let shape = [&[piece.rows], &shape[1..]].concat();
-            let saved = Saved::new(piece.shape(&shape), move || piece.form.apply(values(&rows), &shape));
-            self.pieces.push((piece.name, saved));
+            let in_file = piece.shape(&shape);
+            let values = move || piece.form.apply(values(&rows), &shape);
+            match self.pieces.iter_mut().find(|(name, _)| piece.expert.is_some() && *name == piece.name) {
+                Some((_, saved)) => saved.extend(values),
+                None => self.pieces.push((piece.name, Saved::new(in_file, values))),
+            }
         }
     }
 }
 
 /// How the parameters of a module are called in files.
 pub(super) struct Names<'a> {
-    /// The tensors of the parameter at a path that has so many rows.
-    pub pieces: &'a dyn Fn(&str, usize) -> Vec<Piece>,
+    /// The tensors of the parameter at a path that has so many rows, in each way that files have them.
+    pub pieces: &'a dyn Fn(&str, usize) -> Vec<Vec<Piece>>,
     /// A tensor that may be there too, if it is the embedding again.
     pub tied_head: Option<String>,
 }
@@ -132,16 +145,19 @@ struct Filler<'a, B: Backend> {
 }
 
 impl<B: Backend> Filler<'_, B> {
-    /// The name that a tensor has in the files: that of the layout, or that without the part before the first dot, which
-    /// files of the bare decoder or encoder lack. Gains and biases of BERT's norms have other names in its oldest files.
+    /// The name that a tensor has in the files: that of the layout or the one that transformers has in memory, or either
+    /// without the part before the first dot, which files of the bare decoder or encoder lack. Gains and biases of BERT's
+    /// norms have other names in its oldest files.
     fn find(&self, name: &str) -> Option<String> {
-        let bare = name.split_once('.').map_or(name, |(_, bare)| bare);
+        let bare = |name: &str| name.split_once('.').map_or(name, |(_, bare)| bare).to_owned();
+        let in_memory = names::in_memory(name);
         let older = |name: &str| {
             let (rest, kind) = name.rsplit_once("LayerNorm.")?;
             Some(format!("{rest}LayerNorm.{}", if kind == "weight" { "gamma" } else { "beta" }))
         };
-        let known = [Some(name.to_owned()), Some(bare.to_owned()), older(name), older(bare)];
-        known.into_iter().flatten().find(|name| self.archive.get(name).is_some())
+        let known = [name.to_owned(), bare(name), bare(&in_memory), in_memory];
+        let older = [older(name), older(&bare(name))];
+        known.into_iter().chain(older.into_iter().flatten()).find(|name| self.archive.get(name).is_some())
     }
 
     /// Many files of tied models have the head as well. It must be the embedding, which is `embedding` there.
@@ -156,11 +172,19 @@ impl<B: Backend> Filler<'_, B> {
         Ok(())
     }
 
+    /// The pieces of the parameter at the current path, in the way that the files have them; if they have none, the
+    /// usual ones.
+    fn pieces(&self, rows: usize) -> Vec<Piece> {
+        let mut ways = (self.names.pieces)(&self.path.join("."), rows);
+        let found = ways.iter().position(|way| way.iter().any(|piece| self.find(&piece.name).is_some()));
+        ways.swap_remove(found.unwrap_or(0))
+    }
+
     /// All pieces of the parameter at the current path, one below the other.
     fn read(&mut self, shape: &[usize]) -> Result<Vec<f32>, Error> {
         let mut values = kernels::memory::zeroed(shape.iter().product());
         let mut rest = values.as_mut_slice();
-        for piece in (self.names.pieces)(&self.path.join("."), shape[0]) {
+        for piece in self.pieces(shape[0]) {
             let shape = [&[piece.rows], &shape[1..]].concat();
             let Some(name) = self.find(&piece.name) else {
                 let path = self.archive.path_of(&piece.name).into();
@@ -172,7 +196,8 @@ impl<B: Backend> Filler<'_, B> {
                 return Err(Error::Shape { path, name, found: found.unwrap_or_default(), expected });
             }
             let (part, after) = rest.split_at_mut(shape.iter().product());
-            self.archive.read(&name, part)?;
+            let first = piece.expert.map_or(0, |expert| expert.idx * part.len());
+            self.archive.read(&name, first, part)?;
             piece.form.undo(part, &shape);
             self.unused.remove(name.as_str());
             if self.path == ["embedding"] {
@@ -214,8 +239,9 @@ impl<B: Backend> ModuleMapper<B> for Filler<'_, B> {
 impl Piece {
     /// The shape in the file of a tensor that has this shape here.
     fn shape(&self, shape: &[usize]) -> Vec<usize> {
-        match self.form {
-            Form::Transposed => shape.iter().rev().copied().collect(),
+        match (self.form, self.expert) {
+            (Form::Transposed, _) => shape.iter().rev().copied().collect(),
+            (_, Some(expert)) => [&[expert.n], shape].concat(),
             _ => shape.to_vec(),
         }
     }

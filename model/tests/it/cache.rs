@@ -85,7 +85,8 @@ fn after_truncating_another_text_can_follow<B: FusedOps>() {
     for config in cases::all() {
         let model = cases::lively::<B>(&config, 6);
         let (first, second) = (Ids::random(&config, 2, 40, 7), Ids::random(&config, 2, 25, 8));
-        let mut cache = Cache::new(&config, 2, 60, &Default::default());
+        // As long as the second text makes it: angles may depend on the length.
+        let mut cache = Cache::new(&config, 2, 55, &Default::default());
         let _ = model.forward_cached(first.tensor(), &mut cache);
         cache.truncate(30);
         cache.truncate(50); // There is nothing to bring back.

@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use burn::prelude::*;
-use model::config::{LayerKind, MlpKind, NormKind, NormPlace, Position, QkNorm};
+use model::config::{Experts, LayerKind, MlpKind, NormKind, NormPlace, Position, QkNorm};
 use model::position::RopeScaling;
 use model::rng::Rng;
 use model::{Config, Transformer};
@@ -109,9 +109,48 @@ pub fn sinusoidal() -> Config {
     }
 }
 
+/// Of five feed-forward parts each position takes two, in every layer; a head of its own.
+pub fn mixtral_like() -> Config {
+    Config {
+        n_kv_head: Some(2),
+        experts: Some(Experts { n: 5, n_active: 2, n_ff: Some(24), normalise: true, dense_layers: vec![] }),
+        tie_embeddings: false,
+        ..Config::new(67, 2, 32, 4, 160)
+    }
+}
+
+/// Attention sinks, with a window in one layer; experts in one layer, whose weights do not sum to 1; biases of attention
+/// alone; angles that depend on the length.
+pub fn sinks() -> Config {
+    Config {
+        n_kv_head: Some(2),
+        attention_sinks: true,
+        layers: vec![LayerKind::Sliding, LayerKind::Full],
+        window: Some(20),
+        experts: Some(Experts { n: 4, n_active: 3, n_ff: None, normalise: false, dense_layers: vec![1] }),
+        n_ff: Some(40),
+        mlp: MlpKind::ReGlu,
+        qkv_bias: Some(true),
+        out_bias: Some(true),
+        rope_scaling: Some(RopeScaling::Dynamic { factor: 4.0, original_context: 40 }),
+        ..Config::new(61, 2, 32, 4, 160)
+    }
+}
+
 /// All of them.
-pub fn all() -> [Config; 8] {
-    [gpt2_like(), llama_like(), multi_query(), wide(), gemma_like(), neox_like(), olmo_like(), sinusoidal()]
+pub fn all() -> [Config; 10] {
+    [
+        gpt2_like(),
+        llama_like(),
+        multi_query(),
+        wide(),
+        gemma_like(),
+        neox_like(),
+        olmo_like(),
+        sinusoidal(),
+        mixtral_like(),
+        sinks(),
+    ]
 }
 
 /// A model in which every parameter, biases and gains too, is random, and large enough to matter.

@@ -11,7 +11,7 @@ use burn::backend::Autodiff;
 use burn::prelude::*;
 use burn::tensor::ops::{FloatTensor, IntTensor};
 use model::config::LayerKind;
-use model::ops::{self, AdamW, Attended, AttentionDims, Gelu, NormSpec, reference};
+use model::ops::{self, AdamW, Attended, AttentionDims, Gelu, NormSpec, TopK, reference};
 use model::position::Ropes;
 use model::rng::Rng;
 use model::{Config, FusedOps};
@@ -32,6 +32,8 @@ on_cpu!(
     norm,
     gelu,
     swiglu,
+    top_k,
+    grouped_linear,
     attention,
     cached_attention,
     cross_entropy,
@@ -175,6 +177,62 @@ fn swiglu<B: FusedOps>() {
     }
 }
 
+fn top_k<B: FusedOps>() {
+    let rng = &mut Rng::new(13);
+    for case in 0..12 {
+        let (rows, n) = (up_to(rng, 60), up_to(rng, 40));
+        let top = TopK { n_active: up_to(rng, n as u64), normalise: case % 2 == 0 };
+        let what = format!("{top:?} of [{rows}, {n}]");
+        // Every third case has many ties.
+        let logits = normal::<B, 2>(rng, [rows, n]) * 2.0;
+        let logits = if case % 3 == 0 { logits.round() } else { logits };
+        assert_same(
+            &what,
+            [&logits],
+            |[x]| Autodiff::<B>::fused_top_k(primitive(x), top),
+            |[x]| reference::top_k::<Autodiff<Oracle>>(primitive(x), top),
+        );
+        let weights = reference::top_k::<Oracle>(oracle(&logits), top);
+        let n_chosen = values(tensor::<Oracle, 2>(weights.clone())).iter().filter(|&&w| w > 0.0).count();
+        assert_eq!(n_chosen, rows * top.n_active, "{what}");
+        let dy = upstream::<B>([rows, n]);
+        let want = reference::top_k_backward::<Oracle>(oracle(&logits), weights.clone(), top, oracle(&dy));
+        let weights = oracle_to::<B>(weights);
+        let got = B::fused_top_k_backward(primitive(logits), weights, top, primitive(dy));
+        assert_primitives_close::<B>(&what, got, want);
+    }
+}
+
+fn oracle_to<B: Backend>(x: FloatTensor<Oracle>) -> FloatTensor<B> {
+    primitive(Tensor::<B, 2>::from_data(tensor::<Oracle, 2>(x).to_data(), &Default::default()))
+}
+
+fn grouped_linear<B: FusedOps>() {
+    let rng = &mut Rng::new(14);
+    for _ in 0..8 {
+        // Some groups have no rows, the first at least one.
+        let counts: Vec<usize> = (0..up_to(rng, 6)).map(|_| rng.below(20) as usize).collect();
+        let counts = [vec![1], counts].concat();
+        let (rows, n_in, n_out) = (counts.iter().sum(), up_to(rng, 40), up_to(rng, 40));
+        let what = format!("linear [{n_in}] to {n_out} of {counts:?} rows");
+        let x = normal::<B, 2>(rng, [rows, n_in]);
+        let w = normal::<B, 2>(rng, [counts.len() * n_out, n_in]);
+        assert_same(
+            &what,
+            [&x, &w],
+            |[x, w]| Autodiff::<B>::fused_grouped_linear(primitive(x), primitive(w), &counts),
+            |[x, w]| reference::grouped_linear::<Autodiff<Oracle>>(primitive(x), primitive(w), &counts),
+        );
+        let dy = upstream::<B>([rows, n_out]);
+        let want = reference::grouped_linear_backward_input::<Oracle>(oracle(&dy), oracle(&w), &counts);
+        let got = B::fused_grouped_linear_backward_input(primitive(dy.clone()), primitive(w), &counts);
+        assert_primitives_close::<B>(&what, got, want);
+        let want = reference::grouped_linear_backward_weight::<Oracle>(oracle(&dy), oracle(&x), &counts);
+        let got = B::fused_grouped_linear_backward_weight(primitive(dy), primitive(x), &counts);
+        assert_primitives_close::<B>(&what, got, want);
+    }
+}
+
 /// Random heads and sizes; every second case has rotary positions.
 fn attention_case(rng: &mut Rng, case: usize) -> (AttentionDims, bool) {
     let rotary = case.is_multiple_of(2);
@@ -199,6 +257,16 @@ fn tables<B: Backend>(dims: AttentionDims, rotary: bool) -> ops::RopeTables<B> {
     rope.map(|rope| (primitive(rope.cos.clone()), primitive(rope.sin.clone())))
 }
 
+/// Sinks of a case: every second pair of cases has some.
+fn sinks<B: Backend>(rng: &mut Rng, case: usize, dims: AttentionDims) -> Option<Tensor<B, 2>> {
+    (case % 4 < 2).then(|| normal::<B, 2>(rng, [1, dims.n_head]))
+}
+
+/// One row as a vector.
+fn flat<B: Backend>(x: Tensor<B, 2>) -> FloatTensor<B> {
+    primitive(x.squeeze_dim::<1>(0))
+}
+
 fn attention<B: FusedOps>() {
     let rng = &mut Rng::new(5);
     for case in 0..32 {
@@ -211,24 +279,41 @@ fn attention<B: FusedOps>() {
         let what = format!("{dims:?}, rotary {rotary}");
         let rows = dims.batch * dims.seq_len;
         let qkv = normal::<B, 2>(rng, [rows, dims.qkv_width()]) * 1.5;
-        assert_same(
-            &what,
-            [&qkv],
-            |[x]| Autodiff::<B>::fused_attention(primitive(x), tables::<Autodiff<B>>(dims, rotary), dims).out,
-            |[x]| {
-                let tables = tables::<Autodiff<Oracle>>(dims, rotary);
-                reference::attention::<Autodiff<Oracle>>(primitive(x), tables, dims).out
-            },
-        );
+        let sinks = sinks::<B>(rng, case, dims);
+        let fused = |x: Tensor<Autodiff<B>, 2>, sinks: Option<Tensor<Autodiff<B>, 2>>| {
+            let tables = tables::<Autodiff<B>>(dims, rotary);
+            Autodiff::<B>::fused_attention(primitive(x), sinks.map(flat), tables, dims).out
+        };
+        let by_reference = |x: Tensor<Autodiff<Oracle>, 2>, sinks: Option<Tensor<Autodiff<Oracle>, 2>>| {
+            let tables = tables::<Autodiff<Oracle>>(dims, rotary);
+            reference::attention::<Autodiff<Oracle>>(primitive(x), sinks.map(flat), tables, dims).out
+        };
+        match &sinks {
+            Some(sinks) => assert_same(
+                &what,
+                [&qkv, sinks],
+                |[x, sinks]| fused(x, Some(sinks)),
+                |[x, sinks]| by_reference(x, Some(sinks)),
+            ),
+            None => assert_same(&what, [&qkv], |[x]| fused(x, None), |[x]| by_reference(x, None)),
+        }
         let (own_tables, want_tables) = (tables::<B>(dims, rotary), tables::<Oracle>(dims, rotary));
-        let want = reference::attention::<Oracle>(oracle(&qkv), want_tables.clone(), dims);
-        let got = B::fused_attention(primitive(qkv), own_tables.clone(), dims);
+        let want_sinks = || sinks.as_ref().map(|sinks| oracle(&sinks.clone().squeeze_dim::<1>(0)));
+        let own_sinks = || sinks.clone().map(flat);
+        let want = reference::attention::<Oracle>(oracle(&qkv), want_sinks(), want_tables.clone(), dims);
+        let got = B::fused_attention(primitive(qkv), own_sinks(), own_tables.clone(), dims);
         assert_primitives_close::<B>(&what, got.qkv.clone(), want.qkv.clone());
         assert_close(&what, &lse(&got), &lse(&want), TOLERANCE);
         let dout = upstream::<B>([rows, dims.n_head * dims.head_dim]);
-        let want = reference::attention_backward::<Oracle>(want, want_tables, dims, oracle(&dout));
-        let got = B::fused_attention_backward(got, own_tables, dims, primitive(dout));
+        let (want, want_dsinks) =
+            reference::attention_backward::<Oracle>(want, want_sinks(), want_tables, dims, oracle(&dout));
+        let (got, dsinks) = B::fused_attention_backward(got, own_sinks(), own_tables, dims, primitive(dout));
         assert_primitives_close::<B>(&what, got, want);
+        assert_eq!(dsinks.is_some(), sinks.is_some());
+        if let (Some(got), Some(want)) = (dsinks, want_dsinks) {
+            let (got, want) = (values(tensor::<B, 1>(got)), values(tensor::<Oracle, 1>(want)));
+            assert_close(&what, &got, &want, TOLERANCE);
+        }
     }
 }
 
@@ -248,11 +333,12 @@ fn cached_attention<B: FusedOps>() {
         let (k, v) = (normal::<B, 4>(rng, shape), normal::<B, 4>(rng, shape));
         let qkv = normal::<B, 2>(rng, [dims.batch * seq_len, dims.qkv_width()]);
 
-        let cache = (oracle(&k), oracle(&v));
-        let want =
-            reference::cached_attention::<Oracle>(oracle(&qkv), tables::<Oracle>(dims, rotary), cache, dims);
-        let cache = (primitive(k), primitive(v));
-        let got = B::fused_cached_attention(primitive(qkv), tables::<B>(dims, rotary), cache, dims);
+        let sinks = sinks::<B>(rng, case / 2, dims);
+        let want_sinks = sinks.as_ref().map(|sinks| oracle(&sinks.clone().squeeze_dim::<1>(0)));
+        let (cache, want_tables) = ((oracle(&k), oracle(&v)), tables::<Oracle>(dims, rotary));
+        let want = reference::cached_attention::<Oracle>(oracle(&qkv), want_sinks, want_tables, cache, dims);
+        let (cache, tables) = ((primitive(k), primitive(v)), tables::<B>(dims, rotary));
+        let got = B::fused_cached_attention(primitive(qkv), sinks.map(flat), tables, cache, dims);
         let (got, want) = (output_keys_values::<B>(got), output_keys_values::<Oracle>(want));
         for (got, want) in got.iter().zip(&want) {
             assert_close(&format!("{dims:?}, rotary {rotary}"), got, want, TOLERANCE);
@@ -393,14 +479,22 @@ fn views_are_read_as_what_they_show<B: FusedOps>() {
     assert_views_agree("swiglu", &x, |x| B::fused_swiglu(x));
     let half: Tensor<B, 2> = normal(rng, [rows, n / 2]);
     assert_views_agree("swiglu backward", &half, |dy| B::fused_swiglu_backward(own(), dy));
-    assert_views_agree("attention", &x, |x| B::fused_attention(x, tables::<B>(dims, true), dims).out);
+    assert_views_agree("attention", &x, |x| B::fused_attention(x, None, tables::<B>(dims, true), dims).out);
+    assert_views_agree("top k", &x, |x| B::fused_top_k(x, TopK { n_active: 5, normalise: false }));
+    let w: Tensor<B, 2> = normal(rng, [2 * 9, n]);
+    assert_views_agree("grouped linear, x", &x, |x| {
+        B::fused_grouped_linear(x, primitive(w.clone()), &[2, 4])
+    });
+    assert_views_agree("grouped linear, w", &w, |w| B::fused_grouped_linear(own(), w, &[2, 4]));
     assert_views_agree("attention backward", &half, |dy| {
         B::fused_attention_backward(
-            B::fused_attention(own(), tables::<B>(dims, true), dims),
+            B::fused_attention(own(), None, tables::<B>(dims, true), dims),
+            None,
             tables::<B>(dims, true),
             dims,
             dy,
         )
+        .0
     });
     let class = || targets::<B>(&[0, -1, 2, 3, 4, 23]);
     assert_views_agree("cross entropy", &x, |x| B::fused_cross_entropy(x, class(), 1.0).1);
@@ -424,8 +518,8 @@ fn what_another_handle_holds_is_not_changed<B: FusedOps>() {
     let dims = AttentionDims { batch: 2, seq_len: 3, start: 1, ..AttentionDims::new(2, 1, 6) };
     let own = || primitive(x.clone());
     let shared = (primitive(cache.clone()), primitive(cache.clone()));
-    let _ = B::fused_cached_attention(own(), tables::<B>(dims, true), shared, dims);
-    let _ = B::fused_attention(own(), tables::<B>(dims, true), AttentionDims { start: 0, ..dims });
+    let _ = B::fused_cached_attention(own(), None, tables::<B>(dims, true), shared, dims);
+    let _ = B::fused_attention(own(), None, tables::<B>(dims, true), AttentionDims { start: 0, ..dims });
     let _ = B::fused_cross_entropy(own(), targets::<B>(&[0, 1, 2, 3, 4, -1]), 1.0);
     let _ = B::fused_adamw(own(), own(), (own(), primitive(square.clone())), step());
 

@@ -5,10 +5,10 @@ use burn::backend::Autodiff;
 use burn::prelude::*;
 use burn::tensor::activation::sigmoid;
 use model::block::Block;
-use model::config::{LayerKind, MlpKind, NormKind, Position};
+use model::config::{Experts, LayerKind, MlpKind, NormKind, Position};
 use model::linear::Linear;
 use model::norm::Norm;
-use model::ops::{AttentionDims, Gelu, NormSpec, RopeTables, reference};
+use model::ops::{AttentionDims, Gelu, NormSpec, RopeTables, TopK, reference};
 use model::position::{Ropes, sinusoids};
 use model::rng::Rng;
 use model::{Config, FusedOps, Transformer};
@@ -58,7 +58,10 @@ impl Batch {
 }
 
 fn gradients_match_finite_differences<B: FusedOps>() {
-    for config in [cases::gpt2_like(), cases::llama_like(), cases::multi_query()] {
+    // A step may change which experts are taken, and the loss jumps: here all are.
+    let all = Experts { n: 3, n_active: 3, n_ff: None, normalise: true, dense_layers: vec![0] };
+    let sinks = Config { mlp: MlpKind::SwiGlu, experts: Some(all), ..cases::sinks() };
+    for config in [cases::gpt2_like(), cases::llama_like(), cases::multi_query(), sinks] {
         let batch = Batch::random(&config, 2, 9);
         let gradients = batch.gradients(&cases::lively::<Autodiff<B>>(&config, 3));
         let mut model = cases::lively::<B>(&config, 3);
@@ -112,7 +115,7 @@ fn loss_by_reference<B: Backend>(
     let config = model.config();
     let ([batch, seq_len], device) = (ids.dims(), ids.device());
     let n_rows = batch * seq_len;
-    let ropes = Ropes::<B>::init(config, &device);
+    let ropes = Ropes::<B>::init(config, &device).of_length(seq_len, seq_len, config, &device);
     let mut x =
         model.embedding.val().select(0, ids.reshape([n_rows])) * config.embedding_scale.unwrap_or(1.0);
     let table = match config.position {
@@ -173,16 +176,38 @@ fn block_by_reference<B: Backend>(
     let q = heads_norm(&block.attention.q_norm, qkv.clone().narrow(1, 0, q_width));
     let k = heads_norm(&block.attention.k_norm, qkv.clone().narrow(1, q_width, k_width));
     let qkv = Tensor::cat(vec![q, k, qkv.narrow(1, q_width + k_width, k_width)], 1);
-    let attended = tensor(reference::attention::<B>(primitive(qkv), rope, dims).out);
+    let sinks = block.attention.sinks.as_ref().map(|sinks| primitive(sinks.val()));
+    let attended = tensor(reference::attention::<B>(primitive(qkv), sinks, rope, dims).out);
     let a = maybe_norm(&block.attention_out_norm, linear(&block.attention.out, attended));
     let stream = if config.parallel_residual { x.clone() } else { x.clone() + a.clone() };
-    let up = linear(&block.mlp.up, maybe_norm(&block.mlp_norm, stream));
+    let h = maybe_norm(&block.mlp_norm, stream);
+    let hidden = match &block.mlp.router {
+        None => linear(&block.mlp.down, activated(linear(&block.mlp.up, h), config.mlp)),
+        Some(router) => {
+            // Every expert for every position; most weights are zero.
+            let experts = config.experts.as_ref().expect("a router has experts");
+            let top = TopK { n_active: experts.n_active, normalise: experts.normalise };
+            let weights = tensor::<B, 2>(reference::top_k::<B>(primitive(linear(router, h.clone())), top));
+            let [up, down] =
+                [&block.mlp.up, &block.mlp.down].map(|part| part.weight.val().chunk(experts.n, 0));
+            let of = |(i, (up, down)): (usize, (Tensor<B, 2>, Tensor<B, 2>))| {
+                let hidden = activated(h.clone().matmul(up.transpose()), config.mlp);
+                hidden.matmul(down.transpose()) * weights.clone().narrow(1, i, 1)
+            };
+            let outputs = up.into_iter().zip(down).enumerate().map(of);
+            outputs.reduce(|sum, one| sum + one).expect("an expert")
+        }
+    };
+    x + a + maybe_norm(&block.mlp_out_norm, hidden)
+}
+
+fn activated<B: Backend>(up: Tensor<B, 2>, mlp: MlpKind) -> Tensor<B, 2> {
     let gelu = |x: Tensor<B, 2>, kind| tensor::<B, 2>(reference::gelu::<B>(primitive(x), kind));
     let halves = || {
         let n = up.dims()[1] / 2;
         (up.clone().narrow(1, 0, n), up.clone().narrow(1, n, n))
     };
-    let hidden = match config.mlp {
+    match mlp {
         MlpKind::Gelu => gelu(up, Gelu::Exact),
         MlpKind::GeluTanh => gelu(up, Gelu::Tanh),
         MlpKind::Silu => up.clone() * sigmoid(up),
@@ -192,8 +217,7 @@ fn block_by_reference<B: Backend>(
         MlpKind::GeGlu => gelu(halves().0, Gelu::Exact) * halves().1,
         MlpKind::GeGluTanh => gelu(halves().0, Gelu::Tanh) * halves().1,
         MlpKind::ReGlu => halves().0.clamp_min(0.0) * halves().1,
-    };
-    x + a + maybe_norm(&block.mlp_out_norm, linear(&block.mlp.down, hidden))
+    }
 }
 
 fn linear<B: Backend>(linear: &Linear<B>, x: Tensor<B, 2>) -> Tensor<B, 2> {

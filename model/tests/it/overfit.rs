@@ -14,7 +14,14 @@ use crate::numbers::{primitive, tensor};
 on_cpu!(one_batch_is_learnt_by_heart);
 
 fn one_batch_is_learnt_by_heart<B: FusedOps>() {
-    for config in [cases::gpt2_like(), cases::llama_like(), cases::multi_query()] {
+    let configs = [
+        cases::gpt2_like(),
+        cases::llama_like(),
+        cases::multi_query(),
+        cases::mixtral_like(),
+        cases::sinks(),
+    ];
+    for config in configs {
         let mut model = Transformer::<Autodiff<B>>::init(&config, 1, &Default::default());
         let others = Config { vocab_size: config.vocab_size - 4, ..config.clone() };
         let (mut ids, targets) = (Ids::random(&others, 4, 16, 2), Ids::random(&config, 4, 16, 3));

@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use super::parse;
-use crate::config::{Config, LayerKind, MlpKind};
+use crate::config::{Config, Experts, LayerKind, MlpKind};
 use crate::position::RopeScaling;
 use crate::weights::family::Family;
 
@@ -26,7 +26,8 @@ pub fn family_of(config: &Config) -> Family {
     let is_even = config.n_embd.is_multiple_of(config.n_head);
     let says_all = |family: &Family| {
         *family != Family::Flint
-            && (is_even || matches!(family, Family::Mistral | Family::Qwen3))
+            && (is_even
+                || matches!(family, Family::Mistral | Family::Qwen3 | Family::Mixtral | Family::Qwen3Moe))
             && parse(&to_json(*family, config).to_string()).is_ok_and(|(_, read)| are_same(&read, config))
     };
     // LLaMA before the families that would do as well.
@@ -44,10 +45,17 @@ pub(super) fn spelled_out(config: &Config) -> Config {
     Config {
         n_kv_head: Some(config.n_kv_head()),
         head_dim: Some(config.head_dim()),
-        n_ff: Some(config.n_ff()),
+        // The width of single parts, if any layer has one.
+        n_ff: Some((0..config.n_layer).find(|&i| config.experts(i).is_none()).map_or(0, |_| config.n_ff())),
         rotary_dim: Some(config.rotary_dim()),
         layers: (0..config.n_layer).map(|i| config.layer(i)).collect(),
         qkv_bias: Some(config.qkv_bias()),
+        out_bias: Some(config.out_bias()),
+        experts: config.experts.as_ref().map(|experts| Experts {
+            n_ff: Some(experts.n_ff.unwrap_or(config.n_ff())),
+            dense_layers: (0..config.n_layer).filter(|&i| config.experts(i).is_none()).collect(),
+            ..experts.clone()
+        }),
         // Files have its inverse square; what counts is the number that scores are multiplied by.
         attention_scale: Some(f64::from(scale as f32)),
         dropout: 0.0,
@@ -74,18 +82,21 @@ fn to_json(family: Family, config: &Config) -> Value {
             "intermediate_size": config.n_ff(),
             "num_hidden_layers": config.n_layer,
             "num_attention_heads": config.n_head,
-            "max_position_embeddings": config.context,
+            "max_position_embeddings": match &config.rope_scaling {
+                Some(RopeScaling::Dynamic { original_context, .. }) => *original_context,
+                _ => config.context,
+            },
             "rope_scaling": config.rope_scaling.as_ref().map(rope_scaling),
             "hidden_act": activation(config.mlp),
         }),
     };
-    let part = config.rotary_dim() as f64 / config.head_dim() as f64;
+    let part = part_of(config.rotary_dim(), config.head_dim());
     let more = match family {
         Family::Gpt2 => json!({}),
         Family::GptNeoX => json!({
             "layer_norm_eps": config.norm_eps,
             "use_parallel_residual": config.parallel_residual,
-            "attention_bias": true,
+            "attention_bias": config.qkv_bias(),
             "rotary_pct": part,
             "rotary_emb_base": config.rope_theta,
         }),
@@ -94,7 +105,8 @@ fn to_json(family: Family, config: &Config) -> Value {
             "num_key_value_heads": config.n_kv_head(),
             "head_dim": config.head_dim(),
             "rms_norm_eps": config.norm_eps,
-            "attention_bias": config.bias,
+            // In Qwen2 not a choice.
+            "attention_bias": family != Family::Qwen2 && config.qkv_bias(),
             "sliding_window": config.window,
         }),
     };
@@ -124,7 +136,25 @@ fn to_json(family: Family, config: &Config) -> Value {
             "no_rope_layers": kinds.iter().map(|&kind| u8::from(kind != LayerKind::FullUnrotated)).collect::<Vec<_>>(),
         }),
         Family::Llama => json!({ "mlp_bias": config.bias }),
-        Family::Phi3 => json!({ "partial_rotary_factor": part }),
+        Family::Phi3 => json!({
+            "partial_rotary_factor": part,
+            "original_max_position_embeddings": match &config.rope_scaling {
+                Some(RopeScaling::LongRope { original_context, .. }) => *original_context,
+                _ => config.context,
+            },
+        }),
+        Family::Mixtral => json!({
+            "num_local_experts": config.experts.as_ref().map(|experts| experts.n),
+            "num_experts_per_tok": config.experts.as_ref().map(|experts| experts.n_active),
+        }),
+        Family::Qwen3Moe => json!({
+            "use_sliding_window": config.window.is_some(),
+            "num_experts": config.experts.as_ref().map(|experts| experts.n),
+            "num_experts_per_tok": config.experts.as_ref().map(|experts| experts.n_active),
+            "moe_intermediate_size": config.experts.as_ref().map(|experts| experts.n_ff.unwrap_or(config.n_ff())),
+            "norm_topk_prob": config.experts.as_ref().map(|experts| experts.normalise),
+            "mlp_only_layers": (0..config.n_layer).filter(|&i| config.experts(i).is_none()).collect::<Vec<_>>(),
+        }),
         _ => json!({}),
     };
     let always = json!({
@@ -144,6 +174,12 @@ fn to_json(family: Family, config: &Config) -> Value {
         }
     }
     map
+}
+
+/// The part that `n` is of `all`, such that `all` times it, cut off, is `n`.
+fn part_of(n: usize, all: usize) -> f64 {
+    let (n, all) = (n as f64, all as f64);
+    if (n / all * all).trunc() == n { n / all } else { (n + 0.5) / all }
 }
 
 fn activation(mlp: MlpKind) -> &'static str {
@@ -172,6 +208,14 @@ fn rope_scaling(scaling: &RopeScaling) -> Value {
                 "truncate": truncate,
             })
         }
+        RopeScaling::LongRope { short_factor, long_factor, original_context, attention_factor } => json!({
+            "rope_type": "longrope",
+            "short_factor": short_factor,
+            "long_factor": long_factor,
+            "original_max_position_embeddings": original_context,
+            "attention_factor": attention_factor,
+        }),
+        RopeScaling::Dynamic { factor, .. } => json!({ "rope_type": "dynamic", "factor": factor }),
         RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_context } => json!({
             "rope_type": "llama3",
             "factor": factor,

@@ -8,16 +8,19 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use tokenizer::gguf::{Array, Value};
 
-use crate::config::{Config, LayerKind, MAX_SIZE, MlpKind, NormKind, NormPlace, Position, QkNorm};
+use crate::config::{Config, Experts, LayerKind, MAX_SIZE, MlpKind, NormKind, NormPlace, Position, QkNorm};
 use crate::position::{RopeScaling, frequencies};
 use crate::weights::config_json::are_same;
 use crate::weights::family::Family;
 
 /// Families and what `general.architecture` calls them.
-const ARCHITECTURES: [(&str, Family); 10] = [
+const ARCHITECTURES: [(&str, Family); 12] = [
     ("llama", Family::Llama),
+    // The same with experts.
+    ("llama", Family::Mixtral),
     ("qwen2", Family::Qwen2),
     ("qwen3", Family::Qwen3),
+    ("qwen3moe", Family::Qwen3Moe),
     ("gemma2", Family::Gemma2),
     ("gemma3", Family::Gemma3),
     ("phi3", Family::Phi3),
@@ -36,7 +39,9 @@ pub(in crate::weights) struct Facts {
     pub has_head: bool,
     /// Whether the projections to queries, keys and values have biases.
     pub has_qkv_bias: bool,
-    /// Whether all linear layers have.
+    /// Whether the projection out of attention has.
+    pub has_out_bias: bool,
+    /// Whether those of the MLP have.
     pub has_bias: bool,
     /// What each pair's frequency is divided by, where a file has it.
     pub divisors: Option<Vec<f32>>,
@@ -57,10 +62,15 @@ pub(in crate::weights) fn parse(
     };
     let family = ARCHITECTURES.iter().find(|(known, _)| known == name).map(|(_, family)| *family);
     let family = family.ok_or_else(|| {
-        let known = ARCHITECTURES.map(|(known, _)| known).join(", ");
-        format!("`general.architecture` is \"{name}\": only {known} are read")
+        let mut known = ARCHITECTURES.map(|(known, _)| known).to_vec();
+        known.dedup();
+        format!("`general.architecture` is \"{name}\": only {} are read", known.join(", "))
     })?;
     let keys = Keys { values, prefix: format!("{name}."), seen: RefCell::default() };
+    let family = match family {
+        Family::Llama if keys.size_if_there("expert_count")?.unwrap_or(0) > 0 => Family::Mixtral,
+        family => family,
+    };
     let config = read(family, &keys, facts)?;
     keys.all_understood()?;
     config.validate().map_err(|error| error.to_string())?;
@@ -97,12 +107,13 @@ fn read(family: Family, keys: &Keys<'_>, facts: &Facts) -> Result<Config, String
             _ => MlpKind::SwiGlu,
         },
         bias: has_layer_norm || facts.has_bias,
-        qkv_bias: Some(facts.has_qkv_bias).filter(|&has| has != (has_layer_norm || facts.has_bias)),
+        qkv_bias: Some(facts.has_qkv_bias),
+        out_bias: Some(facts.has_out_bias),
         tie_embeddings: !facts.has_head,
         position: if family == Family::Gpt2 { Position::Learned } else { Position::Rotary },
         parallel_residual: family == Family::GptNeoX && keys.flag("use_parallel_residual")?.unwrap_or(true),
         qk_norm: match family {
-            Family::Qwen3 | Family::Gemma3 => Some(QkNorm::Head),
+            Family::Qwen3 | Family::Qwen3Moe | Family::Gemma3 => Some(QkNorm::Head),
             Family::Olmo2 => Some(QkNorm::Whole),
             _ => None,
         },
@@ -126,6 +137,15 @@ fn read(family: Family, keys: &Keys<'_>, facts: &Facts) -> Result<Config, String
         },
         ..plain
     };
+    if matches!(family, Family::Mixtral | Family::Qwen3Moe) {
+        config.experts = Some(Experts {
+            n: keys.size("expert_count")?,
+            n_active: keys.size("expert_used_count")?,
+            n_ff: keys.size_if_there("expert_feed_forward_length")?,
+            normalise: true,
+            dense_layers: Vec::new(),
+        });
+    }
     (config.window, config.layers) = layers(family, n_layer, keys)?;
     rotary(family, keys, facts, &mut config)?;
     Ok(config)
@@ -234,7 +254,7 @@ fn llama3(divisors: &[f32], keys: &Keys<'_>, config: &Config) -> Result<RopeScal
         high_freq_factor: own("high_freq_factor").unwrap_or(4.0),
         original_context: own("original_context_length").map_or(8192, |n| n as usize),
     };
-    scaling.validate(config.rotary_dim()).map_err(|(value, why)| format!("`{OWN}*`: {value}: {why}"))?;
+    scaling.validate(config).map_err(|(value, why)| format!("`{OWN}*`: {value}: {why}"))?;
     let wanted = divisors_of(&scaling, config);
     let is_close = |(a, b): (&f32, &f32)| (a - b).abs() <= 1e-3 * b.abs();
     match wanted.len() == divisors.len() && divisors.iter().zip(&wanted).all(is_close) {
@@ -246,8 +266,8 @@ fn llama3(divisors: &[f32], keys: &Keys<'_>, config: &Config) -> Result<RopeScal
 /// What a scaling divides each pair's frequency by.
 fn divisors_of(scaling: &RopeScaling, config: &Config) -> Vec<f32> {
     let dim = config.rotary_dim();
-    let plain = frequencies(config.rope_theta, dim, None);
-    let scaled = frequencies(config.rope_theta, dim, Some(scaling));
+    let plain = frequencies(config.rope_theta, dim, None, 0);
+    let scaled = frequencies(config.rope_theta, dim, Some(scaling), 0);
     plain.iter().zip(scaled).map(|(plain, scaled)| (plain / scaled) as f32).collect()
 }
 
@@ -260,6 +280,7 @@ pub(in crate::weights) fn write(config: &Config) -> Result<(Family, Vec<(String,
         vocab_size: config.vocab_size,
         has_head: !config.tie_embeddings,
         has_qkv_bias: config.qkv_bias(),
+        has_out_bias: config.out_bias(),
         has_bias: config.bias,
         divisors: match &config.rope_scaling {
             Some(scaling @ RopeScaling::Llama3 { .. }) => Some(divisors_of(scaling, config)),
@@ -327,6 +348,13 @@ fn to_pairs(name: &str, family: Family, config: &Config) -> Vec<(String, Value)>
         put("low_freq_factor", low_freq_factor);
         put("high_freq_factor", high_freq_factor);
         put("original_context_length", original_context as f64);
+    }
+    if let Some(experts) = &config.experts {
+        put("expert_count", count(experts.n));
+        put("expert_used_count", count(experts.n_active));
+        if let Some(n_ff) = experts.n_ff {
+            put("expert_feed_forward_length", count(n_ff));
+        }
     }
     if family == Family::GptNeoX {
         put("use_parallel_residual", Value::Bool(config.parallel_residual));
