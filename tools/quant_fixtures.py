@@ -1,18 +1,22 @@
 """Makes quant/tests/fixtures/blocks.json: what the package `gguf` makes of blocks, and of numbers.
 
     pip install gguf==0.19.0 numpy
-    python tools/quant_fixtures.py
+    python tools/quant_fixtures.py LIBRARY
 
-The fixture has, in hexadecimal, for each format
+LIBRARY is ggml (https://github.com/ggml-org/llama.cpp, `src/ggml-quants.c` and what it needs) as a shared library, built
+with `-O2 -ffp-contract=off`: its reference makes the blocks of those formats that the package only reads. For the others
+both must agree. The fixture has, in hexadecimal, for each format
 
     "dequantize": blocks of random bytes, and one with every bit of its numbers set; and the numbers they stand for
     "quantize":   the blocks of the numbers in "values"
 
-Numbers are f32, little-endian. Blocks whose numbers are not all finite are drawn again.
+Numbers are f32, little-endian. A block of zeros as IQ4_NL has what was in memory for its numbers: here, zeros. Blocks whose numbers are not all finite are drawn again.
 """
 
+import ctypes
 import json
 import pathlib
+import sys
 
 import numpy as np
 from gguf import GGMLQuantizationType as Type
@@ -22,6 +26,7 @@ from gguf.quants import dequantize, quantize
 OUT = pathlib.Path(__file__).parent.parent / "quant/tests/fixtures/blocks.json"
 
 READ = "F32 F16 BF16 Q8_0 Q4_0 Q4_1 Q5_0 Q5_1 Q2_K Q3_K Q4_K Q5_K Q6_K IQ4_NL IQ4_XS".split()
+BY_LIBRARY = "Q2_K Q3_K Q4_K Q5_K Q6_K IQ4_NL IQ4_XS".split()
 WRITTEN = "F32 F16 BF16 Q8_0 Q4_0 Q4_1 Q5_0 Q5_1".split()
 # Where the scales of 16 bits stand in a block, from its start or its end.
 SCALES = {"Q4_1": [0, 2], "Q5_1": [0, 2], "Q2_K": [-4, -2], "Q3_K": [-2], "Q4_K": [0, 2], "Q5_K": [0, 2], "Q6_K": [-2]}
@@ -75,7 +80,20 @@ def values(rng):
     return np.concatenate([*corners, *padding, *weights, mixed]).astype(np.float32)
 
 
+def by_library(library, name, numbers):
+    n_elements, n_bytes = GGML_QUANT_SIZES[Type[name]]
+    function = getattr(library, f"quantize_row_{name[:-2].lower()}{name[-2:].replace('NL', 'nl').replace('XS', 'xs')}_ref")
+    n_blocks = len(numbers) // n_elements
+    out = np.zeros((n_blocks, n_bytes), dtype=np.uint8)
+    numbers = np.ascontiguousarray(numbers, dtype=np.float32)
+    function(ctypes.c_void_p(numbers.ctypes.data), ctypes.c_void_p(out.ctypes.data), ctypes.c_int64(len(numbers)))
+    if name == "IQ4_NL":
+        out[(numbers.reshape(n_blocks, n_elements) == 0).all(axis=1)] = 0
+    return out
+
+
 def main():
+    library = ctypes.CDLL(sys.argv[1])
     rng = np.random.default_rng(20250914)
     fixture = {"values": None, "dequantize": {}, "quantize": {}}
     for name in READ:
@@ -86,7 +104,12 @@ def main():
     fixture["values"] = hexadecimal(numbers)
     for name in WRITTEN:
         with np.errstate(all="ignore"):
-            fixture["quantize"][name] = hexadecimal(quantize(numbers.reshape(1, -1), Type[name]))
+            made = hexadecimal(quantize(numbers.reshape(1, -1), Type[name]))
+        if name.startswith("Q"):
+            assert made == hexadecimal(by_library(library, name, numbers)), name
+        fixture["quantize"][name] = made
+    for name in BY_LIBRARY:
+        fixture["quantize"][name] = hexadecimal(by_library(library, name, numbers))
     OUT.parent.mkdir(parents=True, exist_ok=True)
     OUT.write_text(json.dumps(fixture, indent=1) + "\n")
     print(f"{OUT}: {OUT.stat().st_size} bytes")

@@ -14,6 +14,8 @@ pub mod q5_k;
 pub mod q6_k;
 pub mod q8;
 
+mod fit;
+
 use half::f16;
 
 /// Numbers in a block of the simple formats.
@@ -67,5 +69,13 @@ fn scale_and_min(idx: usize, packed: &[u8; 12]) -> (u8, u8) {
     } else {
         let low = packed[idx + 4];
         (low & 15 | packed[idx - 4] >> 6 << 4, low >> 4 | packed[idx] >> 6 << 4)
+    }
+}
+
+/// Numbers of 2 bits: byte b of each 32 gets b, b + 32, b + 64 and b + 96 of 128 (Q2_K, Q3_K).
+fn pack_2_bits(quants: &[u8; LARGE], bytes: &mut [u8]) {
+    for (idx, byte) in bytes.iter_mut().enumerate() {
+        let first = idx / 32 * 128 + idx % 32;
+        *byte = (0..4).fold(0, |byte, part| byte | quants[first + 32 * part] << (2 * part));
     }
 }

@@ -35,12 +35,6 @@ pub enum Error {
         /// ggml's name of the type, if it has one, and its number.
         found: String,
     },
-    /// Numbers of this format are read, but not made.
-    #[error("numbers are not quantized to {format}")]
-    ReadOnly {
-        /// The format asked for.
-        format: Format,
-    },
     /// What is to be written could not be.
     #[error("cannot write a GGUF: {0}")]
     Io(#[from] std::io::Error),

@@ -6,7 +6,6 @@
 
 use std::fmt;
 
-use crate::Error;
 use crate::block::{float, iq4, q2_k, q3_k, q4, q4_k, q5, q5_k, q6_k, q8};
 
 /// What a format is made of.
@@ -19,13 +18,12 @@ struct Layout {
     /// Bytes of a block.
     n_bytes: usize,
     dequantize: fn(&[u8], &mut [f32]),
-    /// Nothing where numbers are only read.
-    quantize: Option<fn(&[f32], &mut Vec<u8>)>,
+    quantize: fn(&[f32], &mut Vec<u8>),
 }
 
 /// Defines [`Format`] by a table: name, number, `[elements; bytes]` of a block, and the two functions.
 macro_rules! formats {
-    ($($name:ident $number:literal [$n_elements:expr; $n_bytes:expr] $dequantize:path, $quantize:expr, $doc:literal;)*) => {
+    ($($name:ident $number:literal [$n_elements:expr; $n_bytes:expr] $dequantize:path, $quantize:path, $doc:literal;)*) => {
         /// How a tensor's numbers are stored: ggml's type of the same name.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
         #[allow(non_camel_case_types, reason = "these are ggml's names")]
@@ -54,21 +52,21 @@ macro_rules! formats {
 }
 
 formats! {
-    F32 0 [1; 4] float::dequantize_f32, Some(float::quantize_f32), "Single precision.";
-    F16 1 [1; 2] float::dequantize_f16, Some(float::quantize_f16), "IEEE half precision.";
-    BF16 30 [1; 2] float::dequantize_bf16, Some(float::quantize_bf16), "The upper half of single precision.";
-    Q8_0 8 [32; q8::Q8_0] q8::dequantize_q8_0, Some(q8::quantize_q8_0), "8 bits and a scale.";
-    Q4_0 2 [32; q4::Q4_0] q4::dequantize_q4_0, Some(q4::quantize_q4_0), "4 bits and a scale.";
-    Q4_1 3 [32; q4::Q4_1] q4::dequantize_q4_1, Some(q4::quantize_q4_1), "4 bits, a scale and a minimum.";
-    Q5_0 6 [32; q5::Q5_0] q5::dequantize_q5_0, Some(q5::quantize_q5_0), "5 bits and a scale.";
-    Q5_1 7 [32; q5::Q5_1] q5::dequantize_q5_1, Some(q5::quantize_q5_1), "5 bits, a scale and a minimum.";
-    Q2_K 10 [256; q2_k::Q2_K] q2_k::dequantize, None, "2 bits, with a scale and a minimum of 4 bits for 16 numbers.";
-    Q3_K 11 [256; q3_k::Q3_K] q3_k::dequantize, None, "3 bits, with a scale of 6 bits for 16 numbers.";
-    Q4_K 12 [256; q4_k::Q4_K] q4_k::dequantize, None, "4 bits, with a scale and a minimum of 6 bits for 32 numbers.";
-    Q5_K 13 [256; q5_k::Q5_K] q5_k::dequantize, None, "5 bits, with a scale and a minimum of 6 bits for 32 numbers.";
-    Q6_K 14 [256; q6_k::Q6_K] q6_k::dequantize, None, "6 bits, with a scale of 8 bits for 16 numbers.";
-    IQ4_NL 20 [32; iq4::IQ4_NL] iq4::dequantize_nl, None, "4 bits that choose from a table, and a scale.";
-    IQ4_XS 23 [256; iq4::IQ4_XS] iq4::dequantize_xs, None, "As IQ4_NL, with a scale of 6 bits for 32 numbers.";
+    F32 0 [1; 4] float::dequantize_f32, float::quantize_f32, "Single precision.";
+    F16 1 [1; 2] float::dequantize_f16, float::quantize_f16, "IEEE half precision.";
+    BF16 30 [1; 2] float::dequantize_bf16, float::quantize_bf16, "The upper half of single precision.";
+    Q8_0 8 [32; q8::Q8_0] q8::dequantize_q8_0, q8::quantize_q8_0, "8 bits and a scale.";
+    Q4_0 2 [32; q4::Q4_0] q4::dequantize_q4_0, q4::quantize_q4_0, "4 bits and a scale.";
+    Q4_1 3 [32; q4::Q4_1] q4::dequantize_q4_1, q4::quantize_q4_1, "4 bits, a scale and a minimum.";
+    Q5_0 6 [32; q5::Q5_0] q5::dequantize_q5_0, q5::quantize_q5_0, "5 bits and a scale.";
+    Q5_1 7 [32; q5::Q5_1] q5::dequantize_q5_1, q5::quantize_q5_1, "5 bits, a scale and a minimum.";
+    Q2_K 10 [256; q2_k::Q2_K] q2_k::dequantize, q2_k::quantize, "2 bits, with a scale and a minimum of 4 bits for 16 numbers.";
+    Q3_K 11 [256; q3_k::Q3_K] q3_k::dequantize, q3_k::quantize, "3 bits, with a scale of 6 bits for 16 numbers.";
+    Q4_K 12 [256; q4_k::Q4_K] q4_k::dequantize, q4_k::quantize, "4 bits, with a scale and a minimum of 6 bits for 32 numbers.";
+    Q5_K 13 [256; q5_k::Q5_K] q5_k::dequantize, q5_k::quantize, "5 bits, with a scale and a minimum of 6 bits for 32 numbers.";
+    Q6_K 14 [256; q6_k::Q6_K] q6_k::dequantize, q6_k::quantize, "6 bits, with a scale of 8 bits for 16 numbers.";
+    IQ4_NL 20 [32; iq4::IQ4_NL] iq4::dequantize_nl, iq4::quantize_nl, "4 bits that choose from a table, and a scale.";
+    IQ4_XS 23 [256; iq4::IQ4_XS] iq4::dequantize_xs, iq4::quantize_xs, "As IQ4_NL, with a scale of 6 bits for 32 numbers.";
 }
 
 /// ggml's types of today that are not read, for messages.
@@ -144,27 +142,17 @@ impl Format {
         (self.layout().dequantize)(bytes, out);
     }
 
-    /// Whether numbers can be turned into this format.
-    pub fn can_quantize(self) -> bool {
-        self.layout().quantize.is_some()
-    }
-
     /// Appends the blocks of `values`, as ggml's reference makes them.
-    ///
-    /// # Errors
-    /// [`Error::ReadOnly`].
     ///
     /// # Panics
     /// If `values` are no whole number of blocks: their shape was checked.
-    pub fn quantize(self, values: &[f32], out: &mut Vec<u8>) -> Result<(), Error> {
+    pub fn quantize(self, values: &[f32], out: &mut Vec<u8>) {
         let n = values.len();
         let Some(n_bytes) = self.n_bytes(n) else {
             panic!("{self}: {n} numbers are no whole number of blocks")
         };
-        let quantize = self.layout().quantize.ok_or(Error::ReadOnly { format: self })?;
         out.reserve(n_bytes);
-        quantize(values, out);
-        Ok(())
+        (self.layout().quantize)(values, out);
     }
 
     /// All names, for messages.

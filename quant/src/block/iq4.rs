@@ -7,7 +7,8 @@
 //! | | 4 | the lower 4 bits of s, lower halves first |
 //! | 16 | 128 | q, 4 bits: byte b of each 16 has number b of 32 in its lower half, b + 16 in the upper |
 
-use super::{HALF, LARGE, SMALL, each_block, half_at};
+use super::fit::{TINY, extreme, nearest};
+use super::{HALF, LARGE, SMALL, each_block, each_row, half, half_at, inverse};
 
 /// What q chooses from: values that lie closer where weights are more frequent.
 const TABLE: [i8; 16] = [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];
@@ -42,5 +43,97 @@ fn chosen(scale: f32, quants: &[u8; SMALL / 2], out: &mut [f32; SMALL]) {
     for (idx, byte) in quants.iter().enumerate() {
         out[idx] = scale * f32::from(TABLE[usize::from(byte & 15)]);
         out[idx + SMALL / 2] = scale * f32::from(TABLE[usize::from(byte >> 4)]);
+    }
+}
+
+/// Scales that are tried at each side of the obvious one (IQ4_XS).
+const N_TRIES: i32 = 7;
+
+/// The scale solves least squares for the choices that bring the largest magnitude to -127. A block of zeros is zeros.
+pub fn quantize_nl(values: &[f32], out: &mut Vec<u8>) {
+    each_row(values, out, |values: &[f32; SMALL]| {
+        let mut block = [0; IQ4_NL];
+        let extreme = extreme(values);
+        if extreme.abs() < TINY {
+            return block;
+        }
+        let first = 1.0 / (extreme / f32::from(TABLE[0]));
+        let (products, squares) = sums(values, first);
+        let scale = if squares > 0.0 { products / squares } else { 0.0 };
+        block[..HALF].copy_from_slice(&half(scale));
+        pack(values, first, &mut block[HALF..]);
+        block
+    });
+}
+
+/// Each group of 32 gets the best of several scales, these are quantized, then numbers choose by what they became.
+pub fn quantize_xs(values: &[f32], out: &mut Vec<u8>) {
+    each_row(values, out, |values: &[f32; LARGE]| {
+        let rows = values.as_chunks::<SMALL>().0;
+        let scales: [f32; LARGE / SMALL] = std::array::from_fn(|idx| best_scale(&rows[idx]));
+        let scale = -extreme(&scales) / 32.0;
+        let inverse_scale = inverse(scale);
+        let mut block = [0; IQ4_XS];
+        block[..HALF].copy_from_slice(&half(scale));
+        let mut high = 0;
+        for (idx, row) in rows.iter().enumerate() {
+            let quant = nearest(inverse_scale * scales[idx]).clamp(-32, 31);
+            let inverse = inverse(scale * quant as f32);
+            let s = (quant + 32) as u16;
+            block[HALF + 2 + idx / 2] |= (s as u8 & 15) << (idx % 2 * 4);
+            high |= s >> 4 << (2 * idx);
+            pack(row, inverse, &mut block[HALF + 2 + LARGE / 64 + idx * SMALL / 2..][..SMALL / 2]);
+        }
+        block[HALF..HALF + 2].copy_from_slice(&high.to_le_bytes());
+        block
+    });
+}
+
+/// The scale of 32 numbers that loses least.
+fn best_scale(values: &[f32; SMALL]) -> f32 {
+    let extreme = extreme(values);
+    if extreme.abs() < TINY {
+        return 0.0;
+    }
+    let (products, squares) = sums(values, 1.0 / (-extreme / f32::from(TABLE[0])));
+    let mut scale = if squares > 0.0 { products / squares } else { 0.0 };
+    let mut best = scale * products;
+    for tried in -N_TRIES..=N_TRIES {
+        let (products, squares) = sums(values, (tried + i32::from(TABLE[0])) as f32 / extreme);
+        if squares > 0.0 && products * products > best * squares {
+            scale = products / squares;
+            best = scale * products;
+        }
+    }
+    scale
+}
+
+/// The weighed products of numbers with their choices, and the choices' weighed squares.
+fn sums(values: &[f32; SMALL], inverse: f32) -> (f32, f32) {
+    let (mut products, mut squares) = (0.0f32, 0.0f32);
+    for value in values {
+        let chosen = f32::from(TABLE[choice(inverse * value)]);
+        let weight = value * value;
+        products += weight * chosen * value;
+        squares += weight * chosen * chosen;
+    }
+    (products, squares)
+}
+
+/// The nearest value of the table; of two as near, the larger.
+fn choice(value: f32) -> usize {
+    let table = TABLE.map(f32::from);
+    if value <= table[0] {
+        return 0;
+    }
+    let above = table.iter().position(|&entry| value < entry).unwrap_or(table.len() - 1);
+    if value - table[above - 1] < table[above] - value { above - 1 } else { above }
+}
+
+/// The choices of 32 numbers, two in a byte.
+fn pack(values: &[f32; SMALL], inverse: f32, bytes: &mut [u8]) {
+    for (idx, byte) in bytes.iter_mut().enumerate() {
+        let choice = |idx: usize| choice(inverse * values[idx]) as u8;
+        *byte = choice(idx) | choice(idx + SMALL / 2) << 4;
     }
 }

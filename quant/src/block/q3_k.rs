@@ -7,7 +7,8 @@
 //! | 12 | s, 6 bits: the lower 4 of s 0 to 7 in the lower halves of bytes 0 to 7, of 8 to 15 in the upper ones; the upper 2 of s n in byte 8 + n % 4, lowest bits first |
 //! | 2 | scale, f16 |
 
-use super::{HALF, LARGE, each_block, half_at};
+use super::fit::{Signed, moved, nearest};
+use super::{HALF, LARGE, each_block, each_row, half, half_at, pack_2_bits};
 
 const HIGH: usize = LARGE / 8;
 const QUANTS: usize = LARGE / 4;
@@ -23,9 +24,7 @@ pub fn dequantize(bytes: &[u8], out: &mut [f32]) {
         let scale = half_at(&packed[SCALES..]);
         let (high, quants) = (block.as_chunks::<16>().0, block[HIGH..].as_chunks::<16>().0);
         for (idx, out) in out.as_chunks_mut::<16>().0.iter_mut().enumerate() {
-            let low = packed[idx % 8] >> (idx / 8 * 4) & 15;
-            let group_scale = low | (packed[8 + idx % 4] >> (idx / 4 * 2) & 3) << 4;
-            let scale = scale * f32::from(group_scale as i8 - 32);
+            let scale = scale * f32::from(group_scale(packed, idx));
             let (bytes, shift) = (&quants[idx / 8 * 2 + idx % 2], idx % 8 / 2 * 2);
             let (high, bit) = (&high[idx % 2], idx / 2);
             for ((out, byte), high) in out.iter_mut().zip(bytes).zip(high) {
@@ -34,4 +33,47 @@ pub fn dequantize(bytes: &[u8], out: &mut [f32]) {
             }
         }
     });
+}
+
+/// First each group gets a scale of its own, then these are quantized, then the numbers by what they became.
+pub fn quantize(values: &[f32], out: &mut Vec<u8>) {
+    each_row(values, out, |values: &[f32; LARGE]| {
+        let rows = values.as_chunks::<16>().0;
+        let mut groups: [Signed<16>; LARGE / 16] = std::array::from_fn(|idx| moved(&rows[idx], 4));
+        let scales: [f32; LARGE / 16] = std::array::from_fn(|idx| groups[idx].scale);
+        let max_scale = super::fit::extreme(&scales);
+        let mut block = [0; Q3_K];
+        let packed = &mut block[HIGH + QUANTS..];
+        if max_scale != 0.0 {
+            let inverse = -32.0 / max_scale;
+            for (idx, scale) in scales.iter().enumerate() {
+                // Eight bits are kept before the bounds, as in ggml.
+                let quant = (i32::from(nearest(inverse * scale) as i8).clamp(-32, 31) + 32) as u8;
+                packed[idx % 8] |= (quant & 15) << (idx / 8 * 4);
+                packed[8 + idx % 4] |= (quant >> 4) << (idx / 4 * 2);
+            }
+            packed[SCALES..].copy_from_slice(&half(1.0 / inverse));
+        }
+        let scale = half_at(&packed[SCALES..]);
+        let mut quants = [0; LARGE];
+        for (idx, (group, row)) in groups.iter_mut().zip(rows).enumerate() {
+            let scale = scale * f32::from(group_scale(packed, idx));
+            if scale != 0.0 {
+                group.quants = row.map(|value| (nearest(value / scale).clamp(-4, 3) + 4) as u8);
+            }
+            quants[16 * idx..][..16].copy_from_slice(&group.quants);
+        }
+        for (idx, quant) in quants.iter_mut().enumerate() {
+            block[idx % HIGH] |= (*quant >> 2) << (idx / HIGH);
+            *quant &= 3;
+        }
+        pack_2_bits(&quants, &mut block[HIGH..][..QUANTS]);
+        block
+    });
+}
+
+/// s - 32 of a group of 16 numbers.
+fn group_scale(packed: &[u8], idx: usize) -> i8 {
+    let low = packed[idx % 8] >> (idx / 8 * 4) & 15;
+    (low | (packed[8 + idx % 4] >> (idx / 4 * 2) & 3) << 4) as i8 - 32
 }

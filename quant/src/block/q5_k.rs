@@ -8,7 +8,9 @@
 //! | 32 | the highest bit of q: byte b has in bit n that of number 32 n + b |
 //! | 128 | the lower 4 bits: byte b of each 32 has number b of 64 in its lower half, b + 32 in the upper |
 
-use super::{HALF, LARGE, each_block, half_at, scale_and_min};
+use super::fit::Steps;
+use super::q4_k::quantize_groups;
+use super::{HALF, LARGE, each_block, each_row, half_at, scale_and_min};
 
 const SCALES: usize = 12;
 const HIGH: usize = LARGE / 8;
@@ -32,5 +34,25 @@ pub fn dequantize(bytes: &[u8], out: &mut [f32]) {
                 *out = scale * f32::from(number) - min;
             }
         }
+    });
+}
+
+/// What is tried for the scales of groups.
+const STEPS: Steps = Steps { max: 31, first: -0.5, last: 15, absolute: false };
+
+pub fn quantize(values: &[f32], out: &mut Vec<u8>) {
+    each_row(values, out, |values: &[f32; LARGE]| {
+        let mut block = [0; Q5_K];
+        let (head, packed) = block.split_at_mut(2 * HALF + SCALES);
+        let quants = quantize_groups(values, &STEPS, head);
+        let (high, low) = packed.split_at_mut(HIGH);
+        for (idx, quant) in quants.iter().enumerate() {
+            high[idx % HIGH] |= (quant >> 4) << (idx / HIGH);
+        }
+        for (idx, byte) in low.iter_mut().enumerate() {
+            let first = idx / 32 * 64 + idx % 32;
+            *byte = quants[first] & 15 | quants[first + 32] << 4;
+        }
+        block
     });
 }

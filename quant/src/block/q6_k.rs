@@ -7,7 +7,8 @@
 //! | 16 | s, 8 bits with a sign |
 //! | 2 | scale, f16 |
 
-use super::{HALF, LARGE, each_block, half_at};
+use super::fit::{Signed, TINY, extreme, nearest, signed};
+use super::{HALF, LARGE, each_block, each_row, half, half_at};
 
 const LOW: usize = LARGE / 2;
 const HIGH: usize = LARGE / 4;
@@ -32,5 +33,42 @@ pub fn dequantize(bytes: &[u8], out: &mut [f32]) {
                 *out = scale * f32::from(number as i8 - 32);
             }
         }
+    });
+}
+
+/// First each group gets a scale of its own, then these are quantized, then the numbers by what they became.
+pub fn quantize(values: &[f32], out: &mut Vec<u8>) {
+    each_row(values, out, |values: &[f32; LARGE]| {
+        let rows = values.as_chunks::<16>().0;
+        let mut groups: [Signed<16>; SCALES] = std::array::from_fn(|idx| signed(&rows[idx], 32));
+        let scales: [f32; SCALES] = std::array::from_fn(|idx| groups[idx].scale);
+        let max_scale = extreme(&scales);
+        let mut block = [0; Q6_K];
+        if max_scale.abs() < TINY {
+            return block;
+        }
+        let inverse = -128.0 / max_scale;
+        let scale = half(1.0 / inverse);
+        block[LOW + HIGH + SCALES..].copy_from_slice(&scale);
+        let mut quants = [0; LARGE];
+        for (idx, (group, row)) in groups.iter_mut().zip(rows).enumerate() {
+            let quant = nearest(inverse * group.scale).min(127) as i8;
+            block[LOW + HIGH + idx] = quant as u8;
+            let scale = half_at(&scale) * f32::from(quant);
+            if scale != 0.0 {
+                group.quants = row.map(|value| (nearest(value / scale).clamp(-32, 31) + 32) as u8);
+            }
+            quants[16 * idx..][..16].copy_from_slice(&group.quants);
+        }
+        for idx in 0..LOW {
+            let first = idx / 64 * 128 + idx % 64;
+            block[idx] = quants[first] & 15 | quants[first + 64] << 4;
+        }
+        for idx in 0..HIGH {
+            let first = idx / 32 * 128 + idx % 32;
+            block[LOW + idx] =
+                (0..4).fold(0, |byte, part| byte | quants[first + 32 * part] >> 4 << (2 * part));
+        }
+        block
     });
 }

@@ -37,11 +37,10 @@ fn blocks_stand_for_the_numbers_that_ggml_gives() {
 fn numbers_become_the_blocks_that_ggml_makes() {
     let fixture = fixture();
     let values = numbers(&fixture["values"]);
-    let mut n_formats = 0;
-    for &format in Format::ALL.iter().filter(|format| format.can_quantize()) {
+    for &format in Format::ALL {
         let expected = bytes(&fixture["quantize"][format.name()]);
         let mut found = Vec::new();
-        format.quantize(&values, &mut found).unwrap();
+        format.quantize(&values, &mut found);
         let blocks = |bytes: &[u8]| -> Vec<Vec<u8>> {
             bytes.chunks(format.block_bytes()).map(<[u8]>::to_vec).collect()
         };
@@ -49,9 +48,7 @@ fn numbers_become_the_blocks_that_ggml_makes() {
             assert_eq!(found, expected, "{format}, block {idx}");
         }
         assert_eq!(found.len(), expected.len());
-        n_formats += 1;
     }
-    assert_eq!(n_formats, fixture["quantize"].as_object().unwrap().len());
 }
 
 /// What a format loses of numbers like weights, as a part of their root mean square: measured, and a little more.
@@ -72,10 +69,17 @@ fn what_is_lost_by_quantizing_is_bounded() {
         ("Q5_0", 0.045),
         ("Q4_1", 0.08),
         ("Q4_0", 0.09),
+        ("Q6_K", 0.02),
+        ("Q5_K", 0.04),
+        ("Q4_K", 0.075),
+        ("IQ4_XS", 0.08),
+        ("IQ4_NL", 0.08),
+        ("Q3_K", 0.16),
+        ("Q2_K", 0.3),
     ] {
         let format = Format::from_name(name).unwrap();
         let (mut bytes, mut back) = (Vec::new(), vec![0.0; values.len()]);
-        format.quantize(values, &mut bytes).unwrap();
+        format.quantize(values, &mut bytes);
         format.dequantize(&bytes, &mut back);
         let lost = rms(&mut values.iter().zip(&back).map(|(value, back)| value - back));
         let lost = lost / rms(&mut values.iter().copied());
@@ -93,7 +97,7 @@ fn every_half_precision_number_is_read_and_written_back() {
         let mut numbers = vec![0.0; 1 << 16];
         format.dequantize(&all, &mut numbers);
         let mut back = Vec::new();
-        format.quantize(&numbers, &mut back).unwrap();
+        format.quantize(&numbers, &mut back);
         let patterns = all.as_chunks::<2>().0.iter().zip(back.as_chunks::<2>().0);
         for ((bits, number), (before, after)) in (0..=u16::MAX).zip(numbers).zip(patterns) {
             if number.is_nan() {
@@ -111,7 +115,7 @@ fn what_is_no_number_stays_so() {
     for format in [Format::F32, Format::F16, Format::BF16] {
         let values = [f32::NAN, f32::from_bits(0x7f80_0001), f32::from_bits(0xffff_ffff), f32::INFINITY];
         let (mut bytes, mut back) = (Vec::new(), [0.0; 4]);
-        format.quantize(&values, &mut bytes).unwrap();
+        format.quantize(&values, &mut bytes);
         format.dequantize(&bytes, &mut back);
         assert!(back[..3].iter().all(|value| value.is_nan()), "{format}: {back:?}");
         assert_eq!(back[3], f32::INFINITY, "{format}");

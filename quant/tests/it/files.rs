@@ -29,7 +29,8 @@ fn small() -> (Vec<u8>, Vec<(NewTensor, Vec<f32>)>) {
     let described: Vec<NewTensor> = tensors.iter().map(|(tensor, _)| tensor.clone()).collect();
     let mut file = Vec::new();
     write(&mut file, &values, &described, |idx, bytes| {
-        tensors[idx].0.format.quantize(&tensors[idx].1, bytes)
+        tensors[idx].0.format.quantize(&tensors[idx].1, bytes);
+        Ok(())
     })
     .unwrap();
     (file, tensors)
@@ -100,8 +101,6 @@ fn what_no_reader_would_take_is_not_written() {
     let values: [(String, Value); 2] = [("a".to_owned(), 1u8.into()), ("a".to_owned(), 2u8.into())];
     let twice = write(&mut Vec::new(), &values, &[], |_, _| Ok(())).unwrap_err();
     assert!(twice.to_string().contains("the key `a` stands twice"), "{twice}");
-    assert!(matches!(Format::ALL.iter().find(|format| !format.can_quantize()), Some(format)
-        if format.quantize(&[0.0; 256], &mut Vec::new()).is_err()));
 }
 
 #[test]
@@ -111,8 +110,11 @@ fn an_alignment_of_ones_own_is_kept() {
         let tensors =
             ["a", "b"].map(|name| NewTensor { name: name.to_owned(), shape: vec![3], format: Format::F32 });
         let mut file = Vec::new();
-        write(&mut file, &values, &tensors, |_, bytes| Format::F32.quantize(&[1.0, 2.0, 3.0], bytes))
-            .unwrap();
+        write(&mut file, &values, &tensors, |_, bytes| {
+            Format::F32.quantize(&[1.0, 2.0, 3.0], bytes);
+            Ok(())
+        })
+        .unwrap();
         let gguf = Gguf::parse(&file).unwrap();
         for tensor in gguf.tensors() {
             assert_eq!(tensor.to_vec(), [1.0, 2.0, 3.0]);
@@ -143,7 +145,7 @@ fn real_files_hold_the_same_weights_in_each_format() {
             assert_eq!(tensor.shape, exact.shape);
             if tensor.format == format {
                 let mut expected = Vec::new();
-                format.quantize(&exact.to_vec(), &mut expected).unwrap();
+                format.quantize(&exact.to_vec(), &mut expected);
                 assert_eq!(tensor.data, expected, "{}", tensor.name);
                 n_same += 1;
             }

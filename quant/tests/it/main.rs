@@ -2,3 +2,7 @@
 
 mod blocks;
 mod files;
+mod handcrafted;
+mod hostile;
+mod made;
+mod properties;
