@@ -69,7 +69,6 @@ fn reading_takes_no_more_memory_than_the_file() {
         ("more tensors than would fit", claim(u64::MAX / 32, 0, 0, 1 << 20)),
     ] {
         let peak = peak(&file);
-        println!("{name}: {peak} bytes for {} of the file", file.len());
         assert!(peak <= file.len() + FLOOR, "{name}: {peak} bytes for {} of the file", file.len());
     }
     // The measure measures.

@@ -71,8 +71,8 @@ fn unpack(packed: &[u8; HIGH + SMALL / 2]) -> [u8; SMALL] {
     let mut numbers = [0; SMALL];
     for idx in 0..SMALL / 2 {
         let low = packed[HIGH + idx];
-        numbers[idx] = low & 15 | (high >> idx & 1) as u8 * 16;
-        numbers[idx + SMALL / 2] = low >> 4 | (high >> (idx + SMALL / 2) & 1) as u8 * 16;
+        numbers[idx] = low & 15 | (((high >> idx & 1) as u8) << 4);
+        numbers[idx + SMALL / 2] = low >> 4 | (((high >> (idx + SMALL / 2) & 1) as u8) << 4);
     }
     numbers
 }

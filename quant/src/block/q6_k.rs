@@ -60,14 +60,14 @@ pub fn quantize(values: &[f32], out: &mut Vec<u8>) {
             }
             quants[16 * idx..][..16].copy_from_slice(&group.quants);
         }
-        for idx in 0..LOW {
+        let (low, rest) = block.split_at_mut(LOW);
+        for (idx, byte) in low.iter_mut().enumerate() {
             let first = idx / 64 * 128 + idx % 64;
-            block[idx] = quants[first] & 15 | quants[first + 64] << 4;
+            *byte = quants[first] & 15 | quants[first + 64] << 4;
         }
-        for idx in 0..HIGH {
+        for (idx, byte) in rest[..HIGH].iter_mut().enumerate() {
             let first = idx / 32 * 128 + idx % 32;
-            block[LOW + idx] =
-                (0..4).fold(0, |byte, part| byte | quants[first + 32 * part] >> 4 << (2 * part));
+            *byte = (0..4).fold(0, |byte, part| byte | quants[first + 32 * part] >> 4 << (2 * part));
         }
         block
     });

@@ -1,5 +1,6 @@
 //! Files: written and read back, real ones read.
 
+use std::io::Write;
 use std::path::PathBuf;
 
 use quant::{Format, Gguf, NewTensor, write};
@@ -128,7 +129,7 @@ fn an_alignment_of_ones_own_is_kept() {
 #[test]
 fn real_files_hold_the_same_weights_in_each_format() {
     let Some(assets) = std::env::var_os("FLINT_ASSETS").map(PathBuf::from) else {
-        println!("FLINT_ASSETS is not set: skipped");
+        let _ = writeln!(std::io::stderr(), "skipped: FLINT_ASSETS is not set");
         return;
     };
     let file = |name: &str| std::fs::read(assets.join("models/stories260k").join(name)).unwrap();
