@@ -375,8 +375,8 @@ fn announced_numbers_are_checked_against_the_bytes_that_are_left() {
         }
         let message = Tokenizer::from_gguf(&gguf(n, &[])).unwrap_err().to_string();
         assert!(message.contains("byte 16 of GGUF") && message.contains("0 bytes are left"), "{message}");
-        let message = Tokenizer::from_gguf(&gguf(1, &[&n.to_le_bytes(), b"abc"])).unwrap_err().to_string();
-        assert!(message.contains("3 bytes are left"), "{message}");
+        let message = Tokenizer::from_gguf(&gguf(1, &[&n.to_le_bytes(), b"abcdef"])).unwrap_err().to_string();
+        assert!(message.contains("6 bytes are left"), "{message}");
     }
     // An array of arrays of arrays, 100,000 deep.
     let deep = [key("a"), array(9, 1).repeat(100_000)].concat();
