@@ -7,6 +7,7 @@ use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
 use burn::prelude::*;
+use model::cache::CannotEvict;
 use model::{Cache, FusedOps, Transformer};
 
 use crate::sampler::{NotANumber, Sampler};
@@ -32,6 +33,21 @@ impl FinishReason {
     }
 }
 
+/// What happens when the context is full.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum WhenFull {
+    /// Prompts that do not fit are refused, and generation ends.
+    #[default]
+    Refuse,
+    /// The oldest quarter is forgotten, and the rest is read again.
+    Slide,
+    /// The oldest tokens are dropped from the cache, but for so many sinks at the front (see [`Cache::evicting`]).
+    Evict {
+        /// Tokens that stay.
+        n_sink: usize,
+    },
+}
+
 /// What one call generated.
 #[derive(Clone, Debug)]
 pub struct Generated {
@@ -39,6 +55,8 @@ pub struct Generated {
     pub ids: Vec<u32>,
     /// Why it ended.
     pub finish_reason: FinishReason,
+    /// Tokens of prompt and answer that were out of the model's sight when the last one was generated.
+    pub n_forgotten: usize,
     /// From the call to the first token.
     pub time_to_first_token: Duration,
     /// For all tokens after the first.
@@ -89,13 +107,32 @@ pub struct Session<'a, B: Backend> {
     cache: Cache<B>,
     ids: Vec<u32>,
     vocab_size: usize,
+    when_full: WhenFull,
 }
 
 impl<'a, B: FusedOps> Session<'a, B> {
-    /// An empty session of up to `context` positions (at most the model's context).
+    /// An empty session of up to `context` positions (at most the model's context), which ends when it is full.
     pub fn new(model: &'a Transformer<B>, context: usize) -> Self {
+        let context = context.min(model.config().context);
         let cache = Cache::new(model.config(), 1, context, &model.device());
-        Self { model, cache, ids: Vec::new(), vocab_size: model.config().vocab_size }
+        let vocab_size = model.config().vocab_size;
+        Self { model, cache, ids: Vec::new(), vocab_size, when_full: WhenFull::Refuse }
+    }
+
+    /// An empty session of up to `context` positions (at most the model's context).
+    ///
+    /// # Errors
+    /// [`CannotEvict`] if that is asked for and the model or the size does not allow it.
+    pub fn with_end(
+        model: &'a Transformer<B>,
+        context: usize,
+        when_full: WhenFull,
+    ) -> Result<Self, CannotEvict> {
+        let mut session = Self { when_full, ..Self::new(model, context) };
+        if let WhenFull::Evict { n_sink } = when_full {
+            session.cache = Cache::evicting(model.config(), 1, session.context(), n_sink, &model.device())?;
+        }
+        Ok(session)
     }
 
     /// Only ids below `n` may be picked: a model may have room for more than its tokenizer names.
@@ -125,14 +162,24 @@ impl<'a, B: FusedOps> Session<'a, B> {
         let begin = Instant::now();
         let mut seen = prompt.to_vec();
         let mut first_token = None;
+        // The first token that the model sees, and whether the cache may hold something else.
+        let (mut first, mut is_new) = (0, true);
         let finish_reason = loop {
             if seen.len() - prompt.len() == n {
                 break FinishReason::Length;
             }
-            if seen.len() > self.context() {
-                break FinishReason::Context;
+            if seen.len() - first > self.context() {
+                match self.when_full {
+                    WhenFull::Refuse => break FinishReason::Context,
+                    WhenFull::Slide => {
+                        first = seen.len() - (self.context() * 3 / 4).max(1);
+                        is_new = true;
+                    }
+                    WhenFull::Evict { .. } => {}
+                }
             }
-            let logits = self.next_logits(&seen);
+            let logits = if is_new { self.read(&seen[first..]) } else { self.feed(&seen[seen.len() - 1..]) };
+            is_new = false;
             let id = sampler.sample(&logits, &seen)?;
             first_token.get_or_insert_with(Instant::now);
             if stop.contains(&id) {
@@ -143,28 +190,34 @@ impl<'a, B: FusedOps> Session<'a, B> {
                 break FinishReason::Stop;
             }
         };
+        let n_forgotten = first + self.cache.n_evicted();
         let first_token = first_token.unwrap_or(begin);
         Ok(Generated {
             ids: seen.split_off(prompt.len()),
             finish_reason,
+            n_forgotten,
             time_to_first_token: first_token - begin,
             decode_time: first_token.elapsed(),
         })
     }
 
     /// Logits after `ids`; only those that the cache does not hold are computed.
-    fn next_logits(&mut self, ids: &[u32]) -> Vec<f32> {
+    fn read(&mut self, ids: &[u32]) -> Vec<f32> {
         let same = ids.iter().zip(&self.ids).take_while(|(a, b)| a == b).count();
         // The last id is computed even if it is known: its logits were not kept.
-        let known = same.min(ids.len() - 1);
-        self.cache.truncate(known);
+        self.cache.truncate(same.min(ids.len() - 1));
+        let known = self.cache.len();
         self.ids.truncate(known);
-        let new = ids[known..].iter().map(|&id| id as i32).collect::<Vec<_>>();
+        self.feed(&ids[known..])
+    }
+
+    /// Logits after more ids.
+    fn feed(&mut self, ids: &[u32]) -> Vec<f32> {
+        self.ids.extend_from_slice(ids);
+        let new = ids.iter().map(|&id| id as i32).collect::<Vec<_>>();
         let shape = [1, new.len()];
         let input = Tensor::from_data(TensorData::new(new, shape), &self.model.device());
-        let logits = self.model.next_logits(input, &mut self.cache);
-        self.ids.extend_from_slice(&ids[known..]);
-        let mut logits = model::weights::values(&logits);
+        let mut logits = model::weights::values(&self.model.next_logits(input, &mut self.cache));
         logits.truncate(self.vocab_size);
         logits
     }
@@ -174,7 +227,7 @@ impl<'a, B: FusedOps> Session<'a, B> {
         if prompt.is_empty() {
             return Err(Error::EmptyPrompt);
         }
-        if prompt.len() > context {
+        if prompt.len() > context && self.when_full == WhenFull::Refuse {
             return Err(Error::PromptTooLong { prompt: prompt.len(), context });
         }
         match prompt.iter().find(|&&id| id as usize >= vocab_size) {
@@ -230,6 +283,25 @@ mod tests {
         let broken =
             session.generate(&[1], 10, &[], &mut sampler, |_| ControlFlow::Break(())).expect("generated");
         assert_eq!(broken.ids, all.ids[..1]);
+    }
+
+    #[test]
+    fn a_full_context_slides_or_evicts() {
+        let model = tiny();
+        let ended = |when_full| {
+            let mut session = Session::with_end(&model, 12, when_full).expect("room");
+            let mut sampler = Sampler::new(Sampling { seed: 3, ..Sampling::default() }).expect("valid");
+            let prompt: Vec<u32> = (0..20).collect();
+            session.generate(&prompt, 30, &[], &mut sampler, |_| ControlFlow::Continue(()))
+        };
+        assert_eq!(ended(WhenFull::Refuse).unwrap_err(), Error::PromptTooLong { prompt: 20, context: 12 });
+        for when_full in [WhenFull::Slide, WhenFull::Evict { n_sink: 2 }] {
+            let generated = ended(when_full).expect("generated");
+            assert_eq!((generated.ids.len(), generated.finish_reason), (30, FinishReason::Length));
+            // The last token was generated from the 49 before it.
+            assert!((49 - 12..49).contains(&generated.n_forgotten), "{}", generated.n_forgotten);
+        }
+        assert!(Session::with_end(&model, 12, WhenFull::Evict { n_sink: 11 }).is_err());
     }
 
     #[test]

@@ -8,7 +8,7 @@ use crate::config::{Config, LayerKind, QkNorm};
 use crate::linear::Linear;
 use crate::norm::Norm;
 use crate::ops::{self, AttentionDims, FusedOps};
-use crate::position::Ropes;
+use crate::position::{Ropes, Turns};
 use crate::rng::Rng;
 
 /// One projection to all queries, keys and values, and one back to the residual stream.
@@ -132,23 +132,22 @@ impl<B: FusedOps> Attention<B> {
         self.out.forward(Tensor::cat(parts, 0))
     }
 
-    /// Attention to everything in `cache` and to the new positions, whose keys and values are stored
-    /// there at `start`.
+    /// Attention to everything in `cache` and to the new positions, whose keys and values are stored there.
     ///
     /// # Shapes
     /// - `x`, output: `[batch * seq_len, n_embd]`
-    pub fn forward_cached(
+    pub(crate) fn forward_cached(
         &self,
         x: Tensor<B, 2>,
         batch: usize,
-        start: usize,
-        ropes: &Ropes<B>,
+        turns: &Turns<'_, B>,
         cache: &mut LayerCache<B>,
     ) -> Tensor<B, 2> {
         let seq_len = x.dims()[0] / batch;
-        let rope = ropes.of(self.kind);
+        let (row, position) = cache.make_room(seq_len, turns);
+        let rope = turns.at(self.kind, position, seq_len, &x.device());
         let qkv = self.project(x);
-        let dims = self.dims(batch, seq_len, start);
-        self.out.forward(ops::attention_cached(qkv, self.sinks(), rope, cache, dims))
+        let dims = self.dims(batch, seq_len, row);
+        self.out.forward(ops::attention_cached(qkv, self.sinks(), rope.as_ref(), cache, dims))
     }
 }

@@ -9,7 +9,7 @@ use crate::config::{Config, NormPlace};
 use crate::mlp::Mlp;
 use crate::norm::Norm;
 use crate::ops::FusedOps;
-use crate::position::Ropes;
+use crate::position::{Ropes, Turns};
 use crate::rng::Rng;
 
 /// The parts of one block.
@@ -60,19 +60,18 @@ impl<B: FusedOps> Block<B> {
         self.sum(x, |h| self.attention.forward(h, batch, ropes))
     }
 
-    /// The same for new positions at `start`, with what came before in `cache`.
+    /// The same for new positions, with what came before in `cache`.
     ///
     /// # Shapes
     /// - `x`, output: `[batch * seq_len, n_embd]`
-    pub fn forward_cached(
+    pub(crate) fn forward_cached(
         &self,
         x: Tensor<B, 2>,
         batch: usize,
-        start: usize,
-        ropes: &Ropes<B>,
+        turns: &Turns<'_, B>,
         cache: &mut LayerCache<B>,
     ) -> Tensor<B, 2> {
-        self.sum(x, |h| self.attention.forward_cached(h, batch, start, ropes, cache))
+        self.sum(x, |h| self.attention.forward_cached(h, batch, turns, cache))
     }
 
     /// The stream and what both branches add to it.

@@ -1,12 +1,20 @@
 //! Keys and values of the positions already seen, so that each is computed once.
 //!
-//! The cache is allocated whole when it is made and written in place: generating never grows, copies
-//! or reallocates it.
+//! The cache is allocated whole when it is made and written in place: generating never grows or reallocates it. What a
+//! layer holds depends on what it sees:
+//!
+//! - A full layer holds every position, and when it is full, that is the end.
+//! - A sliding layer sees a window. It holds that and room for a step; when the room is used up, the window moves to the
+//!   front. Memory and time of a long sequence are thus proportional to the window, not to the sequence.
+//! - In an [evicting](Cache::evicting) cache a full layer keeps its first positions, the sinks, and the latest ones (Xiao
+//!   et al. 2023, "StreamingLLM"). When it is full, the oldest after the sinks are dropped, the others move up, and their
+//!   keys are turned back by as many positions as they moved. Positions are thus those inside the cache and never grow,
+//!   whatever the length of the sequence.
 
 use burn::prelude::*;
 
-use crate::config::Config;
-use crate::position::Ropes;
+use crate::config::{Config, LayerKind, Position};
+use crate::position::{Ropes, Turns};
 
 /// One layer's keys and values.
 ///
@@ -16,45 +24,201 @@ use crate::position::Ropes;
 pub struct LayerCache<B: Backend> {
     /// `[batch, n_kv_head, capacity, head_dim]`
     pub(crate) kv: Option<(Tensor<B, 4>, Tensor<B, 4>)>,
+    kind: LayerKind,
+    keep: Keep,
+    /// Rows in use.
+    len: usize,
+    /// Positions that are no longer there.
+    dropped: usize,
+}
+
+/// What a layer that is full keeps.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Keep {
+    /// All: it has room for as many positions as there will be.
+    All,
+    /// So many of the latest, at the positions they have in the sequence.
+    Latest(usize),
+    /// So many of the first and most of the latest, at the positions they have in the cache.
+    Sinks(usize),
+}
+
+/// Positions of a step at most: a longer prompt goes through the model in pieces, so that neither what is computed on the
+/// way nor what a sliding layer needs room for grows with it.
+pub const MAX_STEP: usize = 512;
+
+impl<B: Backend> LayerCache<B> {
+    fn new(kind: LayerKind, keep: Keep, shape: [usize; 4], device: &B::Device) -> Self {
+        let kv = Some((Tensor::zeros(shape, device), Tensor::zeros(shape, device)));
+        Self { kv, kind, keep, len: 0, dropped: 0 }
+    }
+
+    fn capacity(&self) -> usize {
+        self.kv.as_ref().map_or(0, |(k, _)| k.dims()[2])
+    }
+
+    /// Positions that a step may have at most.
+    fn max_step(&self) -> usize {
+        match self.keep {
+            Keep::All => MAX_STEP,
+            Keep::Latest(n) => self.capacity().saturating_sub(n),
+            // As many stay as come, at least.
+            Keep::Sinks(n) => (self.capacity().saturating_sub(n) / 2).min(MAX_STEP),
+        }
+        .max(1)
+    }
+
+    /// Makes room for `n` more positions: the row of the first of them, and its position.
+    pub(crate) fn make_room(&mut self, n: usize, turns: &Turns<'_, B>) -> (usize, usize) {
+        let capacity = self.capacity();
+        if self.len + n > capacity {
+            let (n_sink, n_drop) = match self.keep {
+                Keep::All => panic!("cache of {capacity} positions, {} used: no room for {n}", self.len),
+                Keep::Latest(n_kept) => (0, self.len.saturating_sub(n_kept)),
+                // More than must be, since moving costs as much however few are dropped.
+                Keep::Sinks(n_sink) => (n_sink, (self.len + n - capacity).max(capacity / 8)),
+            };
+            self.drop_rows(n_sink, n_drop.min(self.len - n_sink), turns);
+        }
+        let row = self.len;
+        self.len += n;
+        match self.keep {
+            Keep::Sinks(_) => (row, row),
+            _ => (row, self.dropped + row),
+        }
+    }
+
+    /// Drops the `n` rows after the first `n_sink`; those behind move up.
+    fn drop_rows(&mut self, n_sink: usize, n: usize, turns: &Turns<'_, B>) {
+        let (mut k, mut v) = self.kv.take().expect("an operation always puts the cache back");
+        let n_kept = self.len - n_sink - n;
+        if n_kept > 0 {
+            let [batch, n_kv_head, _, head_dim] = k.dims();
+            // Copies, so that the cache itself has one owner again and is written in place.
+            let moved = |x: &Tensor<B, 4>| x.clone().narrow(2, n_sink + n, n_kept).mul_scalar(1.0);
+            let (mut later_k, later_v) = (moved(&k), moved(&v));
+            if let Keep::Sinks(_) = self.keep {
+                later_k = turns.back(later_k, self.kind, n);
+            }
+            let place = [0..batch, 0..n_kv_head, n_sink..n_sink + n_kept, 0..head_dim];
+            k = k.slice_assign(place.clone(), later_k);
+            v = v.slice_assign(place, later_v);
+        }
+        self.kv = Some((k, v));
+        self.len -= n;
+        self.dropped += n;
+    }
+}
+
+/// Positions before its own that a query of a layer sees, if not all.
+fn window(config: &Config, kind: LayerKind) -> Option<usize> {
+    config.window.filter(|_| kind == LayerKind::Sliding).map(|window| window - 1)
+}
+
+/// Positions that a layer of a cache that does not evict has room for.
+pub(crate) fn rows_of_layer(config: &Config, layer_idx: usize, capacity: usize) -> usize {
+    match window(config, config.layer(layer_idx)) {
+        Some(window) => capacity.min(window + MAX_STEP),
+        None => capacity,
+    }
 }
 
 /// The cache of a whole model.
 #[derive(Debug)]
 pub struct Cache<B: Backend> {
     pub(crate) layers: Vec<LayerCache<B>>,
-    pub(crate) len: usize,
-    /// Other tables than the model has, once they were needed.
+    /// The model's tables, or others once they were needed.
     ropes: Option<Ropes<B>>,
+    len: usize,
     batch: usize,
     capacity: usize,
+    n_sink: Option<usize>,
 }
 
 impl<B: Backend> Cache<B> {
-    /// An empty cache for `batch` sequences of up to `capacity` positions (at most the context).
+    /// An empty cache for `batch` sequences of up to `capacity` positions, at most the context where positions are
+    /// learned. Beyond the context of training other models compute, but badly.
     ///
     /// Where angles depend on the length of a sequence, its length is `capacity` from the first position on (see
     /// [`Ropes::of_length`]).
     pub fn new(config: &Config, batch: usize, capacity: usize, device: &B::Device) -> Self {
-        let capacity = capacity.min(config.context);
-        let shape = [batch, config.n_kv_head(), capacity, config.head_dim()];
-        let layer = || LayerCache { kv: Some((Tensor::zeros(shape, device), Tensor::zeros(shape, device))) };
-        Self { layers: (0..config.n_layer).map(|_| layer()).collect(), len: 0, ropes: None, batch, capacity }
+        let capacity = match config.position {
+            Position::Learned => capacity.min(config.context),
+            _ => capacity,
+        };
+        Self::with(config, batch, capacity, None, device)
     }
 
-    /// Tables for so many positions: the model's own, or larger ones that are kept here.
-    pub(crate) fn ropes(
+    /// An empty cache for `batch` sequences of any length, of which full layers keep the first `n_sink` positions and as
+    /// many of the latest as `capacity` has room for.
+    ///
+    /// # Errors
+    /// [`CannotEvict`] if the model's positions cannot be moved, or the sizes leave no room.
+    pub fn evicting(
+        config: &Config,
+        batch: usize,
+        capacity: usize,
+        n_sink: usize,
+        device: &B::Device,
+    ) -> Result<Self, CannotEvict> {
+        if !matches!(config.position, Position::Rotary | Position::None) {
+            return Err(CannotEvict::Positions(config.position));
+        }
+        // Beside the sinks one position that stays and one that comes.
+        if capacity < n_sink + 2 {
+            return Err(CannotEvict::NoRoom { capacity, n_sink });
+        }
+        Ok(Self::with(config, batch, capacity, Some(n_sink), device))
+    }
+
+    fn with(
+        config: &Config,
+        batch: usize,
+        capacity: usize,
+        n_sink: Option<usize>,
+        device: &B::Device,
+    ) -> Self {
+        let layer = |layer_idx| {
+            let kind = config.layer(layer_idx);
+            let rows = match (window(config, kind), n_sink) {
+                (Some(window), Some(_)) => window + MAX_STEP,
+                _ => rows_of_layer(config, layer_idx, capacity),
+            };
+            let keep = match (window(config, kind), n_sink) {
+                (Some(window), _) if n_sink.is_some() || rows < capacity => Keep::Latest(window),
+                (_, Some(n_sink)) => Keep::Sinks(n_sink),
+                _ => Keep::All,
+            };
+            let shape = [batch, config.n_kv_head(), rows, config.head_dim()];
+            LayerCache::new(kind, keep, shape, device)
+        };
+        let layers = (0..config.n_layer).map(layer).collect();
+        Self { layers, ropes: None, len: 0, batch, capacity, n_sink }
+    }
+
+    /// What turns the queries and keys of a step.
+    pub(crate) fn turns<'a>(
         &mut self,
         own: &Ropes<B>,
-        n_positions: usize,
-        config: &Config,
+        config: &'a Config,
         device: &B::Device,
-    ) -> Ropes<B> {
-        let ropes = self.ropes.as_ref().unwrap_or(own).of_length(self.capacity, n_positions, config, device);
-        self.ropes = Some(ropes.clone());
-        ropes
+    ) -> Turns<'a, B> {
+        let capacity = self.capacity;
+        let ropes = self.ropes.get_or_insert_with(|| own.of_length(capacity, 1, config, device));
+        Turns::new(ropes.clone(), capacity, config)
     }
 
-    /// Positions stored.
+    /// Positions that a step may have at most; longer ones are cut into such.
+    pub(crate) fn max_step(&self) -> usize {
+        self.layers.iter().map(LayerCache::max_step).min().unwrap_or(MAX_STEP)
+    }
+
+    /// Notes that every layer has taken so many positions more.
+    pub(crate) fn advance(&mut self, n: usize) {
+        self.len += n;
+    }
+
+    /// Positions seen.
     pub fn len(&self) -> usize {
         self.len
     }
@@ -69,18 +233,63 @@ impl<B: Backend> Cache<B> {
         self.batch
     }
 
-    /// Positions that fit.
+    /// Positions that fit; in an evicting cache, those that full layers hold.
     pub fn capacity(&self) -> usize {
         self.capacity
     }
 
-    /// Forgets every position from `len` on; the memory stays.
+    /// Whether so many more positions may come.
+    pub fn has_room(&self, n: usize) -> bool {
+        self.n_sink.is_some() || self.len + n <= self.capacity
+    }
+
+    /// Positions that a full layer has dropped so far.
+    pub fn n_evicted(&self) -> usize {
+        let dropped = |layer: &LayerCache<B>| match layer.keep {
+            Keep::Sinks(_) => layer.dropped,
+            _ => 0,
+        };
+        self.layers.iter().map(dropped).max().unwrap_or(0)
+    }
+
+    /// Forgets every position from `len` on, or all of them where a layer no longer has what came before; the memory
+    /// stays. [`Cache::len`] says what is left.
     pub fn truncate(&mut self, len: usize) {
-        self.len = self.len.min(len);
+        let len = len.min(self.len);
+        let has = |layer: &LayerCache<B>| match layer.keep {
+            _ if len == self.len || layer.dropped == 0 => true,
+            Keep::Latest(n) => layer.dropped + n <= len,
+            _ => false,
+        };
+        let all_have = self.layers.iter().all(has);
+        let n_gone = self.len - len;
+        for layer in &mut self.layers {
+            match all_have {
+                true => layer.len -= n_gone,
+                false => (layer.len, layer.dropped) = (0, 0),
+            }
+        }
+        self.len = if all_have { len } else { 0 };
     }
 
     /// The keys and values of one layer, `[batch, n_kv_head, capacity, head_dim]` each.
     pub fn layer(&self, layer_idx: usize) -> (Tensor<B, 4>, Tensor<B, 4>) {
         self.layers[layer_idx].kv.clone().expect("an operation always puts the cache back")
     }
+}
+
+/// Why a cache cannot evict.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum CannotEvict {
+    /// A position that is part of the embedding cannot change later.
+    #[error("a model with {0:?} positions cannot evict: only rotary positions can be moved")]
+    Positions(Position),
+    /// Nothing would be left to see.
+    #[error("a cache of {capacity} positions with {n_sink} sinks has no room: at least 2 more are needed")]
+    NoRoom {
+        /// Positions of the cache.
+        capacity: usize,
+        /// Positions that stay.
+        n_sink: usize,
+    },
 }

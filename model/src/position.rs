@@ -6,6 +6,7 @@
 //! and llama.cpp do: far into a context that is not the angle itself, but it is the one that models were trained with.
 
 use std::f64::consts::TAU;
+use std::ops::Range;
 
 use burn::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -225,6 +226,32 @@ pub fn frequencies(theta: f64, rotary_dim: usize, scaling: Option<&RopeScaling>,
     }
 }
 
+/// How fast the pairs of a layer turn.
+struct Rates {
+    /// Radians per position of each pair.
+    frequencies: Vec<f64>,
+    /// What cosines and sines are multiplied by.
+    factor: f64,
+}
+
+impl Rates {
+    /// Those of a layer in a sequence of this length, unless it does not turn.
+    fn of(kind: LayerKind, length: usize, config: &Config) -> Option<Self> {
+        let (dim, scaling) = (config.rotary_dim(), config.rope_scaling.as_ref());
+        let local = config.local_rope_theta.filter(|_| kind == LayerKind::Sliding);
+        if config.position != Position::Rotary || kind == LayerKind::FullUnrotated {
+            return None;
+        }
+        Some(match local {
+            Some(theta) => Self { frequencies: frequencies(theta, dim, None, length), factor: 1.0 },
+            None => Self {
+                frequencies: frequencies(config.rope_theta, dim, scaling, length),
+                factor: scaling.map_or(1.0, |scaling| scaling.attention_factor(config.context)),
+            },
+        })
+    }
+}
+
 /// Cosines and sines of positions and pairs.
 #[derive(Module, Debug)]
 pub struct Rope<B: Backend> {
@@ -235,12 +262,13 @@ pub struct Rope<B: Backend> {
 }
 
 impl<B: Backend> Rope<B> {
-    fn new(n_positions: usize, frequencies: &[f64], factor: f64, device: &B::Device) -> Self {
+    fn new(positions: Range<usize>, rates: &Rates, device: &B::Device) -> Self {
+        let Rates { frequencies, factor } = rates;
         let table = |f: fn(f64) -> f64| {
             let angle = |p: usize, w: f64| f64::from(p as f32 * w as f32);
             let row = |p: usize| frequencies.iter().map(move |&w| (f(angle(p, w)) * factor) as f32);
-            let values: Vec<f32> = (0..n_positions).flat_map(row).collect();
-            Tensor::from_data(TensorData::new(values, [n_positions, frequencies.len()]), device)
+            let values: Vec<f32> = positions.clone().flat_map(row).collect();
+            Tensor::from_data(TensorData::new(values, [positions.len(), frequencies.len()]), device)
         };
         Self { cos: table(f64::cos), sin: table(f64::sin) }
     }
@@ -269,16 +297,12 @@ impl<B: Backend> Ropes<B> {
     }
 
     fn covering(n_positions: usize, length: usize, config: &Config, device: &B::Device) -> Self {
-        let turns = config.position == Position::Rotary;
-        let dim = config.rotary_dim();
+        let table =
+            |kind| Rates::of(kind, length, config).map(|rates| Rope::new(0..n_positions, &rates, device));
         let scaling = config.rope_scaling.as_ref();
-        let factor = scaling.map_or(1.0, |scaling| scaling.attention_factor(config.context));
-        let table = |theta, scaling, factor| {
-            Rope::new(n_positions, &frequencies(theta, dim, scaling, length), factor, device)
-        };
         Self {
-            full: turns.then(|| table(config.rope_theta, scaling, factor)),
-            local: config.local_rope_theta.filter(|_| turns).map(|theta| table(theta, None, 1.0)),
+            full: table(LayerKind::Full),
+            local: config.local_rope_theta.and_then(|_| table(LayerKind::Sliding)),
             n_positions,
             stretch: scaling.map_or(0, |scaling| scaling.stretch(length)),
         }
@@ -308,6 +332,51 @@ impl<B: Backend> Ropes<B> {
             LayerKind::FullUnrotated => None,
         }
     }
+}
+
+/// What turns queries and keys in a cache, at any position.
+#[derive(Debug)]
+pub(crate) struct Turns<'a, B: Backend> {
+    ropes: Ropes<B>,
+    length: usize,
+    config: &'a Config,
+}
+
+impl<'a, B: Backend> Turns<'a, B> {
+    /// With tables of the first positions; those of later ones are computed when they are asked for.
+    pub fn new(ropes: Ropes<B>, length: usize, config: &'a Config) -> Self {
+        Self { ropes, length, config }
+    }
+
+    /// The rows of `n` positions, from one on: row `t` is for query `t` of a step. `None` if the layer does not turn.
+    pub fn at(&self, kind: LayerKind, position: usize, n: usize, device: &B::Device) -> Option<Rope<B>> {
+        let table = self.ropes.of(kind)?;
+        if position + n <= self.ropes.n_positions {
+            let rows = |table: &Tensor<B, 2>| table.clone().narrow(0, position, n);
+            return Some(Rope { cos: rows(&table.cos), sin: rows(&table.sin) });
+        }
+        let rates = Rates::of(kind, self.length, self.config)?;
+        Some(Rope::new(position..position + n, &rates, device))
+    }
+
+    /// Keys `[B, K, T, D]` as if each stood `n` positions earlier.
+    pub fn back(&self, keys: Tensor<B, 4>, kind: LayerKind, n: usize) -> Tensor<B, 4> {
+        let Some(rates) = Rates::of(kind, self.length, self.config) else { return keys };
+        // Keys are multiplied by the factor already.
+        let Rope { cos, sin } = Rope::new(n..n + 1, &Rates { factor: 1.0, ..rates }, &keys.device());
+        turn(keys, cos.unsqueeze(), sin.neg().unsqueeze())
+    }
+}
+
+/// Turns the pairs (i, i + R/2) of the first R elements of each head in `x` `[B, H, T, D]`.
+pub(crate) fn turn<B: Backend>(x: Tensor<B, 4>, cos: Tensor<B, 4>, sin: Tensor<B, 4>) -> Tensor<B, 4> {
+    let (head_dim, half) = (x.dims()[3], cos.dims()[3]);
+    let (a, b) = (x.clone().narrow(3, 0, half), x.clone().narrow(3, half, half));
+    let mut parts = vec![a.clone() * cos.clone() - b.clone() * sin.clone(), b * cos + a * sin];
+    if 2 * half < head_dim {
+        parts.push(x.narrow(3, 2 * half, head_dim - 2 * half));
+    }
+    Tensor::cat(parts, 3)
 }
 
 /// The fixed vectors of positions `start..start + n` (Vaswani et al. 2017): sines in the first half of the width,

@@ -110,10 +110,16 @@ impl<B: FusedOps> Transformer<B> {
     /// - output: `[batch * seq_len, vocab_size]`
     ///
     /// # Panics
-    /// If the cache has no room for `seq_len` more positions: the caller counts, see
-    /// [`Cache::capacity`].
+    /// If the cache has no room for `seq_len` more positions: the caller counts, see [`Cache::has_room`].
     pub fn forward_cached(&self, ids: Tensor<B, 2, Int>, cache: &mut Cache<B>) -> Tensor<B, 2> {
-        self.logits(self.hidden_cached(ids, cache))
+        let [batch, seq_len] = ids.dims();
+        let mut parts = Vec::new();
+        self.in_steps(ids, cache, |x| {
+            let n = x.dims()[0] / batch;
+            parts.push(self.logits(x).reshape([batch as i32, n as i32, -1]));
+        });
+        let logits = if parts.len() == 1 { parts.remove(0) } else { Tensor::<B, 3>::cat(parts, 1) };
+        logits.reshape([(batch * seq_len) as i32, -1])
     }
 
     /// As [`forward_cached`](Self::forward_cached), but the logits of the last position alone.
@@ -122,40 +128,48 @@ impl<B: FusedOps> Transformer<B> {
     /// - `ids`: `[batch, seq_len]`
     /// - output: `[batch, vocab_size]`
     pub fn next_logits(&self, ids: Tensor<B, 2, Int>, cache: &mut Cache<B>) -> Tensor<B, 2> {
-        let [batch, seq_len] = ids.dims();
-        let x = self.hidden_cached(ids, cache);
-        let x = x.reshape([batch, seq_len, self.config.n_embd]).narrow(1, seq_len - 1, 1);
-        self.logits(x.reshape([batch, self.config.n_embd]))
+        let [batch, _] = ids.dims();
+        let c = self.config.n_embd;
+        let mut last = None;
+        self.in_steps(ids, cache, |x| {
+            let n = x.dims()[0] / batch;
+            last = Some(x.reshape([batch, n, c]).narrow(1, n - 1, 1).reshape([batch, c]));
+        });
+        self.logits(last.expect("at least one position"))
     }
 
-    fn hidden_cached(&self, ids: Tensor<B, 2, Int>, cache: &mut Cache<B>) -> Tensor<B, 2> {
+    /// Runs new positions through all blocks, as many at a time as the cache takes, and shows what comes out:
+    /// `[batch * n, n_embd]` of the next `n` positions.
+    fn in_steps(&self, ids: Tensor<B, 2, Int>, cache: &mut Cache<B>, mut on_step: impl FnMut(Tensor<B, 2>)) {
         let [batch, seq_len] = ids.dims();
-        let start = cache.len;
         assert!(
-            batch == cache.batch() && start + seq_len <= cache.capacity(),
-            "cache of {} x {} positions, {start} used: no room for {batch} x {seq_len}",
+            batch == cache.batch() && cache.has_room(seq_len),
+            "cache of {} x {} positions, {} used: no room for {batch} x {seq_len}",
             cache.batch(),
-            cache.capacity()
+            cache.capacity(),
+            cache.len()
         );
-        let ropes = cache.ropes(&self.ropes, start + seq_len, &self.config, &ids.device());
-        let mut x = self.embed(ids, start);
-        for (block, layer) in self.blocks.iter().zip(&mut cache.layers) {
-            x = block.forward_cached(x, batch, start, &ropes, layer);
+        let turns = cache.turns(&self.ropes, &self.config, &ids.device());
+        for first in (0..seq_len).step_by(cache.max_step()) {
+            let n = cache.max_step().min(seq_len - first);
+            let mut x = self.embed(ids.clone().narrow(1, first, n), cache.len());
+            for (block, layer) in self.blocks.iter().zip(&mut cache.layers) {
+                x = block.forward_cached(x, batch, &turns, layer);
+            }
+            cache.advance(n);
+            on_step(x);
         }
-        cache.len += seq_len;
-        x
     }
 
     /// `[batch, seq_len]` ids at `start` to `[batch * seq_len, n_embd]`.
     fn embed(&self, ids: Tensor<B, 2, Int>, start: usize) -> Tensor<B, 2> {
         let [batch, seq_len] = ids.dims();
+        let (c, context) = (self.config.n_embd, self.config.context);
+        let end = start + seq_len;
         assert!(
-            start + seq_len <= self.config.context,
-            "position {} is past the context of {}",
-            start + seq_len,
-            self.config.context
+            self.positions.is_none() || end <= context,
+            "position {end} is past the context of {context}"
         );
-        let c = self.config.n_embd;
         let x = self.embedding.val().select(0, ids.reshape([batch * seq_len]));
         let x = match self.config.embedding_scale {
             Some(scale) => x * scale,

@@ -11,6 +11,7 @@ use tokenizer::Tokenizer;
 use tokenizer::chat::{ChatFormat, Message, Role};
 
 use super::Common;
+use crate::args::WhenFull;
 use crate::streaming::{self, Request};
 use crate::{args, loading, output};
 
@@ -32,7 +33,10 @@ impl Job for Run {
         let tokenizer = loading::tokenizer(&path)?;
         let format = loading::chat_format(&path, &tokenizer)?;
         let model = loading::model::<B>(&path, &device)?;
-        let session = Session::new(&model, model.config().context).with_vocabulary(tokenizer.vocab_size());
+        // The cache takes memory for all of it, and few conversations need what some models could attend to.
+        let context = self.args.context.context.map_or(MAX_CONTEXT, |n| n as usize);
+        let session = Session::with_end(&model, context, self.args.context.when_full())?
+            .with_vocabulary(tokenizer.vocab_size());
         let system: Vec<_> = self.args.system.iter().map(|text| Message::new(Role::System, text)).collect();
         let mut chat = Conversation {
             args: &self.args,
@@ -47,6 +51,9 @@ impl Job for Run {
         Ok(ExitCode::SUCCESS)
     }
 }
+
+/// Tokens of a conversation, unless the user asks for more.
+const MAX_CONTEXT: usize = 8192;
 
 struct Conversation<'a, B: FusedOps> {
     args: &'a args::Chat,
@@ -107,6 +114,10 @@ impl<B: FusedOps> Conversation<'_, B> {
         let generated =
             streaming::generate(&mut self.session, &mut self.sampler, &self.tokenizer, &request, show)?;
         output::line("")?;
+        if generated.n_forgotten > 0 {
+            self.common
+                .note(&format!("(the context is full: {} tokens are out of sight)", generated.n_forgotten));
+        }
         match generated.finish_reason {
             FinishReason::Stop => {}
             FinishReason::Length => self.common.note(&format!("(cut off after {n} tokens; more with -n)")),
@@ -122,7 +133,8 @@ impl<B: FusedOps> Conversation<'_, B> {
         let mut n_dropped = 0;
         loop {
             let ids = self.format.render(&self.tokenizer, &self.messages, true)?.ids;
-            if ids.len() < self.session.context() {
+            let is_endless = self.args.context.when_full != WhenFull::Refuse;
+            if is_endless || ids.len() < self.session.context() {
                 if n_dropped > 0 {
                     self.common
                         .note(&format!("(the context is full: the {n_dropped} oldest turns are forgotten)"));

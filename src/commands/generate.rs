@@ -66,8 +66,10 @@ impl Job for Run {
         let (ids, stop) = prompt(&args, &path, &tokenizer)?;
         let model = loading::model::<B>(&path, &device)?;
         // The cache holds what is asked for, not what a model could attend to at most.
-        let context = ids.len().saturating_add(args.sampling.n).min(model.config().context);
-        let mut session = Session::new(&model, context).with_vocabulary(tokenizer.vocab_size());
+        let whole_text = ids.len().saturating_add(args.sampling.n);
+        let context = args.context.context.map_or(whole_text, |n| n as usize);
+        let mut session = Session::with_end(&model, context, args.context.when_full())?
+            .with_vocabulary(tokenizer.vocab_size());
         let mut whole = String::new();
         let request =
             Request { prompt: &ids, n: args.sampling.n, stop_ids: &stop, stop_strings: &args.sampling.stop };
@@ -86,12 +88,20 @@ impl Job for Run {
                 "prompt_tokens": ids.len(),
                 "completion_tokens": generated.ids.len(),
                 "finish_reason": generated.finish_reason.name(),
+                "forgotten_tokens": generated.n_forgotten,
                 "ttft_ms": ttft_ms,
                 "tokens_per_s": generated.tokens_per_s(),
             }))?;
             return Ok(ExitCode::SUCCESS);
         }
         output::line("")?;
+        if generated.n_forgotten > 0 {
+            common.note(&format!(
+                "the context of {} tokens was full: {} tokens were out of sight at the end",
+                session.context(),
+                generated.n_forgotten
+            ));
+        }
         if generated.finish_reason == FinishReason::Context {
             common.note(&format!("the context of {} tokens is full: the text ends here", session.context()));
         }

@@ -223,7 +223,7 @@ fn rotated<B: Slices>(
         rotary_dim: 2 * rows_cols::<B>(&cos)[1],
         cos: B::slice(&cos),
         sin: B::slice(&sin),
-        start: dims.start,
+        start: 0,
         seq_len: dims.seq_len,
     };
     B::modify(qkv, |x| turn(x, &rope)).0

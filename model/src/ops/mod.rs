@@ -43,8 +43,8 @@ pub enum Gelu {
     Tanh,
 }
 
-/// Cosine and sine tables as primitives, `[n_positions, rotary_dim / 2]` each: the first `rotary_dim` elements of a head
-/// turn.
+/// Cosines and sines as primitives, `[n, rotary_dim / 2]` each: row `t` is for query `t`, `n` at least `seq_len`, and the
+/// first `rotary_dim` elements of a head turn.
 pub type RopeTables<B> = Option<(FloatTensor<B>, FloatTensor<B>)>;
 
 /// What attention computes, and what its backward needs.

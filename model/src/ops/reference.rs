@@ -8,6 +8,8 @@ use burn::prelude::*;
 use burn::tensor::activation::{self, log_softmax, sigmoid, softmax};
 use burn::tensor::ops::{FloatTensor, IntTensor};
 
+use crate::position::turn;
+
 use super::{AdamW, Attended, AttentionDims, Gelu, NormSpec, RopeTables, TopK, unwrap, wrap};
 
 /// See [`FusedOps::fused_linear`](super::FusedOps::fused_linear).
@@ -192,23 +194,12 @@ pub fn grouped_linear_backward_weight<B: Backend>(
     unwrap(Tensor::cat(parts, 0))
 }
 
-/// Cosines and sines of positions `start..start + T` as `[1, 1, T, R/2]`, where R elements of a head turn.
+/// Cosines and sines of the T positions as `[1, 1, T, R/2]`, where R elements of a head turn.
 fn rope_slice<B: Backend>(rope: RopeTables<B>, dims: AttentionDims) -> Option<(Tensor<B, 4>, Tensor<B, 4>)> {
     rope.map(|(cos, sin)| {
-        let slice = |t: FloatTensor<B>| wrap::<B, 2>(t).narrow(0, dims.start, dims.seq_len).unsqueeze::<4>();
+        let slice = |t: FloatTensor<B>| wrap::<B, 2>(t).narrow(0, 0, dims.seq_len).unsqueeze::<4>();
         (slice(cos), slice(sin))
     })
-}
-
-/// Turns the pairs (i, i + R/2) of the first R elements of each head in `x` `[B, H, T, D]`.
-fn turn<B: Backend>(x: Tensor<B, 4>, cos: Tensor<B, 4>, sin: Tensor<B, 4>) -> Tensor<B, 4> {
-    let (head_dim, half) = (x.dims()[3], cos.dims()[3]);
-    let (a, b) = (x.clone().narrow(3, 0, half), x.clone().narrow(3, half, half));
-    let mut parts = vec![a.clone() * cos.clone() - b.clone() * sin.clone(), b * cos + a * sin];
-    if 2 * half < head_dim {
-        parts.push(x.narrow(3, 2 * half, head_dim - 2 * half));
-    }
-    Tensor::cat(parts, 3)
 }
 
 /// `[B * T, width]` to queries `[B, H, T, D]`, keys and values `[B, K, T, D]`.

@@ -3,17 +3,23 @@
 
 use burn::prelude::*;
 use burn::tensor::ops::FloatTensor;
+use model::cache::MAX_STEP;
+use model::config::Position;
+use model::position::RopeScaling;
 use model::rng::Rng;
-use model::{Cache, FusedOps, Transformer};
+use model::{Cache, Config, FusedOps, Transformer};
 
 use crate::cases::{self, Ids};
-use crate::numbers::{bits, primitive};
+use crate::numbers::{bits, primitive, values};
 
 on_cpu!(
     cached_equals_uncached,
     next_logits_are_those_of_the_last_position,
     after_truncating_another_text_can_follow,
     the_memory_stays_where_it_is,
+    sliding_layers_hold_their_window_only,
+    what_is_left_of_an_evicting_cache_stands_side_by_side,
+    models_without_rotary_positions_cannot_evict,
 );
 
 const SEQ_LEN: usize = 150;
@@ -146,4 +152,75 @@ impl Address for burn::backend::NdArray {
             other => panic!("an f32 tensor, not {other:?}"),
         }
     }
+}
+
+/// More positions than a window and a step take: the oldest are gone, and the logits are those of the whole text. What is
+/// no longer there cannot be gone back to.
+fn sliding_layers_hold_their_window_only<B: FusedOps>() {
+    let config = Config { context: 800, ..cases::gemma_like() };
+    let model = cases::lively::<B>(&config, 9);
+    let ids = Ids::random(&config, 2, 760, 10);
+    let whole = bits(model.forward(ids.tensor()));
+    for pieces in [vec![760], vec![530, 1, 1, 200, 28], vec![100; 7].into_iter().chain([60]).collect()] {
+        assert!(in_pieces(&model, &ids, &pieces) == whole, "{pieces:?}");
+    }
+    let mut cache = Cache::new(&config, 2, 760, &Default::default());
+    let _ = model.forward_cached(ids.tensor(), &mut cache);
+    let [sliding, full] = [0, 1].map(|layer_idx| cache.layer(layer_idx).0.dims()[2]);
+    assert_eq!((sliding, full), (19 + MAX_STEP, 760));
+    cache.truncate(740);
+    assert_eq!(cache.len(), 740);
+    cache.truncate(100);
+    assert!(cache.is_empty());
+}
+
+/// With one layer, keys and values follow from tokens alone: the logits over what a cache has kept are those of a text of
+/// just these tokens, at the positions that they have in it.
+fn what_is_left_of_an_evicting_cache_stands_side_by_side<B: FusedOps>() {
+    const CAPACITY: usize = 24;
+    const N_SINK: usize = 3;
+    let plain = Config { n_layer: 1, ..cases::llama_like() };
+    let yarn = RopeScaling::Yarn {
+        factor: 4.0,
+        original_context: 40,
+        beta_fast: 32.0,
+        beta_slow: 1.0,
+        attention_factor: None,
+        truncate: true,
+    };
+    let partly = Config { rotary_dim: Some(4), rope_scaling: Some(yarn), ..plain.clone() };
+    let unturned = Config { position: Position::None, ..plain.clone() };
+    for config in [plain, partly, unturned] {
+        let model = cases::lively::<B>(&config, 11);
+        let ids = Ids::random(&config, 1, 150, 12);
+        let mut cache = Cache::evicting(&config, 1, CAPACITY, N_SINK, &Default::default()).expect("rotary");
+        let mut kept: Vec<i32> = Vec::new();
+        let mut start = 0;
+        for n in [1, 9, 5, 8, 4, 1, 1, 7].into_iter().cycle().take(30) {
+            let got = values(model.forward_cached(ids.positions(start..start + n).tensor(), &mut cache));
+            if kept.len() + n > CAPACITY {
+                let n_dropped = (kept.len() + n - CAPACITY).max(CAPACITY / 8);
+                kept.drain(N_SINK..N_SINK + n_dropped);
+            }
+            kept.extend_from_slice(&ids.values[start..start + n]);
+            start += n;
+            let text = Ids { batch: 1, seq_len: kept.len(), values: kept.clone() };
+            let all = values(model.forward(text.tensor()));
+            let want = &all[all.len() - got.len()..];
+            let worst = got.iter().zip(want).map(|(got, want)| (got - want).abs()).fold(0.0, f32::max);
+            assert!(worst < 1e-4, "{worst:e} after {start} of {config:?}");
+        }
+        assert_eq!((cache.len(), cache.n_evicted()), (start, start - kept.len()));
+        cache.truncate(start - 1);
+        assert!(cache.is_empty(), "what stood there was moved");
+    }
+}
+
+fn models_without_rotary_positions_cannot_evict<B: FusedOps>() {
+    let evicting =
+        |config: &Config, capacity| Cache::<B>::evicting(config, 1, capacity, 4, &Default::default());
+    let error = evicting(&cases::gpt2_like(), 20).expect_err("learned positions");
+    assert!(error.to_string().contains("Learned"), "{error}");
+    let error = evicting(&cases::llama_like(), 5).expect_err("no room");
+    assert!(error.to_string().contains("5 positions with 4 sinks"), "{error}");
 }

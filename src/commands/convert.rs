@@ -1,0 +1,220 @@
+//! `flint convert`: a model in another format, and proof that it is still the same.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::{Context, Result, bail};
+use burn::tensor::{Tensor, TensorData};
+use model::backend::Job;
+use model::weights::{self, Opened, gguf};
+use model::{Config, FusedOps, Transformer};
+use quant::Format;
+use serde_json::json;
+use tokenizer::Tokenizer;
+use tokenizer::gguf::Value;
+
+use super::Common;
+use crate::args::{self, FileFormat};
+use crate::{loading, output};
+
+/// What both models are asked: long enough that every part of a block takes part, short enough to cost nothing.
+const PROMPT: &str = "The capital of France is Paris. 1 + 2 = 3. fn main() { println!(\"Grüße, 世界\"); }";
+
+/// Where the outcome of the check is put, in the metadata of either format.
+const KEY: &str = "flint.self_check.max_logit_difference";
+
+/// Stands in the file until the check is done, which reads the file; as many bytes as what replaces it.
+const PENDING: &str = "pending-pending-pending!";
+
+pub fn run(args: args::Convert, common: Common) -> Result<ExitCode> {
+    common.on_backend(Run { args, common })
+}
+
+struct Run {
+    args: args::Convert,
+    common: Common,
+}
+
+impl Job for Run {
+    type Output = Result<ExitCode>;
+
+    fn run<B: FusedOps>(self, device: B::Device) -> Result<ExitCode> {
+        let Self { args, common } = self;
+        if args.out.exists() {
+            bail!("{} is already there: remove it or choose another -o", args.out.display());
+        }
+        let path = loading::model_path(&args.model)?;
+        let opened = weights::open(&path).context("cannot open the model")?;
+        let format = args.dtype.unwrap_or_else(|| format_of(&opened));
+        if !format.can_quantize() || (args.to == FileFormat::Safetensors && format.block_len() > 1) {
+            bail!("{format} is not written to {}: choose f32, f16 or bf16", args.to.name());
+        }
+        let source = Source::read(&path, &common)?;
+        let ids = source.ids(opened.config());
+        let model: Transformer<B> = opened.load(&device).context("cannot open the model")?;
+        let before = logits(&model, &ids);
+        // Beside the place where it will be, so that one rename puts it there.
+        let parent = args.out.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let scratch = tempfile::Builder::new().prefix(".convert-").tempdir_in(parent);
+        let scratch = scratch.with_context(|| format!("cannot write to {}", parent.display()))?;
+        let (written, weights_file) = match args.to {
+            FileFormat::Safetensors => source.write_folder(&model, format, scratch.path())?,
+            FileFormat::Gguf => source.write_gguf(&model, format, scratch.path())?,
+        };
+        drop(model);
+        let after: Transformer<B> =
+            weights::load(&written, &device).context("the converted model does not open")?;
+        let difference = largest_difference(&before, &logits(&after, &ids));
+        if difference.is_nan() {
+            bail!("the converted model gives logits that are not numbers: nothing was written");
+        }
+        put_into(&weights_file, &format!("{difference:e}"))?;
+        fs::rename(&written, &args.out).with_context(|| format!("cannot write {}", args.out.display()))?;
+        let scale = before.iter().fold(0.0f32, |most, logit| most.max(logit.abs()));
+        if args.json {
+            output::json(&json!({
+                "out": args.out,
+                "format": format.name(),
+                "max_logit_difference": difference,
+                "max_logit": scale,
+                "checked_tokens": ids.len(),
+            }))?;
+        } else {
+            output::line(&format!(
+                "wrote {}: {format}, logits of {} tokens differ by at most {difference:.2e} (largest logit {scale:.1})",
+                args.out.display(),
+                ids.len(),
+            ))?;
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+/// The format of the source's matrices, where all have the same; F32 for blocks and mixtures.
+fn format_of(opened: &Opened) -> Format {
+    let archive = opened.archive();
+    let matrices = archive.names().filter_map(|name| archive.get(name)).filter(|stored| stored.shape.len() > 1);
+    let mut formats = matrices.map(|stored| stored.format);
+    let first = formats.next().unwrap_or(Format::F32);
+    if first.block_len() == 1 && formats.all(|format| format == first) { first } else { Format::F32 }
+}
+
+/// What stands beside the weights of a source: its files, vocabulary and chat template.
+struct Source<'a> {
+    path: &'a Path,
+    tokenizer: Option<Tokenizer>,
+    /// Jinja.
+    template: Option<String>,
+}
+
+/// Files of a model folder that are copied as they are.
+const COPIED: [&str; 9] = [
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "generation_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "tokenizer.model",
+    "vocab.json",
+    "merges.txt",
+];
+
+impl<'a> Source<'a> {
+    /// Reads them; a model without vocabulary is one too, which is said.
+    fn read(path: &'a Path, common: &Common) -> Result<Self> {
+        let names = ["tokenizer.json", "tokenizer.model", "vocab.json"];
+        let has_vocabulary = path.is_file() || names.iter().any(|name| path.join(name).exists());
+        if !has_vocabulary {
+            common.note(&format!("{} has no tokenizer: the result will have none either", path.display()));
+            return Ok(Self { path, tokenizer: None, template: None });
+        }
+        let tokenizer = loading::tokenizer(path)?;
+        let format = loading::chat_format(path, &tokenizer).ok();
+        let template = format.map(|format| format.source().to_owned());
+        Ok(Self { path, tokenizer: Some(tokenizer), template })
+    }
+
+    /// What both models are asked.
+    fn ids(&self, config: &Config) -> Vec<u32> {
+        let ids = match &self.tokenizer {
+            Some(tokenizer) => tokenizer.encode(PROMPT),
+            None => (0..64).map(|i| i * 7919 % config.vocab_size as u32).collect(),
+        };
+        ids.into_iter().filter(|&id| (id as usize) < config.vocab_size).take(config.context).collect()
+    }
+
+    /// The result and its file of weights.
+    fn write_folder<B: FusedOps>(
+        &self,
+        model: &Transformer<B>,
+        format: Format,
+        scratch: &Path,
+    ) -> Result<(PathBuf, PathBuf)> {
+        let folder = scratch.join("model");
+        model::files::create_dir(&folder)?;
+        if self.path.is_dir() {
+            for name in COPIED.iter().filter(|name| self.path.join(name).exists()) {
+                let from = self.path.join(name);
+                fs::copy(&from, folder.join(name)).with_context(|| format!("cannot copy {}", from.display()))?;
+            }
+        } else if let Some(tokenizer) = &self.tokenizer {
+            tokenizer.save_folder(&folder, model.config().context, self.template.as_deref())?;
+        }
+        let metadata = BTreeMap::from([(KEY.to_owned(), PENDING.to_owned())]);
+        weights::save_as(model, format, &folder, &metadata)?;
+        let file = folder.join("model.safetensors");
+        Ok((folder, file))
+    }
+
+    fn write_gguf<B: FusedOps>(
+        &self,
+        model: &Transformer<B>,
+        format: Format,
+        scratch: &Path,
+    ) -> Result<(PathBuf, PathBuf)> {
+        let name = self.path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+        let mut pairs = vec![
+            ("general.name".to_owned(), Value::String(name)),
+            (KEY.to_owned(), Value::String(PENDING.to_owned())),
+        ];
+        if let Some(tokenizer) = &self.tokenizer {
+            pairs.extend(tokenizer.to_gguf().context("the vocabulary cannot be put into a GGUF")?);
+            let has_template = pairs.iter().any(|(key, _)| key == "tokenizer.chat_template");
+            if let Some(template) = self.template.as_ref().filter(|_| !has_template) {
+                pairs.push(("tokenizer.chat_template".to_owned(), Value::String(template.clone())));
+            }
+        }
+        let file = scratch.join("model.gguf");
+        gguf::save(model, format, &pairs, &file)?;
+        Ok((file.clone(), file))
+    }
+}
+
+/// `[positions, vocabulary]`, row-major.
+fn logits<B: FusedOps>(model: &Transformer<B>, ids: &[u32]) -> Vec<f32> {
+    let ids = TensorData::new(ids.iter().map(|&id| id as i32).collect(), [1, ids.len()]);
+    weights::values(&model.forward(Tensor::from_data(ids, &model.device())))
+}
+
+/// Not a number if either has one that is none.
+fn largest_difference(a: &[f32], b: &[f32]) -> f32 {
+    let differences = a.iter().zip(b).map(|(a, b)| (a - b).abs());
+    differences.fold(0.0, |most, d| if d.is_nan() || most.is_nan() { f32::NAN } else { most.max(d) })
+}
+
+/// Replaces the pending outcome in a file's header, where it stands once.
+fn put_into(file: &Path, outcome: &str) -> Result<()> {
+    use std::io::{Read, Seek, SeekFrom, Write};
+    let io = || format!("cannot write {}", file.display());
+    let mut file = fs::OpenOptions::new().read(true).write(true).open(file).with_context(io)?;
+    let mut head = Vec::new();
+    Read::take(&mut file, 1 << 20).read_to_end(&mut head).with_context(io)?;
+    let place = head.windows(PENDING.len()).position(|window| window == PENDING.as_bytes());
+    let place = place.context("the new file lacks the place of the check's outcome")?;
+    file.seek(SeekFrom::Start(place as u64)).with_context(io)?;
+    file.write_all(format!("{outcome:<width$}", width = PENDING.len()).as_bytes()).with_context(io)?;
+    file.sync_all().with_context(io)
+}
