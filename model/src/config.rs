@@ -477,6 +477,11 @@ impl Config {
 
     /// The same for sizes of any product, as a config has them before it is validated.
     fn n_params_wide(&self) -> u128 {
+        self.params_by_part().iter().map(|(_, n)| n).sum()
+    }
+
+    /// Number of trainable parameters of each part, all layers together.
+    pub fn params_by_part(&self) -> [(&'static str, u128); 6] {
         let [v, c, layers] = [self.vocab_size, self.n_embd, self.n_layer].map(|n| n as u128);
         let [qkv, width, head_dim, context, heads] =
             [self.qkv_width(), self.attention_width(), self.head_dim(), self.context, self.n_head]
@@ -488,14 +493,16 @@ impl Config {
             Some(QkNorm::Whole) => width + self.n_kv_head() as u128 * head_dim,
             None => 0,
         };
-        let norms = self.norms_per_block() as u128 * norm + qk_norm;
         let sinks = if self.attention_sinks { heads } else { 0 };
-        let block = qkv * c + width * c + biases + norms + sinks;
-        let positions = if self.position == Position::Learned { context * c } else { 0 };
-        let head = if self.tie_embeddings { 0 } else { v * c };
         let [dense, sparse] = self.layers_by_experts();
-        let ff = dense * self.ff_params(None) + sparse * self.ff_params(self.experts.as_ref());
-        v * c + positions + layers * block + ff + norm + head
+        [
+            ("embedding", v * c),
+            ("positions", if self.position == Position::Learned { context * c } else { 0 }),
+            ("attention", layers * (qkv * c + width * c + biases + sinks)),
+            ("feed-forward", dense * self.ff_params(None) + sparse * self.ff_params(self.experts.as_ref())),
+            ("norms", layers * (self.norms_per_block() as u128 * norm + qk_norm) + norm),
+            ("head", if self.tie_embeddings { 0 } else { v * c }),
+        ]
     }
 
     /// How many layers have a single feed-forward part, and how many have experts.

@@ -1,5 +1,6 @@
 //! What a model will occupy, before anything is allocated.
 
+use crate::cache::{MAX_STEP, rows_of_layer};
 use crate::config::Config;
 
 /// Bytes by purpose, for f32 numbers.
@@ -52,7 +53,49 @@ impl Plan {
     }
 }
 
-/// Bytes of the cache per position of one sequence.
+/// What a model occupies while it generates, in bytes, for f32 numbers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Inference {
+    /// The parameters.
+    pub weights_bytes: u64,
+    /// Keys and values.
+    pub cache_bytes: u64,
+    /// What is computed on the way of one step.
+    pub activation_bytes: u64,
+}
+
+impl Inference {
+    /// The plan for `batch` sequences of `context` tokens in a cache of as many.
+    ///
+    /// A step is what a prompt goes through the model in, [`MAX_STEP`] positions at most. Its largest moment is in a
+    /// feed-forward part: stream, normalised stream, projections, and their product; or in attention: stream, queries,
+    /// keys, values, and the output. At the end there are the logits of the last position, twice.
+    pub fn new(config: &Config, batch: usize, context: usize) -> Self {
+        let step = context.min(MAX_STEP);
+        let c = config.n_embd;
+        let attention = 2 * c + config.qkv_width() + config.attention_width();
+        let ff = |layer_idx| {
+            let n_active = config.experts(layer_idx).map_or(1, |experts| experts.n_active);
+            2 * c + n_active * (config.n_up() + 1) * config.layer_ff(layer_idx)
+        };
+        let widest = (0..config.n_layer).map(ff).max().unwrap_or(0).max(attention);
+        let width = 2 * (config.n_kv_head() * config.head_dim());
+        let rows: usize = (0..config.n_layer).map(|i| rows_of_layer(config, i, context)).sum();
+        let bytes = |n: &[usize]| n.iter().fold(4u64, |product, &n| product.saturating_mul(n as u64));
+        Self {
+            weights_bytes: bytes(&[config.n_params()]),
+            cache_bytes: bytes(&[batch, rows, width]),
+            activation_bytes: bytes(&[batch, step, widest]) + bytes(&[2, batch, config.vocab_size]),
+        }
+    }
+
+    /// All of it.
+    pub fn total_bytes(&self) -> u64 {
+        self.weights_bytes.saturating_add(self.cache_bytes).saturating_add(self.activation_bytes)
+    }
+}
+
+/// Bytes of the cache per position of one sequence, while no window is full.
 pub fn cache_bytes_per_token(config: &Config) -> u64 {
     4 * 2 * (config.n_layer * config.n_kv_head() * config.head_dim()) as u64
 }

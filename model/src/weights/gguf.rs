@@ -116,8 +116,10 @@ pub fn save<B: Backend>(
     let table: Vec<NewTensor> = tensors.iter().map(entry).collect();
     let mut refused = None;
     let written = crate::files::write_atomic(path, |f| {
-        let blocks =
-            |idx: usize, bytes: &mut Vec<u8>| table[idx].format.quantize(&tensors[idx].1.values(), bytes);
+        let blocks = |idx: usize, bytes: &mut Vec<u8>| {
+            table[idx].format.quantize(&tensors[idx].1.values(), bytes);
+            Ok(())
+        };
         quant::write(f, &pairs, &table, blocks).or_else(|error| match error {
             quant::Error::Io(source) => Err(source),
             other => Err(io::Error::other(refused.insert(other).to_string())),

@@ -35,5 +35,6 @@ mod init;
 mod overfit;
 
 mod gguf;
+mod lora;
 mod stories;
 mod weights;
