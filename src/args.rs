@@ -4,8 +4,9 @@ mod tokenizer;
 
 use std::path::PathBuf;
 
-use clap::{Args as ClapArgs, Parser, Subcommand};
+use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 use model::backend::Kind;
+use quant::Format;
 
 pub use tokenizer::{
     Color, CorpusArgs, DocumentKind, SpecialArgs, SplitArgs, Tokenizer, TokenizerDecode, TokenizerEncode,
@@ -48,6 +49,10 @@ pub enum Verb {
     Embed(Embed),
     /// Write the logits of a sequence of token ids
     Logits(Logits),
+    /// Write a model in another format, and check that it is still the same
+    Convert(Convert),
+    /// Say what a model is made of and what memory it needs
+    Inspect(Inspect),
     /// Train and use tokenizers
     #[command(subcommand)]
     Tokenizer(Tokenizer),
@@ -139,10 +144,48 @@ pub struct SamplingArgs {
     pub n: usize,
 }
 
+/// What the model sees of a long text.
+#[derive(Debug, ClapArgs)]
+pub struct ContextArgs {
+    /// Tokens that the model sees at once, at most its own context
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub context: Option<u32>,
+
+    /// What to do when the context is full
+    #[arg(long, value_enum, default_value_t = WhenFull::Refuse, value_name = "WHAT")]
+    pub when_full: WhenFull,
+
+    /// Tokens at the front that `--when-full evict` keeps
+    #[arg(long, default_value_t = 4, value_name = "N")]
+    pub sinks: u32,
+}
+
+/// What to do when the context is full.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum WhenFull {
+    /// End, and refuse a prompt that does not fit
+    Refuse,
+    /// Forget the oldest quarter and read the rest again
+    Slide,
+    /// Drop the oldest from the cache but for the sinks, so that memory and time per token stay the same for ever
+    Evict,
+}
+
+impl ContextArgs {
+    /// For the session.
+    pub fn when_full(&self) -> infer::WhenFull {
+        match self.when_full {
+            WhenFull::Refuse => infer::WhenFull::Refuse,
+            WhenFull::Slide => infer::WhenFull::Slide,
+            WhenFull::Evict => infer::WhenFull::Evict { n_sink: self.sinks as usize },
+        }
+    }
+}
+
 /// `flint generate`
 #[derive(Debug, ClapArgs)]
 pub struct Generate {
-    /// Model or run folder
+    /// Model or run folder, or GGUF file
     pub model: PathBuf,
 
     /// Text to continue; `-` reads it from stdin
@@ -156,6 +199,9 @@ pub struct Generate {
     #[command(flatten)]
     pub sampling: SamplingArgs,
 
+    #[command(flatten)]
+    pub context: ContextArgs,
+
     /// Text, ids and timings as JSON
     #[arg(long)]
     pub json: bool,
@@ -164,7 +210,7 @@ pub struct Generate {
 /// `flint chat`
 #[derive(Debug, ClapArgs)]
 pub struct Chat {
-    /// Model or run folder
+    /// Model or run folder, or GGUF file
     pub model: PathBuf,
 
     /// Instructions for the whole conversation
@@ -173,6 +219,9 @@ pub struct Chat {
 
     #[command(flatten)]
     pub sampling: SamplingArgs,
+
+    #[command(flatten)]
+    pub context: ContextArgs,
 }
 
 /// `flint embed`
@@ -197,7 +246,7 @@ pub struct Embed {
 /// `flint logits`
 #[derive(Debug, ClapArgs)]
 pub struct Logits {
-    /// Model or run folder
+    /// Model or run folder, or GGUF file
     pub model: PathBuf,
 
     /// Token ids
@@ -209,11 +258,101 @@ pub struct Logits {
     pub out: PathBuf,
 }
 
+/// What a model can be written as.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum FileFormat {
+    /// A folder in the Hugging Face layout
+    Safetensors,
+    /// One file, as llama.cpp has it
+    Gguf,
+}
+
+impl FileFormat {
+    /// The name on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Safetensors => "safetensors",
+            Self::Gguf => "gguf",
+        }
+    }
+}
+
+/// `flint convert`
+#[derive(Debug, ClapArgs)]
+pub struct Convert {
+    /// Model or run folder, or GGUF file
+    pub model: PathBuf,
+
+    /// What to write
+    #[arg(long, value_enum, value_name = "FORMAT")]
+    pub to: FileFormat,
+
+    /// How to write matrices: f32, f16 or bf16, in a GGUF also q8_0, q4_0 and other blocks [default: as they are, F32
+    /// if they are blocks]
+    #[arg(long, value_name = "TYPE", value_parser = number_format)]
+    pub dtype: Option<Format>,
+
+    /// Folder or file to write, which must not be there yet
+    #[arg(short, long, value_name = "PATH")]
+    pub out: PathBuf,
+
+    /// The outcome as JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+fn number_format(name: &str) -> Result<Format, String> {
+    Format::from_name(name).ok_or_else(|| {
+        let known: Vec<_> = Format::ALL.iter().map(|format| format.name().to_lowercase()).collect();
+        format!("choose one of {}", known.join(", "))
+    })
+}
+
+/// `flint inspect`
+#[derive(Debug, ClapArgs)]
+pub struct Inspect {
+    /// Model or run folder, or GGUF file
+    pub model: PathBuf,
+
+    /// Tokens to plan memory for [default: the model's context, at most 4096]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub context: Option<u32>,
+
+    /// Sequences side by side to plan memory for
+    #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    pub batch: u16,
+
+    /// List all tensors
+    #[arg(long)]
+    pub tensors: bool,
+
+    /// Load the model, fill the context, and say how much memory that took
+    #[arg(long)]
+    pub measure: bool,
+
+    /// As JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
 /// `flint bench`
 #[derive(Debug, Subcommand)]
 pub enum Bench {
     /// Training steps of a config, nothing kept
     Train(BenchTrain),
+    /// A long text through a cache of constant size: perplexity, time and memory over position
+    Stream(BenchStream),
+}
+
+/// `flint bench stream`
+#[derive(Debug, ClapArgs)]
+pub struct BenchStream {
+    #[command(flatten)]
+    pub config: Config,
+
+    /// As JSON
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// `flint bench train`

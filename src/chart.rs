@@ -80,7 +80,8 @@ impl Chart<'_> {
         }
         text(canvas, self.x_label, Point::new((LEFT + RIGHT) / 2, BOTTOM + 42), Alignment::Center)?;
         let bold = MonoTextStyle::new(&FONT_9X18_BOLD, INK);
-        Text::with_alignment(self.title, Point::new(WIDTH as i32 / 2, 26), bold, Alignment::Center).draw(canvas)?;
+        Text::with_alignment(self.title, Point::new(WIDTH as i32 / 2, 26), bold, Alignment::Center)
+            .draw(canvas)?;
         for (i, (name, points)) in self.curves.iter().enumerate() {
             let color = COLORS[i % COLORS.len()];
             let place = |&(x, y): &(f64, f64)| Point::new(x_at(x), y_at(y));

@@ -6,6 +6,8 @@ use std::fs;
 use std::path::Path;
 
 use anyhow::{Context, Result, anyhow, bail};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 use serde_json::Value;
 use train::RunConfig;
 
@@ -13,23 +15,26 @@ use crate::args;
 
 /// Reads a config file and applies the changes of the command line.
 pub fn load(args: &args::Config) -> Result<RunConfig> {
-    let path = &args.config;
-    let text =
-        fs::read_to_string(path).with_context(|| format!("cannot read the config {}", path.display()))?;
-    let mut config = parse(&text, path)?;
-    for change in &args.set {
-        config = set(&config, change)?;
-    }
+    let mut config: RunConfig = load_as(args)?;
     for data in std::iter::once(&mut config.data).chain(config.then.iter_mut().map(|p| &mut p.data)) {
         for path in &mut data.paths {
             *path = expand(path)?;
         }
     }
-    config.validate().with_context(|| format!("in {}", path.display()))?;
+    config.validate().with_context(|| format!("in {}", args.config.display()))?;
     Ok(config)
 }
 
-fn parse(text: &str, path: &Path) -> Result<RunConfig> {
+/// Reads a config file of any kind and applies the changes of the command line.
+pub fn load_as<T: DeserializeOwned + Serialize>(args: &args::Config) -> Result<T> {
+    let path = &args.config;
+    let text =
+        fs::read_to_string(path).with_context(|| format!("cannot read the config {}", path.display()))?;
+    let config = parse(&text, path)?;
+    args.set.iter().try_fold(config, |config, change| set(&config, change))
+}
+
+fn parse<T: DeserializeOwned>(text: &str, path: &Path) -> Result<T> {
     let name = path.display();
     match path.extension().and_then(|e| e.to_str()) {
         Some("ron") => {
@@ -50,7 +55,7 @@ fn parse(text: &str, path: &Path) -> Result<RunConfig> {
 
 /// The config with one key changed. The path is the key's place, `then.0.train.lr` for instance; the value
 /// is JSON, or a word where that is meant.
-fn set(config: &RunConfig, change: &str) -> Result<RunConfig> {
+fn set<T: DeserializeOwned + Serialize>(config: &T, change: &str) -> Result<T> {
     let (path, value) =
         change.split_once('=').with_context(|| format!("--set {change}: expected PATH=VALUE"))?;
     let value = serde_json::from_str(value).unwrap_or_else(|_| Value::String(value.to_owned()));
@@ -139,9 +144,9 @@ mod tests {
             ("c.toml", toml::to_string(&config).expect("TOML")),
         ];
         for (name, text) in texts {
-            assert_eq!(parse(&text, Path::new(name)).expect(name), config);
+            assert_eq!(parse::<RunConfig>(&text, Path::new(name)).expect(name), config);
         }
-        assert!(parse(GOOD, Path::new("c.txt")).is_err());
+        assert!(parse::<RunConfig>(GOOD, Path::new("c.txt")).is_err());
     }
 
     #[test]

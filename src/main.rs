@@ -5,6 +5,7 @@
 
 mod args;
 mod bar;
+mod chart;
 mod commands;
 mod config;
 mod dashboard;

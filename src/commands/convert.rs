@@ -48,7 +48,7 @@ impl Job for Run {
         let path = loading::model_path(&args.model)?;
         let opened = weights::open(&path).context("cannot open the model")?;
         let format = args.dtype.unwrap_or_else(|| format_of(&opened));
-        if !format.can_quantize() || (args.to == FileFormat::Safetensors && format.block_len() > 1) {
+        if args.to == FileFormat::Safetensors && format.block_len() > 1 {
             bail!("{format} is not written to {}: choose f32, f16 or bf16", args.to.name());
         }
         let source = Source::read(&path, &common)?;
@@ -95,7 +95,8 @@ impl Job for Run {
 /// The format of the source's matrices, where all have the same; F32 for blocks and mixtures.
 fn format_of(opened: &Opened) -> Format {
     let archive = opened.archive();
-    let matrices = archive.names().filter_map(|name| archive.get(name)).filter(|stored| stored.shape.len() > 1);
+    let matrices =
+        archive.names().filter_map(|name| archive.get(name)).filter(|stored| stored.shape.len() > 1);
     let mut formats = matrices.map(|stored| stored.format);
     let first = formats.next().unwrap_or(Format::F32);
     if first.block_len() == 1 && formats.all(|format| format == first) { first } else { Format::F32 }
@@ -158,7 +159,8 @@ impl<'a> Source<'a> {
         if self.path.is_dir() {
             for name in COPIED.iter().filter(|name| self.path.join(name).exists()) {
                 let from = self.path.join(name);
-                fs::copy(&from, folder.join(name)).with_context(|| format!("cannot copy {}", from.display()))?;
+                fs::copy(&from, folder.join(name))
+                    .with_context(|| format!("cannot copy {}", from.display()))?;
             }
         } else if let Some(tokenizer) = &self.tokenizer {
             tokenizer.save_folder(&folder, model.config().context, self.template.as_deref())?;

@@ -2,9 +2,11 @@
 
 mod bench;
 mod chat;
+mod convert;
 mod doctor;
 mod embed;
 mod generate;
+mod inspect;
 mod logits;
 mod plan;
 mod tokenizer;
@@ -67,8 +69,11 @@ fn dispatch(args: Args) -> Result<ExitCode> {
         Verb::Chat(args) => chat::run(args, common),
         Verb::Embed(args) => embed::run(args, common),
         Verb::Logits(args) => logits::run(args, common),
+        Verb::Convert(args) => convert::run(args, common),
+        Verb::Inspect(args) => inspect::run(args, common),
         Verb::Tokenizer(verb) => tokenizer::run(verb, common),
         Verb::Bench(Bench::Train(args)) => bench::train(&args, common),
+        Verb::Bench(Bench::Stream(args)) => bench::stream(&args, common),
         Verb::Doctor(args) => doctor::run(&args, common),
     }
 }

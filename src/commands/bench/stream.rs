@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use super::super::Common;
+use super::train::resident_bytes;
 use crate::bar::{Bar, Unit};
 use crate::chart::Chart;
 use crate::{args, config, loading, output};
@@ -147,11 +148,4 @@ fn read(paths: &[String]) -> Result<String> {
         all.push('\n');
     }
     Ok(all)
-}
-
-/// Memory that the process has now, where the system tells.
-fn resident_bytes() -> Option<u64> {
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
-    line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok().map(|kib| kib << 10)
 }

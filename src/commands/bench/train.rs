@@ -136,7 +136,16 @@ fn cpu_seconds() -> f64 {
 
 /// The most memory the process has had at once, where the system tells.
 pub fn peak_memory_bytes() -> Option<u64> {
+    status("VmHWM:")
+}
+
+/// Memory that the process has now, where the system tells.
+pub fn resident_bytes() -> Option<u64> {
+    status("VmRSS:")
+}
+
+fn status(key: &str) -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix(key))?;
     line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok().map(|kib| kib << 10)
 }
