@@ -45,13 +45,17 @@ pub fn run(args: &args::Plan, common: Common) -> Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     output::line(&format!("{}: {} parameters on {backend}{note}", config.name, model.n_params()))?;
+    let experts = model.experts.as_ref().map(|of| {
+        format!(" ({} experts of {}, {} at a time)", of.n, of.n_ff.unwrap_or(model.n_ff()), of.n_active)
+    });
     output::line(&format!(
-        "  {} layers x {} wide, {} heads ({} for keys and values), feed-forward {}, context {}",
+        "  {} layers x {} wide, {} heads ({} for keys and values), feed-forward {}{}, context {}",
         model.n_layer,
         model.n_embd,
         model.n_head,
         model.n_kv_head(),
         model.n_ff(),
+        experts.unwrap_or_default(),
         model.context
     ))?;
     output::line(&format!(

@@ -577,9 +577,19 @@ mod tests {
             Config { qk_norm: Some(QkNorm::Head), experts: experts(Some(24), false, vec![]), ..llama() };
         let longrope = RopeScaling::LongRope {
             short_factor: vec![1.0, 1.0, 1.1, 1.3],
-            long_factor: vec![1.0, 2.0, 5.5, 6.0],
+            // Numbers that lose their last bit when they are read.
+            long_factor: vec![1.0, 2.0, 3.35114323299776, 1.0954451150103321],
             original_context: 32,
             attention_factor: None,
+        };
+        let gemma2 = Config {
+            norm_place: NormPlace::Both,
+            mlp: MlpKind::GeGluTanh,
+            embedding_scale: Some(8.0),
+            attention_scale: Some(0.25),
+            attention_softcap: Some(50.0),
+            logit_softcap: Some(30.0),
+            ..llama()
         };
         let dynamic = RopeScaling::Dynamic { factor: 4.0, original_context: 128 };
         let cases = [
@@ -601,12 +611,15 @@ mod tests {
             (Family::Llama, Config { context: 512, rope_scaling: Some(dynamic.clone()), ..llama() }),
             (Family::Flint, Config { context: 500, rope_scaling: Some(dynamic), ..llama() }),
             (Family::SmolLm3, Config { layers: vec![LayerKind::Full, LayerKind::FullUnrotated], ..llama() }),
+            (Family::Gemma2, gemma2),
         ];
         for (family, config) in cases {
             let config = Config { dropout: 0.1, ..config };
             let (read_family, read) = parse(&write(&config)).expect("read");
             assert_eq!(read_family, family, "{}", write(&config));
             assert_eq!(spelled_out(&read), spelled_out(&config), "{}", write(&config));
+            // transformers fails to run a Gemma without a window, even where no layer has one.
+            assert!(family != Family::Gemma2 || write(&config).contains("\"sliding_window\": 128"));
         }
     }
 
@@ -661,7 +674,7 @@ mod tests {
             ("\"rope_scaling\": null", "\"rope_scaling\": {\"factor\": 8, \"type\": \"su\"}", "rope_scaling"),
             ("\"attention_bias\": false", "\"rope_parameters\": {\"rope_type\": \"yarn\"}", "factor"),
             ("\"attention_bias\": false", "\"quantization_config\": {}", "quantization_config"),
-            ("\"attention_bias\": false", "\"attention_bias\": true", "attention_bias"),
+            ("\"attention_bias\": false", "\"attention_bias\": 1", "attention_bias"),
             ("\"attention_bias\": false", "\"partial_rotary_factor\": 0.5", "partial_rotary_factor"),
             ("\"num_hidden_layers\": 2", "\"num_hidden_layers\": 18446744073709551615", "num_hidden_layers"),
             ("\"head_dim\": 16", "\"head_dim\": 4611686018427387920", "head_dim"),

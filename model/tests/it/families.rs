@@ -20,8 +20,8 @@ on_cpu!(
     stacked_experts_are_read,
 );
 
-/// The largest difference of logits whose deviation is 0.3 to 3. Of random models, whose logits may be large, it is that of
-/// the largest logit: transformers' own are as far from those it computes in f64.
+/// The largest difference of logits whose deviation is 0.3 to 3. Of random models, whose logits may be large, it is five
+/// times that of the largest: transformers' own are as far from those it computes in f64.
 const TOLERANCE: f32 = 2e-5;
 const ENV: &str = "FLINT_FAMILIES";
 
@@ -69,7 +69,7 @@ fn logits_are_those_of_transformers<B: FusedOps>() {
         let (ids, want) = expected(folder);
         let got = model.forward(ids.tensor());
         let largest = want.iter().fold(1.0, |largest: f32, x| largest.max(x.abs()));
-        let unit = if std::env::var_os(ENV).is_some() { largest } else { 1.0 };
+        let unit = if std::env::var_os(ENV).is_some() { 5.0 * largest } else { 1.0 };
         let worst = largest_difference(&values(got.clone()), &want) / unit;
         let mut cache = Cache::new(model.config(), 1, ids.seq_len, &Default::default());
         let n = ids.seq_len;

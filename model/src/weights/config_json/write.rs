@@ -56,10 +56,25 @@ pub(super) fn spelled_out(config: &Config) -> Config {
             dense_layers: (0..config.n_layer).filter(|&i| config.experts(i).is_none()).collect(),
             ..experts.clone()
         }),
+        rope_scaling: config.rope_scaling.clone().map(rounded),
         // Files have its inverse square; what counts is the number that scores are multiplied by.
         attention_scale: Some(f64::from(scale as f32)),
         dropout: 0.0,
         ..config.clone()
+    }
+}
+
+/// The scaling with numbers as exact as tables are: those of long lists may lose their last bit on the way through text.
+fn rounded(scaling: RopeScaling) -> RopeScaling {
+    let round = |x: f64| f64::from(x as f32);
+    match scaling {
+        RopeScaling::LongRope { short_factor, long_factor, original_context, attention_factor } => {
+            let [short_factor, long_factor] =
+                [short_factor, long_factor].map(|list| list.into_iter().map(round).collect());
+            let attention_factor = attention_factor.map(round);
+            RopeScaling::LongRope { short_factor, long_factor, original_context, attention_factor }
+        }
+        other => other,
     }
 }
 
@@ -123,6 +138,8 @@ fn to_json(family: Family, config: &Config) -> Value {
             "attn_logit_softcapping": config.attention_softcap,
             "final_logit_softcapping": config.logit_softcap,
             "rope_local_base_freq": config.local_rope_theta,
+            // Their code wants one even where no layer slides.
+            "sliding_window": config.window.unwrap_or(config.context),
             "layer_types": layer_types.collect::<Vec<_>>(),
         }),
         Family::Qwen2 | Family::Qwen3 => json!({
