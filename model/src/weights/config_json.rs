@@ -639,6 +639,8 @@ mod tests {
             3_821_079_552,
             1_484_916_736,
             3_075_098_624,
+            46_702_792_704,
+            30_532_122_624,
         ];
         let lines = include_str!("../../tests/fixtures/published_configs.jsonl").lines();
         assert_eq!(lines.clone().count(), n_params.len());
