@@ -96,7 +96,7 @@ pub fn save<B: Backend>(
     more: &[(String, Value)],
     path: &Path,
 ) -> Result<(), Error> {
-    let (family, mut pairs, facts) =
+    let config::Written { family, mut pairs, facts } =
         config::write(model.config()).map_err(|why| Error::Config { path: path.into(), why })?;
     pairs.push(("general.file_type".to_owned(), Value::U32(file_type(format))));
     pairs.push(("general.quantization_version".to_owned(), Value::U32(2)));
@@ -120,9 +120,9 @@ pub fn save<B: Backend>(
             table[idx].format.quantize(&tensors[idx].1.values(), bytes);
             Ok(())
         };
-        quant::write(f, &pairs, &table, blocks).or_else(|error| match error {
-            quant::Error::Io(source) => Err(source),
-            other => Err(io::Error::other(refused.insert(other).to_string())),
+        quant::write(f, &pairs, &table, blocks).map_err(|error| match error {
+            quant::Error::Io(source) => source,
+            other => io::Error::other(refused.insert(other).to_string()),
         })
     });
     match (written, refused) {

@@ -271,11 +271,21 @@ fn divisors_of(scaling: &RopeScaling, config: &Config) -> Vec<f32> {
     plain.iter().zip(scaled).map(|(plain, scaled)| (plain / scaled) as f32).collect()
 }
 
-/// The family, keys and values that a model is written with, and what each pair's frequency is divided by.
+/// What a model is written with.
+pub(in crate::weights) struct Written {
+    /// Whose names its tensors have.
+    pub family: Family,
+    /// Keys and values.
+    pub pairs: Vec<(String, Value)>,
+    /// What its tensors say.
+    pub facts: Facts,
+}
+
+/// Says a model in the keys of the first architecture that has all of it.
 ///
 /// # Errors
 /// If no architecture of the format is this model.
-pub(in crate::weights) fn write(config: &Config) -> Result<(Family, Vec<(String, Value)>, Facts), String> {
+pub(in crate::weights) fn write(config: &Config) -> Result<Written, String> {
     let facts = Facts {
         vocab_size: config.vocab_size,
         has_head: !config.tie_embeddings,
@@ -291,7 +301,7 @@ pub(in crate::weights) fn write(config: &Config) -> Result<(Family, Vec<(String,
         let pairs = to_pairs(name, family, config);
         let values = pairs.iter().cloned().collect();
         if parse(&values, &facts).is_ok_and(|(_, read)| are_same(&read, config)) {
-            return Ok((family, pairs, facts));
+            return Ok(Written { family, pairs, facts });
         }
     }
     Err("no architecture that GGUF files have is this model: write it as safetensors".into())
