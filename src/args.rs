@@ -45,6 +45,8 @@ pub enum Verb {
     Generate(Generate),
     /// Talk to a model
     Chat(Chat),
+    /// Measure a model: perplexity of a text, questions with known answers
+    Eval(Eval),
     /// Turn texts into vectors
     Embed(Embed),
     /// Write the logits of a sequence of token ids
@@ -222,6 +224,54 @@ pub struct Chat {
 
     #[command(flatten)]
     pub context: ContextArgs,
+}
+
+/// `flint eval`
+///
+/// Perplexity is the exponential of the mean negative log-likelihood of a text's tokens; how the text is cut is part of
+/// the number. By default it is cut as llama.cpp's `llama-perplexity` does: into windows of --context tokens side by
+/// side, of which the second half is scored, each beginning with the tokenizer's first token where it has one; what is
+/// left at the end is dropped. With --stride it is cut as in transformers' guide to perplexity: windows of --context
+/// tokens, each --stride further, of which is scored what the one before did not reach; a window's mean weighs its new
+/// tokens less one.
+///
+/// Tasks are files of JSON lines with the fields of the published data sets: LAMBADA {text}, HellaSwag {ctx, endings,
+/// label}, ARC {question, choices, answerKey}, PIQA {goal, sol1, sol2, label}, WinoGrande {sentence, option1, option2,
+/// answer}. They are laid out and counted as lm-eval does without examples: `acc` by the sum of a choice's
+/// log-likelihoods, `acc_norm` by that sum per character.
+#[derive(Debug, ClapArgs)]
+#[command(group = clap::ArgGroup::new("what").required(true))]
+pub struct Eval {
+    /// Model or run folder
+    pub model: PathBuf,
+
+    /// Perplexity of this text; `-` reads stdin
+    #[arg(long, value_name = "FILE", group = "what")]
+    pub ppl: Option<PathBuf>,
+
+    /// Tokens of a window [default: 512 or the model's context if that is less; with --stride the model's context]
+    #[arg(long, value_name = "N", requires = "ppl")]
+    pub context: Option<usize>,
+
+    /// Sliding windows, each so many tokens further
+    #[arg(long, value_name = "N", requires = "ppl")]
+    pub stride: Option<usize>,
+
+    /// Ask the questions in NAME.jsonl of the folder --data
+    #[arg(long, value_name = "NAME,NAME,…", value_delimiter = ',', group = "what", requires = "data")]
+    pub tasks: Vec<String>,
+
+    /// Folder with the files of --tasks
+    #[arg(long, value_name = "DIR", requires = "tasks")]
+    pub data: Option<PathBuf>,
+
+    /// At most so many questions of each task, the first ones [default: all]
+    #[arg(long, value_name = "N", requires = "tasks")]
+    pub limit: Option<usize>,
+
+    /// As JSON
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// `flint embed`

@@ -1,5 +1,7 @@
 //! The program as people use it: small models trained, stopped, killed, damaged and resumed.
 
+#[path = "run/measure.rs"]
+mod measure;
 #[path = "run/tokenizer.rs"]
 mod tokenizer;
 

@@ -5,6 +5,7 @@ mod chat;
 mod convert;
 mod doctor;
 mod embed;
+mod eval;
 mod generate;
 mod inspect;
 mod logits;
@@ -67,6 +68,7 @@ fn dispatch(args: Args) -> Result<ExitCode> {
         Verb::Plan(args) => plan::run(&args, common),
         Verb::Generate(args) => generate::run(args, common),
         Verb::Chat(args) => chat::run(args, common),
+        Verb::Eval(args) => eval::run(args, common),
         Verb::Embed(args) => embed::run(args, common),
         Verb::Logits(args) => logits::run(args, common),
         Verb::Convert(args) => convert::run(args, common),
