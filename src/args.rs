@@ -55,6 +55,8 @@ pub enum Verb {
     Convert(Convert),
     /// Say what a model is made of and what memory it needs
     Inspect(Inspect),
+    /// Fetch a model from the Hugging Face hub
+    Pull(Pull),
     /// Train and use tokenizers
     #[command(subcommand)]
     Tokenizer(Tokenizer),
@@ -290,6 +292,33 @@ pub struct Embed {
 
     /// The vector as JSON, with the number of tokens
     #[arg(long, conflicts_with = "jsonl")]
+    pub json: bool,
+}
+
+/// `flint pull`
+///
+/// Files are verified by the hashes that the hub names, and the folder appears when all are there; an interrupted pull
+/// goes on where it ended. Environment: HF_ENDPOINT is another server that speaks the hub's protocol, HF_TOKEN a token
+/// for private models.
+#[derive(Debug, ClapArgs)]
+pub struct Pull {
+    /// Repository: OWNER/NAME
+    pub repo: String,
+
+    /// Folder to make [default: models/NAME]
+    #[arg(short, long, value_name = "DIR")]
+    pub out: Option<PathBuf>,
+
+    /// Only this file, for instance a GGUF; may be repeated [default: config, tokenizer and safetensors]
+    #[arg(long, value_name = "NAME")]
+    pub file: Vec<String>,
+
+    /// Branch, tag or commit
+    #[arg(long, default_value = "main", value_name = "REVISION")]
+    pub revision: String,
+
+    /// What was fetched as JSON
+    #[arg(long)]
     pub json: bool,
 }
 

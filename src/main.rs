@@ -9,6 +9,7 @@ mod chart;
 mod commands;
 mod config;
 mod dashboard;
+mod hub;
 mod loading;
 mod output;
 mod progress;

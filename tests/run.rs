@@ -2,6 +2,8 @@
 
 #[path = "run/measure.rs"]
 mod measure;
+#[path = "run/pull.rs"]
+mod pull;
 #[path = "run/tokenizer.rs"]
 mod tokenizer;
 

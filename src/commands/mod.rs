@@ -10,6 +10,7 @@ mod generate;
 mod inspect;
 mod logits;
 mod plan;
+mod pull;
 mod tokenizer;
 mod train;
 
@@ -70,6 +71,7 @@ fn dispatch(args: Args) -> Result<ExitCode> {
         Verb::Chat(args) => chat::run(args, common),
         Verb::Eval(args) => eval::run(args, common),
         Verb::Embed(args) => embed::run(args, common),
+        Verb::Pull(args) => pull::run(&args, common),
         Verb::Logits(args) => logits::run(args, common),
         Verb::Convert(args) => convert::run(args, common),
         Verb::Inspect(args) => inspect::run(args, common),
