@@ -92,7 +92,7 @@ fn answer(mut stream: TcpStream, state: &mut State) -> std::io::Result<()> {
     let request = lines.next().unwrap_or_else(|| Ok(String::new()))?;
     let path = request.split(' ').nth(1).unwrap_or_default().to_owned();
     let headers: BTreeMap<String, String> = lines
-        .map_while(|line| Some(line.ok()?.split_once(": ").map(|(k, v)| (k.to_lowercase(), v.to_owned()))?))
+        .map_while(|line| line.ok()?.split_once(": ").map(|(k, v)| (k.to_lowercase(), v.to_owned())))
         .collect();
     let range = headers.get("range").cloned();
     state.asked.push((path.clone(), range.clone(), headers.get("authorization").cloned()));
