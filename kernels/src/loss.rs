@@ -39,12 +39,23 @@ pub fn cross_entropy(logits: &mut [f32], targets: &[i32], scale: f32) -> f64 {
 /// # Panics
 /// If the lengths do not fit or a target is not below `vocab_size`.
 pub fn nll(logits: &[f32], targets: &[i32]) -> (f64, usize) {
-    let Some(vocab_size) = vocab_size("nll", logits, targets) else {
-        return (0.0, 0);
-    };
-    let rows = logits.par_chunks(vocab_size).zip(targets);
-    let losses: Vec<f64> = rows.map(|(row, &target)| nll_row(row, target)).collect();
+    let losses = nll_rows(logits, targets);
     (losses.iter().sum(), targets.iter().filter(|&&target| target >= 0).count())
+}
+
+/// The negative log-likelihood of each row's target; 0 where the row is to be ignored.
+///
+/// # Shapes
+/// - `logits`: `[rows, vocab_size]`
+/// - `targets`: `[rows]`, negative where a row is to be ignored
+///
+/// # Panics
+/// If the lengths do not fit or a target is not below `vocab_size`.
+pub fn nll_rows(logits: &[f32], targets: &[i32]) -> Vec<f64> {
+    let Some(vocab_size) = vocab_size("nll", logits, targets) else {
+        return Vec::new();
+    };
+    logits.par_chunks(vocab_size).zip(targets).map(|(row, &target)| nll_row(row, target)).collect()
 }
 
 /// Columns of `logits`, `None` if there are no rows. Checks every target, so rows need not.

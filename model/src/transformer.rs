@@ -83,13 +83,22 @@ impl<B: FusedOps> Transformer<B> {
     /// - `ids`: `[batch, seq_len]`, `seq_len` at most the context
     /// - output: `[batch * seq_len, vocab_size]`
     pub fn forward(&self, ids: Tensor<B, 2, Int>) -> Tensor<B, 2> {
+        self.logits(self.hidden(ids))
+    }
+
+    /// What the last block gives at every position of every sequence: for [`logits`](Self::logits) of some of them.
+    ///
+    /// # Shapes
+    /// - `ids`: `[batch, seq_len]`, `seq_len` at most the context
+    /// - output: `[batch * seq_len, n_embd]`
+    pub fn hidden(&self, ids: Tensor<B, 2, Int>) -> Tensor<B, 2> {
         let [batch, seq_len] = ids.dims();
         let ropes = self.ropes.of_length(seq_len, seq_len, &self.config, &ids.device());
         let mut x = self.dropout.forward(self.embed(ids, 0));
         for block in &self.blocks {
             x = block.forward(x, batch, &ropes);
         }
-        self.logits(x)
+        x
     }
 
     /// Cross-entropy against the next ids, summed over the targets that are not negative and
@@ -183,8 +192,12 @@ impl<B: FusedOps> Transformer<B> {
         (x.reshape([batch, seq_len, c]) + positions.unsqueeze::<3>()).reshape([batch * seq_len, c])
     }
 
-    /// `[rows, n_embd]` to `[rows, vocab_size]`.
-    fn logits(&self, x: Tensor<B, 2>) -> Tensor<B, 2> {
+    /// Logits of some positions, by what [`hidden`](Self::hidden) gives there.
+    ///
+    /// # Shapes
+    /// - `x`: `[rows, n_embd]`
+    /// - output: `[rows, vocab_size]`
+    pub fn logits(&self, x: Tensor<B, 2>) -> Tensor<B, 2> {
         let x = self.norm.forward(x);
         let logits = match &self.head {
             Some(head) => head.forward(x),

@@ -4,7 +4,7 @@
 //! wires a run together on burn-train, whose custom learning strategy is [`step_loop`]: forward,
 //! backward, clip, update. [`optim`] and [`schedule`] are the recipe, [`folder`] is the run on disk,
 //! [`checkpoint`] survives crashes, [`log`], [`report`] and
-//! [`renderer`] tell what happens, [`exam`] asks the result questions.
+//! [`renderer`] tell what happens, [`exam`] asks the result questions. [`eval`] measures any model.
 //!
 //! This crate prints nothing and knows no terminal; whoever runs it passes a [`Screen`].
 
@@ -12,6 +12,7 @@ pub mod config;
 pub mod run;
 
 pub mod data;
+pub mod eval;
 pub mod exam;
 pub mod folder;
 pub mod step_loop;

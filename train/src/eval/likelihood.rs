@@ -1,0 +1,147 @@
+//! How probable a model finds the tokens of many sequences.
+//!
+//! Sequences run in batches of like lengths, filled up on the right: nothing sees what comes after it, so what stands
+//! there changes no result. Of the logits only those of scored positions are computed, a bounded number at a time.
+
+use burn::prelude::*;
+use model::{FusedOps, Transformer};
+
+/// Positions that go through the model together, about.
+const POSITIONS_TOGETHER: usize = 2048;
+
+/// Logits in memory at a time, at most, unless a single row has more: 32 MiB.
+const LOGITS_TOGETHER: usize = 1 << 23;
+
+/// A sequence of which the tokens from some position on are scored.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Query {
+    /// Token ids, of the model's vocabulary.
+    pub ids: Vec<i32>,
+    /// The first that is scored, by all before it; at least 1.
+    pub first_scored: usize,
+}
+
+/// A token in its place.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Scored {
+    /// The negative logarithm of its probability.
+    pub nll: f64,
+    /// Whether no token is more probable; of equals the first counts.
+    pub is_greedy: bool,
+}
+
+/// The scored tokens of each query, in order. `show` is told from time to time how many queries are done.
+///
+/// # Panics
+/// If a query has no token before the first scored one, or more than the model's context before its last.
+pub fn score<B: FusedOps>(
+    model: &Transformer<B>,
+    queries: &[Query],
+    mut show: impl FnMut(usize),
+) -> Vec<Vec<Scored>> {
+    let mut order: Vec<usize> = (0..queries.len()).collect();
+    // Longest first, so that memory is at its most at once.
+    order.sort_by_key(|&i| std::cmp::Reverse(queries[i].ids.len()));
+    let mut scored = vec![Vec::new(); queries.len()];
+    let (mut rest, mut n_done) = (&order[..], 0);
+    while let Some(&longest) = rest.first() {
+        // The last token is predicted, not read.
+        let seq_len = (queries[longest].ids.len() - 1).max(1);
+        let n = (POSITIONS_TOGETHER / seq_len).clamp(1, rest.len());
+        let (batch, later) = rest.split_at(n);
+        let queries: Vec<&Query> = batch.iter().map(|&i| &queries[i]).collect();
+        for (tokens, &i) in score_batch(model, &queries, seq_len).into_iter().zip(batch) {
+            scored[i] = tokens;
+        }
+        rest = later;
+        n_done += n;
+        show(n_done);
+    }
+    scored
+}
+
+fn score_batch<B: FusedOps>(model: &Transformer<B>, queries: &[&Query], seq_len: usize) -> Vec<Vec<Scored>> {
+    let mut ids = Vec::with_capacity(queries.len() * seq_len);
+    let (mut rows, mut targets) = (Vec::new(), Vec::new());
+    for query in queries {
+        let first = query.first_scored;
+        assert!(first > 0, "a token is scored by those before it: {query:?}");
+        let start = ids.len();
+        let read = query.ids.len().saturating_sub(1);
+        rows.extend((first - 1..read.max(first - 1)).map(|position| (start + position) as i32));
+        targets.extend_from_slice(query.ids.get(first..).unwrap_or_default());
+        ids.extend_from_slice(&query.ids[..read]);
+        ids.resize(start + seq_len, 0);
+    }
+    let device = model.device();
+    let ids = Tensor::from_data(TensorData::new(ids, [queries.len(), seq_len]), &device);
+    let hidden = model.hidden(ids);
+    let n_rows = (LOGITS_TOGETHER / model.config().vocab_size).max(1);
+    let mut all = Vec::with_capacity(rows.len());
+    for (rows, targets) in rows.chunks(n_rows).zip(targets.chunks(n_rows)) {
+        let rows = Tensor::from_data(TensorData::from(rows), &device);
+        let logits = model.logits(hidden.clone().select(0, rows)).into_data();
+        let logits: Vec<f32> = logits.convert::<f32>().into_vec().expect("converted to f32");
+        all.extend(score_rows(&logits, targets));
+    }
+    let mut all = all.into_iter();
+    let n_scored = |query: &&Query| query.ids.len().saturating_sub(query.first_scored);
+    queries.iter().map(|query| all.by_ref().take(n_scored(query)).collect()).collect()
+}
+
+/// Each target by its row of logits `[targets.len(), vocab_size]`.
+fn score_rows(logits: &[f32], targets: &[i32]) -> Vec<Scored> {
+    let vocab_size = logits.len() / targets.len();
+    let is_greedy = |row: &[f32], target: usize| {
+        let (before, after) = row.split_at(target);
+        before.iter().all(|x| *x < row[target]) && after.iter().all(|x| *x <= row[target])
+    };
+    kernels::loss::nll_rows(logits, targets)
+        .into_iter()
+        .zip(logits.chunks(vocab_size).zip(targets))
+        .map(|(nll, (row, &target))| Scored { nll, is_greedy: is_greedy(row, target as usize) })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use burn::backend::Flex;
+    use model::Config;
+
+    use super::*;
+
+    #[test]
+    fn a_query_alone_and_among_others_and_by_the_models_own_loss() {
+        let model = Transformer::<Flex>::init(&Config::new(40, 2, 16, 2, 64), 3, &Default::default());
+        let queries: Vec<Query> = (0..120)
+            .map(|i| {
+                let ids: Vec<i32> = (0..2 + i * 7 % 63).map(|j| ((i * 13 + j * j) % 40) as i32).collect();
+                Query { first_scored: 1 + i % (ids.len() - 1), ids }
+            })
+            .collect();
+        let (mut shown, mut last) = (0, 0);
+        let together = score(&model, &queries, |n_done| (shown, last) = (shown + 1, n_done));
+        assert!(shown > 1 && last == queries.len());
+        for (query, found) in queries.iter().zip(&together) {
+            assert_eq!(score(&model, std::slice::from_ref(query), |_| {})[0], *found, "{query:?}");
+            let (read, first) = (query.ids.len() - 1, query.first_scored);
+            let ids = Tensor::from_data(
+                TensorData::new(query.ids[..read].to_vec(), [1, read]),
+                &Default::default(),
+            );
+            let mut targets = query.ids[1..].to_vec();
+            targets[..first - 1].fill(-1);
+            let targets = Tensor::from_data(TensorData::new(targets, [read]), &Default::default());
+            let want: f64 = model.loss(ids, targets, 1.0).into_scalar().elem();
+            let sum: f64 = found.iter().map(|token| token.nll).sum();
+            assert!(found.len() == read + 1 - first && (sum - want).abs() < 1e-5 * want, "{sum} for {want}");
+        }
+    }
+
+    #[test]
+    fn of_equal_tokens_the_first_is_greedy() {
+        let logits = [1.0, 3.0, 3.0, 0.0];
+        let found = |target| score_rows(&logits, &[target])[0].is_greedy;
+        assert_eq!([0, 1, 2, 3].map(found), [false, true, false, false]);
+    }
+}
