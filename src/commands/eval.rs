@@ -38,7 +38,7 @@ impl Job for Run {
                 bail!("`{name}` is no name of a task: a task is a file NAME.jsonl in the folder of --data");
             }
         }
-        let dir = loading::model_dir(&args.model)?;
+        let dir = loading::model_path(&args.model)?;
         let tokenizer = loading::tokenizer(&dir)?;
         let model = loading::model::<B>(&dir, &device)?;
         match &args.ppl {
