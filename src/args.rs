@@ -148,6 +148,20 @@ pub struct SamplingArgs {
     pub n: usize,
 }
 
+/// Adapters that are added to a model.
+#[derive(Debug, ClapArgs)]
+pub struct LoraArgs {
+    /// Add a LoRA adapter, multiplied by a factor if given; may be repeated
+    #[arg(long, value_name = "FOLDER[=FACTOR]", value_parser = lora)]
+    pub lora: Vec<(PathBuf, f64)>,
+}
+
+fn lora(text: &str) -> Result<(PathBuf, f64), String> {
+    let Some((folder, factor)) = text.rsplit_once('=') else { return Ok((text.into(), 1.0)) };
+    let number = factor.parse().ok().filter(|number: &f64| number.is_finite());
+    number.map(|number| (folder.into(), number)).ok_or_else(|| format!("`{factor}` is not a number"))
+}
+
 /// What the model sees of a long text.
 #[derive(Debug, ClapArgs)]
 pub struct ContextArgs {
@@ -192,6 +206,9 @@ pub struct Generate {
     /// Model or run folder, or GGUF file
     pub model: PathBuf,
 
+    #[command(flatten)]
+    pub lora: LoraArgs,
+
     /// Text to continue; `-` reads it from stdin
     #[arg(short, long, allow_hyphen_values = true)]
     pub prompt: String,
@@ -216,6 +233,9 @@ pub struct Generate {
 pub struct Chat {
     /// Model or run folder, or GGUF file
     pub model: PathBuf,
+
+    #[command(flatten)]
+    pub lora: LoraArgs,
 
     /// Instructions for the whole conversation
     #[arg(long, value_name = "TEXT")]
@@ -328,6 +348,9 @@ pub struct Logits {
     /// Model or run folder, or GGUF file
     pub model: PathBuf,
 
+    #[command(flatten)]
+    pub lora: LoraArgs,
+
     /// Token ids
     #[arg(long, value_delimiter = ',', required = true, value_name = "ID,ID,…")]
     pub ids: Vec<u32>,
@@ -361,6 +384,9 @@ impl FileFormat {
 pub struct Convert {
     /// Model or run folder, or GGUF file
     pub model: PathBuf,
+
+    #[command(flatten)]
+    pub lora: LoraArgs,
 
     /// What to write
     #[arg(long, value_enum, value_name = "FORMAT")]

@@ -4,9 +4,12 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use infer::Embedder;
+use model::weights::lora::Adapter;
 use model::{FusedOps, Transformer, weights};
 use tokenizer::chat::ChatFormat;
 use tokenizer::{Error, Split, Tokenizer};
+
+use crate::args::LoraArgs;
 
 /// Where the model is: the path itself if it is a model folder or a GGUF file, or the `model` folder of a run.
 pub fn model_path(path: &Path) -> Result<PathBuf> {
@@ -46,6 +49,20 @@ fn only_gguf(folder: &Path) -> Option<PathBuf> {
 /// Reads the weights.
 pub fn model<B: FusedOps>(path: &Path, device: &B::Device) -> Result<Transformer<B>> {
     weights::load(path, device).context("cannot open the model")
+}
+
+/// Reads the weights and adds adapters.
+pub fn model_with<B: FusedOps>(path: &Path, lora: &LoraArgs, device: &B::Device) -> Result<Transformer<B>> {
+    with_adapters(model(path, device)?, lora)
+}
+
+/// Adds adapters to a model.
+pub fn with_adapters<B: FusedOps>(model: Transformer<B>, lora: &LoraArgs) -> Result<Transformer<B>> {
+    let load = |(folder, factor): &(PathBuf, f64)| Ok((Adapter::load(folder)?, *factor));
+    let adapters = lora.lora.iter().map(load).collect::<Result<Vec<_>, weights::Error>>();
+    let adapters = adapters.context("cannot open the adapter")?;
+    let borrowed: Vec<_> = adapters.iter().map(|(adapter, factor)| (adapter, *factor)).collect();
+    weights::lora::merge(model, &borrowed).context("the adapter does not fit the model")
 }
 
 /// Reads an encoder with its tokenizer and what says how texts get their vectors. Says if nothing does.

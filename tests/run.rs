@@ -2,6 +2,8 @@
 
 #[path = "run/measure.rs"]
 mod measure;
+#[path = "run/models.rs"]
+mod models;
 #[path = "run/pull.rs"]
 mod pull;
 #[path = "run/tokenizer.rs"]

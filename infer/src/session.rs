@@ -78,7 +78,9 @@ pub enum Error {
     #[error("the prompt is empty: a model continues at least one token")]
     EmptyPrompt,
     /// The prompt leaves no room.
-    #[error("the prompt has {prompt} tokens, the context holds {context}: shorten the prompt")]
+    #[error(
+        "the prompt has {prompt} tokens, the context holds {context}: shorten it, or let it slide or evict"
+    )]
     PromptTooLong {
         /// Tokens of the prompt.
         prompt: usize,

@@ -54,6 +54,7 @@ impl Job for Run {
         let source = Source::read(&path, &common)?;
         let ids = source.ids(opened.config());
         let model: Transformer<B> = opened.load(&device).context("cannot open the model")?;
+        let model = loading::with_adapters(model, &args.lora)?;
         let before = logits(&model, &ids);
         // Beside the place where it will be, so that one rename puts it there.
         let parent = args.out.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
