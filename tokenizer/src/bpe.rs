@@ -2,11 +2,13 @@
 //!
 //! Nearly every piece of a text has been seen before, so its ids come from a [`cache`] with one comparison of 16 bytes.
 //! The rest are merged by [`merge`] in an array, and by [`linear`] if they are so long that the array's quadratic time
-//! would show. All do what Hugging Face does: the lowest rank first, the leftmost among equals.
+//! would show. All do what Hugging Face does: the lowest rank first, the leftmost among equals. Bytes without a token are
+//! dealt with before that, by [`missing`].
 
 mod cache;
 mod linear;
 mod merge;
+mod missing;
 
 use std::hint::black_box;
 use std::sync::OnceLock;
@@ -18,6 +20,7 @@ pub(crate) use cache::Cache;
 use merge::Rules;
 use merge::Symbols;
 pub(crate) use merge::{MAX_IDS, Merge, Pair, merges_by_id, pack};
+pub(crate) use missing::{Becomes, Missing};
 
 use crate::Split;
 use crate::pieces::PieceMap;
@@ -41,6 +44,8 @@ pub(crate) struct Bpe {
     /// lead to them.
     whole: PieceMap<u32>,
     rules: Rules,
+    /// Nothing if every byte has a token.
+    missing: Option<Box<Missing>>,
     /// Whether every part ranks before what it merges into, as in every trained vocabulary.
     is_ordered: bool,
     /// Made when long pieces come; nothing if there are more tokens than it can hold.
@@ -55,16 +60,32 @@ impl Bpe {
         Self {
             whole: PieceMap::new(),
             rules: Rules::new(byte_ids, merges),
+            missing: None,
             is_ordered: merge::is_ordered(merges),
             linear: OnceLock::new(),
             n_queued: AtomicUsize::new(0),
         }
     }
 
+    /// Deals with bytes that have no token. Their ids so far are those of the unknown token, or of no token.
+    pub(crate) fn with_missing(mut self, missing: Option<Missing>) -> Self {
+        self.missing = missing.map(Box::new);
+        self
+    }
+
+    /// The bytes that have no token, if there are any.
+    pub(crate) fn missing(&self) -> Option<&Missing> {
+        self.missing.as_deref()
+    }
+
     /// Gives a piece that is one of `tokens` its id whatever merging would give (`ignore_merges`).
     pub(crate) fn with_whole<'a>(mut self, tokens: impl ParallelIterator<Item = (&'a [u8], u32)>) -> Self {
         let is_exception = |symbols: &mut (Symbols, Vec<u32>), &(bytes, id): &(&[u8], u32)| {
             let (symbols, ids) = symbols;
+            // Merging never leads to a byte that has no token.
+            if self.missing().is_some_and(|missing| missing.is_in(bytes)) {
+                return true;
+            }
             ids.clear();
             // The queue's time is bounded, whatever the length of a token in a hostile file.
             match bytes.len() {
@@ -119,7 +140,7 @@ impl Bpe {
         out.finish();
     }
 
-    /// Appends one id for each byte.
+    /// Appends one id for each byte, all of which have one.
     pub(crate) fn encode_bytes(&self, bytes: &[u8], ids: &mut Vec<u32>) {
         ids.extend(bytes.iter().map(|&byte| self.rules.byte_id(byte)));
     }
@@ -178,8 +199,19 @@ impl Bpe {
 
     fn merge(&self, piece: &[u8], cache: &mut Cache, ids: &mut Vec<u32>) {
         if let Some(id) = self.whole.get(piece) {
-            ids.push(id);
-        } else if piece.len() <= ARRAY {
+            return ids.push(id);
+        }
+        match &self.missing {
+            None => self.merge_bytes(piece, cache, ids),
+            Some(missing) => match &missing.kept(piece)[..] {
+                [] => {}
+                kept => self.merge_bytes(kept, cache, ids),
+            },
+        }
+    }
+
+    fn merge_bytes(&self, piece: &[u8], cache: &mut Cache, ids: &mut Vec<u32>) {
+        if piece.len() <= ARRAY {
             self.rules.merge_in_array(piece, &mut cache.symbols, ids);
         } else if !self.is_ordered {
             self.rules.merge_by_queue(piece, ids);

@@ -1,8 +1,8 @@
 //! From a definition to a tokenizer: everything that must be checked before the parts may work together.
 //!
 //! Whether a definition comes from a file of any format or from training, this is the only way in, so whatever holds of
-//! one tokenizer holds of all: no special token comes out of plain text, every id has one spelling, and a byte-level
-//! vocabulary has all bytes.
+//! one tokenizer holds of all: no special token comes out of plain text, every id has one spelling, and it is
+//! known which bytes a byte-level vocabulary has no token for.
 
 use std::collections::{HashMap, HashSet};
 
@@ -12,14 +12,15 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use crate::added::AddedTokens;
-use crate::bpe::{Bpe, MAX_IDS, Merge, Pair, merges_by_id};
+use crate::alphabet::NO_BYTE;
+use crate::bpe::{Becomes, Bpe, MAX_IDS, Merge, Missing, Pair, merges_by_id};
 use crate::char_bpe::CharBpe;
 use crate::char_level::CharLevel;
 use crate::decoder::{Decoder, DecoderSpec};
 use crate::decoding::Decoding;
 use crate::definition::{BpeDef, Definition, Merges, ModelDef, PieceKind, SpecialIds};
 use crate::hash::Seeded;
-use crate::model::{Model, TokenLens};
+use crate::model::{Model, TokenLens, unk_id};
 use crate::normalizer::NormalizerSpec;
 use crate::pipeline::{AnyNormalizer, Pipeline};
 use crate::postprocessor::{Around, PostProcessorSpec};
@@ -254,11 +255,27 @@ fn byte_level(
             _ => {}
         }
     }
-    let mut byte_ids = [0; 256];
-    for (byte, id) in (0..=255).zip(&mut byte_ids) {
-        *id = by_byte[usize::from(byte)].ok_or(Error::MissingByte { byte })?;
-    }
     let is_special = |id: u32| added.get(id).is_some_and(|token| token.special);
+    let missing: Vec<u8> = (0..=255).filter(|&byte| by_byte[usize::from(byte)].is_none()).collect();
+    // Ranks alone stand for all texts or none, and a special token is never what a text spells.
+    let is_refused = |byte: &&u8| {
+        let spelled = alphabet::byte_to_char(**byte);
+        def.merges == Merges::ById || vocab.id(spelled.encode_utf8(&mut [0; 4])).is_some_and(is_special)
+    };
+    if let Some(&byte) = missing.iter().find(is_refused) {
+        return Err(Error::MissingByte { byte });
+    }
+    let becomes = match &def.unk_token {
+        Some(token) if !missing.is_empty() => {
+            Becomes::Unknown { id: unk_id(tokens, token)?, fuse: def.fuse_unk }
+        }
+        _ => Becomes::Nothing,
+    };
+    let no_byte = match becomes {
+        Becomes::Nothing => NO_BYTE,
+        Becomes::Unknown { id, .. } => id,
+    };
+    let byte_ids = by_byte.map(|id| id.unwrap_or(no_byte));
     let plain = bytes.par_iter().filter(|&(_, id)| !is_special(id));
     let merges = match &def.merges {
         Merges::Ranked(pairs) => merge_results(vocab, is_special, pairs)?,
@@ -268,9 +285,21 @@ fn byte_level(
             return Err(Error::Unsupported { part: "model", found, supported: "merges" });
         }
     };
+    if let Becomes::Unknown { id: unk, .. } = becomes
+        && merges.iter().any(|&Merge { pair: (left, right), id }| [left, right, id].contains(&unk))
+    {
+        let found = format!(
+            "merges with the `unk_token` `{}` in a vocabulary without a token for byte {:#04x}",
+            vocab.token(unk).unwrap_or_default(),
+            missing[0]
+        );
+        let supported = "an `unk_token` that takes part in no merge, or a token for each byte";
+        return Err(Error::Unsupported { part: "model", found, supported });
+    }
     def.merges = Merges::Ranked(merges.iter().map(|merge| merge.pair).collect());
     let lens = TokenLens(bytes.lens().collect());
-    let bpe = Bpe::new(byte_ids, &merges);
+    let missing = (!missing.is_empty()).then(|| Missing::new(missing, becomes));
+    let bpe = Bpe::new(byte_ids, &merges).with_missing(missing);
     Ok((if def.ignore_merges { bpe.with_whole(plain) } else { bpe }, lens))
 }
 

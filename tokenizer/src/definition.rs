@@ -150,7 +150,7 @@ impl ModelDef {
             fnv.string(&kinds);
         };
         match self {
-            // Every byte has a token, so nothing is ever unknown.
+            // What stands for missing bytes is hashed where it is known that there are some.
             Self::Bpe(BpeDef { byte_level: true, ignore_merges, .. }) => {
                 fnv.string(format!("bytes {ignore_merges}").as_bytes());
             }

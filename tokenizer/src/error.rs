@@ -120,7 +120,8 @@ pub enum Error {
         /// Number of tokens in the file.
         n_tokens: usize,
     },
-    /// No token stands for this byte, so some texts could not be encoded.
+    /// No token stands for this byte, so some texts could not be encoded: in tiktoken's ranks, in byte fallback that
+    /// needs all bytes, or because only a special token is spelled like it.
     #[error("no token stands for byte {byte:#04x}")]
     MissingByte {
         /// The byte.

@@ -3,7 +3,7 @@
 use crate::Error;
 use crate::added::MAX_CONTENT;
 use crate::alphabet;
-use crate::bpe::{self, Bpe};
+use crate::bpe::{self, Bpe, Missing};
 use crate::char_bpe::{self, CharBpe};
 use crate::char_level::CharLevel;
 use crate::sink::Sink;
@@ -66,7 +66,12 @@ impl Model {
             Self::Bytes(bpe, lens) => {
                 scratch.ids.clear();
                 bpe.encode_piece(piece.as_bytes(), &mut scratch.bytes, &mut scratch.ids);
-                scratch.ids.iter().for_each(|&id| sink.token(id, lens.get(id)));
+                match bpe.missing() {
+                    None => scratch.ids.iter().for_each(|&id| sink.token(id, lens.get(id))),
+                    Some(missing) => missing.spans(piece.as_bytes(), &scratch.ids, lens, |id, token| {
+                        sink.token(id, token.len());
+                    }),
+                }
             }
             Self::Char(model) => model.encode(piece, sink),
             Self::Chars(bpe) => bpe.encode(piece, &mut scratch.chars, sink),
@@ -83,11 +88,25 @@ impl Model {
         };
         scratch.ids.clear();
         bpe.encode_piece(&unspelled, &mut scratch.bytes, &mut scratch.ids);
+        let mut give = |id: u32, token: &[u8]| {
+            sink.token(id, token.iter().map(|&byte| alphabet::byte_to_char(byte).len_utf8()).sum());
+        };
+        if let Some(missing) = bpe.missing() {
+            return missing.spans(&unspelled, &scratch.ids, lens, give);
+        }
         let mut rest = &unspelled[..];
         for &id in &scratch.ids {
             let (token, after) = rest.split_at(lens.get(id));
-            sink.token(id, token.iter().map(|&byte| alphabet::byte_to_char(byte).len_utf8()).sum());
+            give(id, token);
             rest = after;
+        }
+    }
+
+    /// The bytes of text that a byte-level vocabulary has no token for.
+    pub(crate) fn missing(&self) -> Option<&Missing> {
+        match self {
+            Self::Bytes(bpe, _) => bpe.missing(),
+            _ => None,
         }
     }
 
@@ -95,6 +114,9 @@ impl Model {
     pub(crate) fn encode_bytes(&self, bytes: &[u8], ids: &mut Vec<u32>) -> bool {
         let byte_ids = match self {
             Self::Bytes(bpe, _) => {
+                if bpe.missing().is_some() {
+                    return false;
+                }
                 bpe.encode_bytes(bytes, ids);
                 return true;
             }

@@ -86,6 +86,7 @@ impl Pipeline {
                 let (is_first, base) = (starts_text && range.start == 0, range.start);
                 if let Some((bpe, lens, split)) = self.plain_bytes()
                     && matches!(self.normalizer, AnyNormalizer::None)
+                    && bpe.missing().is_none()
                 {
                     let (mut ids, mut at) = (Vec::new(), base);
                     bpe.encode(split, &text[range], &mut scratch.bytes, &mut ids);

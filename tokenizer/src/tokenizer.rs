@@ -8,6 +8,7 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use crate::Error;
+use crate::bpe::{Becomes, Missing};
 use crate::build;
 use crate::decoding::{Begun, Decoding};
 use crate::definition::{AddedTokenDef, Definition, Merges, ModelDef};
@@ -76,7 +77,8 @@ pub(crate) struct Inner {
 
 /// Encoding and decoding.
 impl Tokenizer {
-    /// The ids of `text`. A special token that the text spells is encoded as the plain characters it consists of.
+    /// The ids of `text`. A special token that the text spells is encoded as the plain characters it consists of. What
+    /// has no token becomes the unknown token, or is left out if there is none: see [`Tokenizer::missing_bytes`].
     pub fn encode(&self, text: &str) -> Vec<u32> {
         self.encode_with(text, EncodeOptions::default())
     }
@@ -111,7 +113,8 @@ impl Tokenizer {
     }
 
     /// The ids of `text`, each with the bytes of `text` that it came from, in whole characters. Tokens may be parts of a
-    /// character, and what a normalizer put in comes from its neighbours, so ranges may overlap or be empty.
+    /// character, and what a normalizer put in comes from its neighbours, so ranges may overlap or be empty. What was
+    /// left out between tokens counts for a neighbour.
     pub fn encode_offsets(&self, text: &str, options: EncodeOptions) -> Vec<(u32, Range<usize>)> {
         let Inner { pipeline, around, .. } = &*self.inner;
         let none = |at: usize| move |&id: &u32| (id, at..at);
@@ -181,7 +184,8 @@ impl Tokenizer {
     }
 
     /// The bytes of `ids`: exactly what was encoded, if neither the file's normalizer nor its pre-tokenizer changes,
-    /// adds or drops anything (`Metaspace`, `add_prefix_space`, `Whitespace`) and no character is unknown.
+    /// adds or drops anything (`Metaspace`, `add_prefix_space`, `Whitespace`), no character is unknown and no byte
+    /// is one of [`Tokenizer::missing_bytes`].
     ///
     /// # Errors
     /// [`Error::UnknownId`].
@@ -247,6 +251,15 @@ impl Tokenizer {
     /// A token as the file spells it.
     pub fn id_to_token(&self, id: u32) -> Option<&str> {
         self.inner.vocab.token(id)
+    }
+
+    /// The bytes of text, in order, that a byte-level vocabulary has no token for; published ones often lack control
+    /// characters and bytes that begin no character. As in Hugging Face, they become the unknown token if the file
+    /// names one. If not, **they are left out of every text**, before merging, and decoding does not give them back.
+    ///
+    /// Empty if every byte has a token, and for vocabularies of characters or words.
+    pub fn missing_bytes(&self) -> &[u8] {
+        self.inner.pipeline.model.missing().map_or(&[], Missing::bytes)
     }
 
     /// The bytes that a token stands for inside a text.
@@ -379,6 +392,12 @@ impl Inner {
                 fnv.number(ids.len() as u64);
                 ids.iter().for_each(|&id| fnv.number(id.into()));
             }
+        }
+        // Of a byte-level model, the settings are hashed without an unknown token: with all bytes it stands for nothing.
+        if let Some(Becomes::Unknown { id, fuse }) = self.pipeline.model.missing().map(Missing::becomes) {
+            fnv.string(b"unknown");
+            fnv.number(id.into());
+            fnv.number(fuse.into());
         }
         fnv.finish()
     }

@@ -98,8 +98,8 @@ fn bad_vocabularies_are_refused_with_the_token() {
 #[test]
 fn a_missing_byte_is_named() {
     let mut gpt2 = file("flint-gpt2.json");
-    gpt2["model"]["merges"] = json!([]);
-    gpt2["model"]["vocab"] = json!({"!": 0, "\"": 1});
+    let id = gpt2["model"]["vocab"]["Ā"].clone();
+    gpt2["added_tokens"][0] = json!({"id": id, "content": "Ā", "special": true});
     assert_eq!(message(gpt2.to_string().as_bytes()), "no token stands for byte 0x00");
     let text = file("flint-char.json").to_string().replace("<0xFE>", "<0xfe>");
     assert!(message(text.as_bytes()).contains("token `<0xfe>`"), "{}", message(text.as_bytes()));
@@ -519,12 +519,17 @@ fn seven_megabytes_in_one_piece_are_encoded_in_linear_time() {
                 let ids = tokenizer.encode(text);
                 (start.elapsed(), ids.len())
             };
-            let (short, n_short) = time(&text[..unit.len() * (text.len() / unit.len() / 8)]);
-            let (long, n_ids) = time(&text);
-            assert!(n_ids >= n_short && n_ids <= text.len() + 1, "{name}, {unit:?}: {n_ids} ids");
-            // Eight times the text; twice that for a busy machine, and a floor for what is too short to measure.
-            let limit = short * 24 + Duration::from_millis(300);
-            assert!(long < limit, "{name}, {unit:?}: {long:?}, an eighth of it {short:?}");
+            // Eight times the text; twice that again for the caches, and a floor for what is too short to measure. Another
+            // program may take the processor at any moment, so the best of a few tries counts.
+            let mut tries = Vec::new();
+            let is_linear = (0..4).any(|_| {
+                let (short, n_short) = time(&text[..unit.len() * (text.len() / unit.len() / 8)]);
+                let (long, n_ids) = time(&text);
+                assert!(n_ids >= n_short && n_ids <= text.len() + 1, "{name}, {unit:?}: {n_ids} ids");
+                tries.push((short, long));
+                long < short * 24 + Duration::from_millis(300)
+            });
+            assert!(is_linear, "{name}, {unit:?}: an eighth of the text, and all of it, took {tries:?}");
         }
     }
 }

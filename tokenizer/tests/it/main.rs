@@ -5,6 +5,7 @@ mod exactness;
 mod fixtures;
 mod gguf;
 mod hostile;
+mod missing_bytes;
 mod odd_files;
 mod properties;
 mod round_trip;

@@ -136,6 +136,12 @@ impl Written<'_> {
         if let Some(normalizer) = normalizer(self.inner) {
             return Err(unsupported_part("normalizer", normalizer));
         }
+        if let (Some(unk), Some(missing)) = (&def.unk_token, self.inner.pipeline.model.missing()) {
+            let byte = missing.bytes()[0];
+            return Err(unsupported(format!(
+                "the `unk_token` `{unk}` for byte {byte:#04x}, which has no token and is left out there"
+            )));
+        }
         let pre_tokenizer = self.inner.def.pre_tokenizer.as_ref().unwrap_or(&Json::Null);
         let patterns =
             patterns(pre_tokenizer).ok_or_else(|| unsupported_part("pre_tokenizer", pre_tokenizer))?;
