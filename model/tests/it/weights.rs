@@ -19,6 +19,8 @@ on_cpu!(
     half_precision_is_read,
     missing_extra_and_misshapen_tensors_are_named,
     a_file_cut_anywhere_is_an_error,
+    a_file_that_shrinks_while_it_is_read_is_an_error,
+    a_name_that_stands_twice_is_an_error,
     a_header_with_a_flipped_bit_is_an_error,
     sizes_that_no_file_has_are_an_error,
     a_folder_without_the_files_is_an_error,
@@ -220,4 +222,39 @@ fn a_folder_without_the_files_is_an_error<B: FusedOps>() {
     let weights = dir.path().join("model.safetensors");
     fs::remove_file(&weights).expect("removed");
     assert!(matches!(load::<B>(dir.path()), Err(Error::Io { path, .. }) if path == weights));
+}
+
+/// Between reading the header and reading the numbers: no signal ends the process.
+fn a_file_that_shrinks_while_it_is_read_is_an_error<B: FusedOps>() {
+    let (dir, model) = saved::<B>(&tiny());
+    let gguf = dir.path().join("model.gguf");
+    weights::gguf::save(&model, quant::Format::F32, &[], &gguf).expect("saved");
+    for (path, file) in [(dir.path().to_owned(), dir.path().join("model.safetensors")), (gguf.clone(), gguf)] {
+        let opened = weights::open(&path).expect("whole as yet");
+        let file = fs::OpenOptions::new().write(true).open(&file).expect("opened");
+        let len = file.metadata().expect("known").len();
+        for keep in [len - 1, len / 2, 0] {
+            file.set_len(keep).expect("cut");
+            let error = opened.load::<B>(&Default::default()).expect_err("cut short");
+            assert!(matches!(error, Error::Io { .. }), "{error}");
+        }
+    }
+}
+
+fn a_name_that_stands_twice_is_an_error<B: FusedOps>() {
+    let (dir, _) = saved::<B>(&tiny());
+    let path = dir.path().join("model.safetensors");
+    let bytes = fs::read(&path).expect("there");
+    let header_len = u64::from_le_bytes(bytes[..8].try_into().expect("eight")) as usize;
+    let header = std::str::from_utf8(&bytes[8..8 + header_len]).expect("JSON");
+    for (from, to, words) in [
+        ("model.norm.weight", "model.layers.0.input_layernorm.weight", "stands twice"),
+        ("model.norm.weight", "model.norm\\u0000.weight", "zero character"),
+    ] {
+        let header = header.replace(from, to);
+        let bytes = [&(header.len() as u64).to_le_bytes(), header.as_bytes(), &bytes[8 + header_len..]].concat();
+        fs::write(&path, bytes).expect("written");
+        let error = load::<B>(dir.path()).expect_err(words).to_string();
+        assert!(error.contains(words), "{error}");
+    }
 }

@@ -1,6 +1,6 @@
 //! `flint bench stream`: a long text through a cache of constant size, with the curve of perplexity over position.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
@@ -9,6 +9,7 @@ use model::FusedOps;
 use model::backend::Job;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
+use tokenizer::Tokenizer;
 
 use super::super::Common;
 use super::train::resident_bytes;
@@ -22,7 +23,7 @@ use crate::{args, config, loading, output};
 pub struct StreamRun {
     /// Folder of a model or run, or GGUF file.
     model: PathBuf,
-    /// Files, or `embedded:NAME`, read one after the other.
+    /// Files, or `embedded:NAME`, read one after the other: text, or conversations (`.jsonl`).
     text: Vec<String>,
     /// Folder for `perplexity.json` and `perplexity.png`.
     out: PathBuf,
@@ -52,7 +53,7 @@ impl Job for Run {
         let Self { run, json, common } = self;
         let path = loading::model_path(&run.model)?;
         let tokenizer = loading::tokenizer(&path)?;
-        let text = tokenizer.encode(&read(&run.text)?);
+        let text = read(&run.text, &path, &tokenizer)?;
         if text.len() < 2 {
             bail!("`text` has {} tokens: at least 2 are needed", text.len());
         }
@@ -139,13 +140,19 @@ impl Summary {
     }
 }
 
-/// All texts, one after the other.
-fn read(paths: &[String]) -> Result<String> {
-    let mut all = String::new();
+/// All texts as ids, one after the other; conversations as the model's chat format lays them out.
+fn read(paths: &[String], model: &Path, tokenizer: &Tokenizer) -> Result<Vec<u32>> {
+    let mut ids = Vec::new();
     for source in train::data::source::list(paths, &[])? {
-        let text = source.read()?.with_context(|| format!("{} is not text", source.name()))?;
-        all.push_str(&text);
-        all.push('\n');
+        if source.is_conversations() {
+            let format = loading::chat_format(model, tokenizer)?;
+            for messages in train::data::source::conversations(&source)? {
+                ids.extend(format.render(tokenizer, &messages, false)?.ids);
+            }
+        } else {
+            let text = source.read()?.with_context(|| format!("{} is not text", source.name()))?;
+            ids.extend(tokenizer.encode(&text));
+        }
     }
-    Ok(all)
+    Ok(ids)
 }
