@@ -74,9 +74,12 @@ pub(super) fn open(paths: &[PathBuf], is_left_out: fn(&str) -> bool) -> Result<A
 fn tensors_of(path: &Path, is_left_out: fn(&str) -> bool) -> Result<Vec<(String, Stored)>, Error> {
     let map = Mmap::open(path).map_err(|source| Error::Io { path: path.into(), source })?;
     let wrong = |why: String| Error::Format { path: path.into(), why };
+    // The reader below takes the last of two tensors of one name, and any name.
+    if let Some(header) = header_bytes(&map) {
+        check_names(header).map_err(|error| wrong(error.to_string()))?;
+    }
     let (header_len, header) = SafeTensors::read_metadata(&map).map_err(|error| wrong(error.to_string()))?;
     let begin = 8 + header_len as u64;
-    check_names(&map[8..8 + header_len]).map_err(|error| wrong(error.to_string()))?;
     let stored = |name: String| {
         let info = header.info(&name).expect("one of its own names");
         let format = match info.dtype {
@@ -91,7 +94,12 @@ fn tensors_of(path: &Path, is_left_out: fn(&str) -> bool) -> Result<Vec<(String,
     header.offset_keys().into_iter().filter(|name| !is_left_out(name)).map(stored).collect()
 }
 
-/// The reader above takes the last of two tensors of one name, and any name.
+/// The JSON, if its length fits into the file.
+fn header_bytes(file: &[u8]) -> Option<&[u8]> {
+    let (len, rest) = file.split_first_chunk()?;
+    rest.get(..usize::try_from(u64::from_le_bytes(*len)).ok()?)
+}
+
 fn check_names(header: &[u8]) -> serde_json::Result<()> {
     serde_json::Deserializer::from_slice(header).deserialize_map(Names)
 }
