@@ -257,20 +257,7 @@ fn byte_level(
     }
     let is_special = |id: u32| added.get(id).is_some_and(|token| token.special);
     let missing: Vec<u8> = (0..=255).filter(|&byte| by_byte[usize::from(byte)].is_none()).collect();
-    // Ranks alone stand for all texts or none, and a special token is never what a text spells.
-    let is_refused = |byte: &&u8| {
-        let spelled = alphabet::byte_to_char(**byte);
-        def.merges == Merges::ById || vocab.id(spelled.encode_utf8(&mut [0; 4])).is_some_and(is_special)
-    };
-    if let Some(&byte) = missing.iter().find(is_refused) {
-        return Err(Error::MissingByte { byte });
-    }
-    let becomes = match &def.unk_token {
-        Some(token) if !missing.is_empty() => {
-            Becomes::Unknown { id: unk_id(tokens, token)?, fuse: def.fuse_unk }
-        }
-        _ => Becomes::Nothing,
-    };
+    let becomes = missing_become(&missing, def, tokens, vocab, is_special)?;
     let no_byte = match becomes {
         Becomes::Nothing => NO_BYTE,
         Becomes::Unknown { id, .. } => id,
@@ -285,22 +272,53 @@ fn byte_level(
             return Err(Error::Unsupported { part: "model", found, supported: "merges" });
         }
     };
-    if let Becomes::Unknown { id: unk, .. } = becomes
-        && merges.iter().any(|&Merge { pair: (left, right), id }| [left, right, id].contains(&unk))
-    {
-        let found = format!(
-            "merges with the `unk_token` `{}` in a vocabulary without a token for byte {:#04x}",
-            vocab.token(unk).unwrap_or_default(),
-            missing[0]
-        );
-        let supported = "an `unk_token` that takes part in no merge, or a token for each byte";
-        return Err(Error::Unsupported { part: "model", found, supported });
+    if let Becomes::Unknown { id, .. } = becomes {
+        does_not_merge(id, &merges, vocab)?;
     }
     def.merges = Merges::Ranked(merges.iter().map(|merge| merge.pair).collect());
     let lens = TokenLens(bytes.lens().collect());
     let missing = (!missing.is_empty()).then(|| Missing::new(missing, becomes));
     let bpe = Bpe::new(byte_ids, &merges).with_missing(missing);
     Ok((if def.ignore_merges { bpe.with_whole(plain) } else { bpe }, lens))
+}
+
+/// What becomes of the bytes that no token stands for.
+fn missing_become(
+    missing: &[u8],
+    def: &BpeDef,
+    tokens: &[&str],
+    vocab: &Vocab,
+    is_special: impl Fn(u32) -> bool,
+) -> Result<Becomes, Error> {
+    // Ranks alone stand for all texts or none, and a special token is never what a text spells.
+    let is_refused = |byte: &&u8| {
+        let spelled = alphabet::byte_to_char(**byte);
+        def.merges == Merges::ById || vocab.id(spelled.encode_utf8(&mut [0; 4])).is_some_and(&is_special)
+    };
+    if let Some(&byte) = missing.iter().find(is_refused) {
+        return Err(Error::MissingByte { byte });
+    }
+    match &def.unk_token {
+        Some(token) if !missing.is_empty() => {
+            Ok(Becomes::Unknown { id: unk_id(tokens, token)?, fuse: def.fuse_unk })
+        }
+        _ => Ok(Becomes::Nothing),
+    }
+}
+
+/// Refuses merges with the token that stands for missing bytes: pieces are merged by the bytes that they start with.
+fn does_not_merge(unk: u32, merges: &[Merge], vocab: &Vocab) -> Result<(), Error> {
+    if !merges.iter().any(|&Merge { pair: (left, right), id }| [left, right, id].contains(&unk)) {
+        return Ok(());
+    }
+    Err(Error::Unsupported {
+        part: "model",
+        found: format!(
+            "merges with the `unk_token` `{}`, which stands for bytes without a token,",
+            vocab.token(unk).unwrap_or_default()
+        ),
+        supported: "an `unk_token` that takes part in no merge, or a token for each byte",
+    })
 }
 
 /// The id that each pair merges into: the token that both spell together.

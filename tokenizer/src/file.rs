@@ -156,13 +156,14 @@ impl Tokenizer {
         write_atomic(path.as_ref(), tiktoken::write(&definition)?.as_bytes())
     }
 
-    /// The vocabulary as the keys and values of a GGUF, with which [`crate::gguf::write_head`] writes one.
+    /// The vocabulary as the keys and values of a GGUF, with which [`crate::gguf::write_head`] writes one, and what they
+    /// leave out: see [`crate::gguf::Vocabulary::left_out`].
     ///
     /// # Errors
-    /// [`Error::Unsupported`] for what ids depend on and the format cannot express, by name: any normalizer before
-    /// byte-level BPE (Qwen 2's NFC), splits without a name there, Unigram of a `tokenizer.json`.
-    pub fn to_gguf(&self) -> Result<Vec<(String, crate::gguf::Value)>, Error> {
-        gguf::values(self)
+    /// [`Error::Unsupported`] for what ids depend on and the format cannot express, by name: any other normalizer than
+    /// NFC before byte-level BPE, splits without a name there, Unigram of a `tokenizer.json`.
+    pub fn to_gguf(&self) -> Result<crate::gguf::Vocabulary, Error> {
+        gguf::vocabulary(self)
     }
 
     /// The contents of a `tokenizer.json`.

@@ -15,6 +15,17 @@ pub use value::{Array, Value, write_head};
 /// Where tensors start, in bytes from one another and from the start of the file, unless `general.alignment` says otherwise.
 pub const DEFAULT_ALIGNMENT: u32 = 32;
 
+/// A tokenizer as keys and values, and what these do not say. Made by [`crate::Tokenizer::to_gguf`].
+#[derive(Clone, Debug, PartialEq)]
+pub struct Vocabulary {
+    /// What [`write_head`] writes, in the order in which files have it.
+    pub values: Vec<(String, Value)>,
+    /// What ids depend on and the file leaves out, for people; empty if whoever reads the file gets the same ids for
+    /// every text. The only thing that is ever left out is `NFC` before byte-level BPE (Qwen 2), which llama.cpp's own
+    /// converter leaves out too: text that is not composed gets other ids. Show it to whoever asked for the file.
+    pub left_out: Vec<String>,
+}
+
 /// What every file starts with.
 const MAGIC: &[u8; 4] = b"GGUF";
 

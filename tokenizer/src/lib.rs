@@ -4,7 +4,8 @@
 //! characters, Unigram, WordPiece and whole words. The two that are trained for our own models, characters and
 //! byte-level BPE, encode every byte string and give it back unchanged. Files are Hugging Face's `tokenizer.json` (read
 //! and written), GPT-2's pair, tiktoken's ranks (read and written), sentencepiece's models and GGUF; what a file asks
-//! for and this crate cannot do is refused by name.
+//! for and this crate cannot do is refused by name. What it asks for is done, also where text is lost: published
+//! vocabularies may leave out some bytes of every text, and [`Tokenizer::missing_bytes`] tells which.
 //!
 //! Three rules hold everywhere:
 //! - **Untrusted text stays text.** [`Tokenizer::encode`] never gives the id of a special token for what a text spells;

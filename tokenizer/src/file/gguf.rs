@@ -3,7 +3,8 @@
 //! `tokenizer.ggml.model` names the kind: `gpt2` (byte-level BPE, whose split `tokenizer.ggml.pre` names), `llama`
 //! (sentencepiece's BPE), `bert` (WordPiece) and `t5` (Unigram). Kinds and splits that are not known are refused by name.
 //! Where llama.cpp leaves out what the original tokenizer does (a normalizer in front of byte-level BPE), so does this:
-//! the file does not say it.
+//! the file does not say it. Bytes without a token are left out before merging, as everywhere in this crate; llama.cpp
+//! leaves them out after it, so that what stands on both sides never merges there.
 
 mod splits;
 mod write;
@@ -21,7 +22,7 @@ use crate::definition::{
 use crate::gguf::Header;
 use crate::sentencepiece_normalizer::{PartName, SentencePieceJson};
 
-pub(super) use write::values;
+pub(super) use write::vocabulary;
 
 /// What spells a space in `llama`, `t5` and `bert` vocabularies.
 const SPACE: &str = "\u{2581}";

@@ -106,8 +106,8 @@ fn what_is_written_is_the_same_tokenizer() {
         assert_eq!(back.missing_bytes(), fixture.missing, "case {idx}");
         assert_eq!(back.encode_batch(&fixture.texts), tokenizer.encode_batch(&fixture.texts), "case {idx}");
         match tokenizer.to_gguf() {
-            Ok(values) => {
-                let back = Tokenizer::from_gguf(&write_head(0, &values).unwrap()).unwrap();
+            Ok(written) => {
+                let back = Tokenizer::from_gguf(&write_head(0, &written.values).unwrap()).unwrap();
                 assert_eq!(back.missing_bytes(), fixture.missing, "case {idx}");
                 assert_eq!(
                     back.encode_batch(&fixture.texts),
@@ -115,7 +115,7 @@ fn what_is_written_is_the_same_tokenizer() {
                     "case {idx}"
                 );
             }
-            // Only GPT-2's split, with and without digits by themselves, is one that the format can say.
+            // GPT-2's split is one that the format can say, with and without digits by themselves.
             Err(error) => assert!(idx > 1, "case {idx}: {error}"),
         }
         let dir = tempfile::tempdir().unwrap();
@@ -183,14 +183,14 @@ fn an_unknown_token_decides_ids_only_where_bytes_are_missing() {
         file
     };
     let hash = |file: &Value| load(file).unwrap().hash();
-    let (all, most): (fn(u8) -> bool, fn(u8) -> bool) = (|_| true, |byte| byte != b'q');
+    let all: fn(u8) -> bool = |_| true;
+    let most: fn(u8) -> bool = |byte| byte != b'q';
     assert_eq!(hash(&with_unk("!", false, all)), hash(&file(all, &[("a", "b")])));
     assert_ne!(hash(&with_unk("!", false, most)), hash(&file(most, &[("a", "b")])));
     assert_ne!(hash(&with_unk("!", false, most)), hash(&with_unk("!", true, most)));
     assert_ne!(hash(&with_unk("!", false, most)), hash(&with_unk("?", false, most)));
     let refused = |file: &Value| load(file).unwrap_err();
-    let merged = refused(&with_unk("a", false, most));
-    assert!(merged.contains("merges with the `unk_token` `a`") && merged.contains("byte 0x71"), "{merged}");
+    assert!(refused(&with_unk("a", false, most)).contains("merges with the `unk_token` `a`"));
     assert!(refused(&with_unk("ab", false, most)).contains("merges with the `unk_token` `ab`"));
     assert!(refused(&with_unk("none", false, most)).contains("`unk_token` `none`"));
     let written = load(&with_unk("!", false, most)).unwrap().to_gguf().unwrap_err().to_string();

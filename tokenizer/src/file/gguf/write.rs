@@ -2,9 +2,10 @@
 //!
 //! The format names a kind and, for byte-level BPE, a split; normalizers, pre-tokenizers and decoders it has none, since
 //! they follow from the kind. So those of a tokenizer are compared with what reading would make, and whatever ids depend
-//! on and no key can say is refused by name. Three things are let go, as everyone who makes such files does: how ids
-//! become text follows from the kind, too; words are unknown for WordPiece at no length; and of merges with equal results
-//! the leftmost comes first.
+//! on and no key can say is refused by name; only NFC before byte-level BPE is left out and reported, because every Qwen in
+//! this format is without it. Four things are let go, as everyone who makes such files does: how ids become text follows
+//! from the kind, too; words are unknown for WordPiece at no length; of merges with equal results the leftmost comes
+//! first; and bytes without a token are left out, whether before merging or after.
 
 use std::collections::{HashMap, HashSet};
 
@@ -15,7 +16,7 @@ use super::{SPACE, splits};
 use crate::base64;
 use crate::build::SENTENCEPIECE;
 use crate::definition::{BpeDef, Merges, ModelDef, PieceKind, UnigramDef, UnigramRule, WordPieceDef};
-use crate::gguf::Value;
+use crate::gguf::{Value, Vocabulary};
 use crate::normalizer::NormalizerSpec;
 use crate::pretokenizer::pattern::PatternSpec;
 use crate::sentencepiece_normalizer::SentencePieceJson;
@@ -25,10 +26,11 @@ use crate::{Error, Split, Tokenizer, alphabet};
 /// Scores are in single precision, which counts no further.
 const MAX_RANK: usize = 1 << 24;
 
-/// The keys and their values, in the order in which files have them.
-pub(crate) fn values(tokenizer: &Tokenizer) -> Result<Vec<(String, Value)>, Error> {
+/// The keys and their values, in the order in which files have them, and what they leave out.
+pub(crate) fn vocabulary(tokenizer: &Tokenizer) -> Result<Vocabulary, Error> {
     let inner = tokenizer.inner();
-    let mut file = Written { inner, tokens: Vec::new(), kinds: Vec::new(), values: Vec::new() };
+    let (values, left_out) = (Vec::new(), Vec::new());
+    let mut file = Written { inner, tokens: Vec::new(), kinds: Vec::new(), values, left_out };
     file.take_tokens()?;
     match &inner.def.model {
         ModelDef::Bpe(def) if def.byte_level => file.byte_level(def)?,
@@ -42,7 +44,7 @@ pub(crate) fn values(tokenizer: &Tokenizer) -> Result<Vec<(String, Value)>, Erro
     if let Some(template) = &inner.def.chat_template {
         file.values.push(("tokenizer.chat_template".to_owned(), template.as_str().into()));
     }
-    Ok(file.values)
+    Ok(Vocabulary { values: file.values, left_out: file.left_out })
 }
 
 /// What no key can say.
@@ -70,6 +72,7 @@ struct Written<'a> {
     tokens: Vec<String>,
     kinds: Vec<PieceKind>,
     values: Vec<(String, Value)>,
+    left_out: Vec<String>,
 }
 
 impl Written<'_> {
@@ -134,7 +137,10 @@ impl Written<'_> {
 
     fn byte_level(&mut self, def: &BpeDef) -> Result<(), Error> {
         if let Some(normalizer) = normalizer(self.inner) {
-            return Err(unsupported_part("normalizer", normalizer));
+            if !NormalizerSpec::deserialize(normalizer).is_ok_and(|spec| is_nfc(&spec)) {
+                return Err(unsupported_part("normalizer", normalizer));
+            }
+            self.left_out.push("the normalizer `NFC`: text that is not composed gets other ids".to_owned());
         }
         if let (Some(unk), Some(missing)) = (&def.unk_token, self.inner.pipeline.model.missing()) {
             let byte = missing.bytes()[0];
@@ -410,6 +416,15 @@ impl Written<'_> {
             self.set("add_sep_token", last.is_some());
         }
         Ok(())
+    }
+}
+
+/// Whether a normalizer composes characters and does nothing else.
+fn is_nfc(spec: &NormalizerSpec) -> bool {
+    match spec {
+        NormalizerSpec::Nfc {} => true,
+        NormalizerSpec::Sequence { normalizers } => normalizers.iter().all(is_nfc),
+        _ => false,
     }
 }
 
