@@ -106,17 +106,17 @@ fn what_is_written_is_the_same_tokenizer() {
         assert_eq!(back.missing_bytes(), fixture.missing, "case {idx}");
         assert_eq!(back.encode_batch(&fixture.texts), tokenizer.encode_batch(&fixture.texts), "case {idx}");
         match tokenizer.to_gguf() {
+            // NFC, of the sixth, is left out.
             Ok(written) => {
+                assert_eq!(written.left_out.is_empty(), idx != 5, "case {idx}");
                 let back = Tokenizer::from_gguf(&write_head(0, &written.values).unwrap()).unwrap();
                 assert_eq!(back.missing_bytes(), fixture.missing, "case {idx}");
-                assert_eq!(
-                    back.encode_batch(&fixture.texts),
-                    tokenizer.encode_batch(&fixture.texts),
-                    "case {idx}"
-                );
+                for text in fixture.texts.iter().filter(|text| idx != 5 || text.is_ascii()) {
+                    assert_eq!(back.encode(text), tokenizer.encode(text), "case {idx}: {text:?}");
+                }
             }
             // GPT-2's split is one that the format can say, with and without digits by themselves.
-            Err(error) => assert!(idx > 1, "case {idx}: {error}"),
+            Err(error) => assert!(idx > 1 && idx != 5, "case {idx}: {error}"),
         }
         let dir = tempfile::tempdir().unwrap();
         assert!(tokenizer.save_tiktoken(dir.path().join("ranks")).is_err(), "case {idx}");
