@@ -51,7 +51,7 @@ impl Job for Run {
         if args.to == FileFormat::Safetensors && format.block_len() > 1 {
             bail!("{format} is not written to {}: choose f32, f16 or bf16", args.to.name());
         }
-        let source = Source::read(&path, &common)?;
+        let source = Source::read(&path, common)?;
         let ids = source.ids(opened.config());
         let model: Transformer<B> = opened.load(&device).context("cannot open the model")?;
         let model = loading::with_adapters(model, &args.lora)?;
@@ -106,6 +106,7 @@ fn format_of(opened: &Opened) -> Format {
 /// What stands beside the weights of a source: its files, vocabulary and chat template.
 struct Source<'a> {
     path: &'a Path,
+    common: Common,
     tokenizer: Option<Tokenizer>,
     /// Jinja.
     template: Option<String>,
@@ -126,17 +127,17 @@ const COPIED: [&str; 9] = [
 
 impl<'a> Source<'a> {
     /// Reads them; a model without vocabulary is one too, which is said.
-    fn read(path: &'a Path, common: &Common) -> Result<Self> {
+    fn read(path: &'a Path, common: Common) -> Result<Self> {
         let names = ["tokenizer.json", "tokenizer.model", "vocab.json"];
         let has_vocabulary = path.is_file() || names.iter().any(|name| path.join(name).exists());
         if !has_vocabulary {
             common.note(&format!("{} has no tokenizer: the result will have none either", path.display()));
-            return Ok(Self { path, tokenizer: None, template: None });
+            return Ok(Self { path, common, tokenizer: None, template: None });
         }
         let tokenizer = loading::tokenizer(path)?;
         let format = loading::chat_format(path, &tokenizer).ok();
         let template = format.map(|format| format.source().to_owned());
-        Ok(Self { path, tokenizer: Some(tokenizer), template })
+        Ok(Self { path, common, tokenizer: Some(tokenizer), template })
     }
 
     /// What both models are asked.
@@ -184,7 +185,11 @@ impl<'a> Source<'a> {
             (KEY.to_owned(), Value::String(PENDING.to_owned())),
         ];
         if let Some(tokenizer) = &self.tokenizer {
-            pairs.extend(tokenizer.to_gguf().context("the vocabulary cannot be put into a GGUF")?);
+            let vocabulary = tokenizer.to_gguf().context("the vocabulary cannot be put into a GGUF")?;
+            for part in &vocabulary.left_out {
+                self.common.note(&format!("left out, since GGUF has no word for it: {part}"));
+            }
+            pairs.extend(vocabulary.values);
             let has_template = pairs.iter().any(|(key, _)| key == "tokenizer.chat_template");
             if let Some(template) = self.template.as_ref().filter(|_| !has_template) {
                 pairs.push(("tokenizer.chat_template".to_owned(), Value::String(template.clone())));
