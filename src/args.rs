@@ -8,6 +8,8 @@ use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 use model::backend::Kind;
 use quant::Format;
 
+use crate::commands::Common;
+
 pub use tokenizer::{
     Color, CorpusArgs, DocumentKind, SpecialArgs, SplitArgs, Tokenizer, TokenizerDecode, TokenizerEncode,
     TokenizerEval, TokenizerInspect, TokenizerTrain, VocabularyKind,
@@ -173,9 +175,9 @@ pub struct ContextArgs {
     #[arg(long, value_enum, default_value_t = WhenFull::Refuse, value_name = "WHAT")]
     pub when_full: WhenFull,
 
-    /// Tokens at the front that `--when-full evict` keeps
-    #[arg(long, default_value_t = 4, value_name = "N")]
-    pub sinks: u32,
+    /// Tokens at the front that `--when-full evict` keeps [default: 4]
+    #[arg(long, value_name = "N")]
+    pub sinks: Option<u32>,
 }
 
 /// What to do when the context is full.
@@ -195,7 +197,20 @@ impl ContextArgs {
         match self.when_full {
             WhenFull::Refuse => infer::WhenFull::Refuse,
             WhenFull::Slide => infer::WhenFull::Slide,
-            WhenFull::Evict => infer::WhenFull::Evict { n_sink: self.sinks as usize },
+            WhenFull::Evict => infer::WhenFull::Evict { n_sink: self.sinks.unwrap_or(4) as usize },
+        }
+    }
+
+    /// Tells the user which of these flags have no effect.
+    pub fn say_what_is_ignored(&self, config: &model::Config, common: Common) {
+        if let Some(asked) = self.context.filter(|&n| n as usize > config.context) {
+            common.note(&format!(
+                "--context {asked} is more than the model's {}, which are used",
+                config.context
+            ));
+        }
+        if self.sinks.is_some() && self.when_full != WhenFull::Evict {
+            common.note("--sinks has a meaning with `--when-full evict` only");
         }
     }
 }

@@ -130,11 +130,13 @@ impl<'a, B: FusedOps> Session<'a, B> {
         context: usize,
         when_full: WhenFull,
     ) -> Result<Self, CannotEvict> {
-        let mut session = Self { when_full, ..Self::new(model, context) };
-        if let WhenFull::Evict { n_sink } = when_full {
-            session.cache = Cache::evicting(model.config(), 1, session.context(), n_sink, &model.device())?;
-        }
-        Ok(session)
+        let WhenFull::Evict { n_sink } = when_full else {
+            return Ok(Self { when_full, ..Self::new(model, context) });
+        };
+        let context = context.min(model.config().context);
+        let cache = Cache::evicting(model.config(), 1, context, n_sink, &model.device())?;
+        let vocab_size = model.config().vocab_size;
+        Ok(Self { model, cache, ids: Vec::new(), vocab_size, when_full })
     }
 
     /// Only ids below `n` may be picked: a model may have room for more than its tokenizer names.

@@ -11,6 +11,9 @@ use model::cache::CannotEvict;
 use model::{Cache, FusedOps, Transformer, ops};
 use serde::{Deserialize, Serialize};
 
+/// Positions of a plain cache at most: it keeps all of them, and each token is compared with all before it.
+const MAX_PLAIN: usize = 1 << 17;
+
 /// How a text is streamed.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -41,6 +44,16 @@ pub enum Error {
         value: usize,
         /// The least possible.
         least: usize,
+    },
+    /// A number that must not be so large.
+    #[error("`{key}` is {value}: must be at most {most}")]
+    TooLarge {
+        /// The key.
+        key: &'static str,
+        /// Its value.
+        value: usize,
+        /// The most possible.
+        most: usize,
     },
     /// The cache would hold positions that the model was not trained for.
     #[error("`cache` is {cache}: the model's context is {context}")]
@@ -76,10 +89,16 @@ impl Config {
             ("n_tokens", self.n_tokens, 2),
             ("step", self.step, 1),
             ("bucket", self.bucket, 1),
-            ("cache", self.cache, self.n_sink + 2 * self.step.max(1)),
+            ("cache", self.cache, self.n_sink.saturating_add(self.step.max(1).saturating_mul(2))),
         ];
         match least.into_iter().find(|(_, value, least)| value < least) {
             Some((key, value, least)) => Err(Error::TooSmall { key, value, least }),
+            None if self.n_plain > self.n_tokens => {
+                Err(Error::TooLarge { key: "n_plain", value: self.n_plain, most: self.n_tokens })
+            }
+            None if self.n_plain > MAX_PLAIN => {
+                Err(Error::TooLarge { key: "n_plain", value: self.n_plain, most: MAX_PLAIN })
+            }
             None => Ok(()),
         }
     }

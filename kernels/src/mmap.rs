@@ -19,10 +19,11 @@ impl Mmap {
     /// # Errors
     /// What the operating system says, for instance if there is no such file.
     pub fn open(path: &Path) -> io::Result<Self> {
-        let file = File::open(path)?;
-        if !file.metadata()?.is_file() {
+        // Before it is opened: a pipe would wait for a writer.
+        if !std::fs::metadata(path)?.is_file() {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"));
         }
+        let file = File::open(path)?;
         // SAFETY: the map is read-only and private to this value. The remaining risk, another process
         // that truncates the file meanwhile, is stated in the module's documentation.
         unsafe { memmap2::Mmap::map(&file) }.map(Self)

@@ -6,10 +6,10 @@
 //! - A full layer holds every position, and when it is full, that is the end.
 //! - A sliding layer sees a window. It holds that and room for a step; when the room is used up, the window moves to the
 //!   front. Memory and time of a long sequence are thus proportional to the window, not to the sequence.
-//! - In an [evicting](Cache::evicting) cache a full layer keeps its first positions, the sinks, and the latest ones (Xiao
+//! - In an [evicting](Cache::evicting) cache a layer that sees more than the cache holds keeps its first positions, the sinks, and the latest ones (Xiao
 //!   et al. 2023, "StreamingLLM"). When it is full, the oldest after the sinks are dropped, the others move up, and their
-//!   keys are turned back by as many positions as they moved. Positions are thus those inside the cache and never grow,
-//!   whatever the length of the sequence.
+//!   keys are turned back by as many positions as they moved. Its positions are thus those inside the cache and never
+//!   grow, whatever the length of the sequence. A sliding layer keeps those of the sequence.
 
 use burn::prelude::*;
 
@@ -165,7 +165,7 @@ impl<B: Backend> Cache<B> {
             return Err(CannotEvict::Positions(config.position));
         }
         // Beside the sinks one position that stays and one that comes.
-        if capacity < n_sink + 2 {
+        if capacity < n_sink.saturating_add(2) {
             return Err(CannotEvict::NoRoom { capacity, n_sink });
         }
         Ok(Self::with(config, batch, capacity, Some(n_sink), device))
@@ -181,11 +181,14 @@ impl<B: Backend> Cache<B> {
         let layer = |layer_idx| {
             let kind = config.layer(layer_idx);
             let rows = match (window(config, kind), n_sink) {
-                (Some(window), Some(_)) => window + MAX_STEP,
+                // Of a window larger than the cache, what the cache has room for beside a step.
+                (Some(window), Some(_)) if window < capacity => window + MAX_STEP,
                 _ => rows_of_layer(config, layer_idx, capacity),
             };
             let keep = match (window(config, kind), n_sink) {
-                (Some(window), _) if n_sink.is_some() || rows < capacity => Keep::Latest(window),
+                (Some(window), _) if window < rows && (n_sink.is_some() || rows < capacity) => {
+                    Keep::Latest(window)
+                }
                 (_, Some(n_sink)) => Keep::Sinks(n_sink),
                 _ => Keep::All,
             };

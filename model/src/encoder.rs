@@ -120,7 +120,7 @@ impl<B: Backend> Encoder<B> {
     pub(crate) fn empty(config: &Config, device: &B::Device) -> Self {
         config.validate().expect("a validated config");
         let parts = config.parts();
-        let zeros = |n| Param::from_tensor(Tensor::zeros([n, config.n_embd], device));
+        let zeros = |n| crate::linear::parameter([n, config.n_embd], 0.0, &mut Rng::new(0), device);
         let layer = |i| {
             let rng = &mut Rng::new(0);
             Layer {

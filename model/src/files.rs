@@ -1,7 +1,7 @@
 //! Writing files so that a crash at any moment leaves the old file or the new one, never half of one.
 
 use std::fs::{self, File};
-use std::io::{self, BufWriter, Write};
+use std::io::{self, BufWriter, Read, Write};
 use std::path::Path;
 
 /// Writes a file through `write`: to a temporary name in the same folder, synced, then renamed into
@@ -25,6 +25,30 @@ pub fn write_atomic(
     temporary.as_file().sync_all()?;
     temporary.persist(path).map_err(|e| e.error)?;
     sync_dir(dir)
+}
+
+/// Bytes of a text file at most: indexes of the largest models have some megabytes.
+const MAX_TEXT: u64 = 64 << 20;
+
+/// Reads a text file of a model, which may be anything that somebody has put there.
+///
+/// # Errors
+/// What the operating system says, and if it is too large or no regular file: from a pipe nothing may ever come.
+pub fn read_text(path: &Path) -> io::Result<String> {
+    let file = fs::metadata(path)?;
+    let wrong = |why: String| io::Error::new(io::ErrorKind::InvalidData, why);
+    if !file.is_file() {
+        return Err(wrong("not a regular file".into()));
+    }
+    if file.len() > MAX_TEXT {
+        return Err(wrong(format!(
+            "{} bytes, more than the {MAX_TEXT} that such a file may have",
+            file.len()
+        )));
+    }
+    let mut text = String::new();
+    File::open(path)?.take(MAX_TEXT).read_to_string(&mut text)?;
+    Ok(text)
 }
 
 /// Makes renames and new entries in a folder last through a power cut.

@@ -4,7 +4,7 @@
 //! is the embedding itself, and a fused projection (query, key and value; gate and up) is its parts
 //! one below the other.
 
-use burn::module::Param;
+use burn::module::{Param, ParamId};
 use burn::prelude::*;
 
 use crate::ops::{self, FusedOps};
@@ -23,7 +23,7 @@ impl<B: Backend> Linear<B> {
     /// Weights drawn from a normal distribution of the given deviation; biases zero.
     pub fn init(n_out: usize, n_in: usize, bias: bool, std: f64, rng: &mut Rng, device: &B::Device) -> Self {
         Self {
-            weight: Param::from_tensor(normal([n_out, n_in], std, rng, device)),
+            weight: parameter([n_out, n_in], std, rng, device),
             bias: bias.then(|| Param::from_tensor(Tensor::zeros([n_out], device))),
         }
     }
@@ -44,6 +44,24 @@ impl<B: FusedOps> Linear<B> {
     }
 }
 
+/// A matrix to be learnt: normally distributed, or without a deviation zero. Zeros are to be replaced by what a file has,
+/// and take no memory before they are asked for.
+pub(crate) fn parameter<B: Backend>(
+    shape: [usize; 2],
+    std: f64,
+    rng: &mut Rng,
+    device: &B::Device,
+) -> Param<Tensor<B, 2>> {
+    if std > 0.0 {
+        return Param::from_tensor(normal(shape, std, rng, device));
+    }
+    let zeros = move |device: &B::Device, is_learnt: bool| {
+        let zeros = Tensor::zeros(shape, device);
+        if is_learnt { zeros.require_grad() } else { zeros }
+    };
+    Param::uninitialized(ParamId::new(), zeros, device.clone(), true, shape.into())
+}
+
 /// A tensor of normally distributed values that follow from `rng` alone, whatever the backend.
 pub(crate) fn normal<B: Backend>(
     shape: [usize; 2],
@@ -51,10 +69,6 @@ pub(crate) fn normal<B: Backend>(
     rng: &mut Rng,
     device: &B::Device,
 ) -> Tensor<B, 2> {
-    if std == 0.0 {
-        // To be replaced: memory that was never touched costs nothing.
-        return Tensor::zeros(shape, device);
-    }
     let values = rng.normal(shape[0] * shape[1], std);
     Tensor::from_data(TensorData::new(values, shape), device)
 }

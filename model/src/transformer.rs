@@ -52,7 +52,7 @@ impl<B: Backend> Transformer<B> {
     fn with_deviation(config: &Config, std: f64, rng: &mut Rng, device: &B::Device) -> Self {
         config.validate().expect("a validated config");
         let (v, c) = (config.vocab_size, config.n_embd);
-        let table = |n, rng: &mut Rng| Param::from_tensor(linear::normal([n, c], std, rng, device));
+        let table = |n, rng: &mut Rng| linear::parameter([n, c], std, rng, device);
         Self {
             embedding: table(v, rng),
             positions: (config.position == Position::Learned).then(|| table(config.context, rng)),

@@ -35,6 +35,7 @@ impl Job for Run {
         let model = loading::model_with::<B>(&path, &self.args.lora, &device)?;
         // The cache takes memory for all of it, and few conversations need what some models could attend to.
         let context = self.args.context.context.map_or(MAX_CONTEXT, |n| n as usize);
+        self.args.context.say_what_is_ignored(model.config(), self.common);
         let session = Session::with_end(&model, context, self.args.context.when_full())?
             .with_vocabulary(tokenizer.vocab_size());
         let system: Vec<_> = self.args.system.iter().map(|text| Message::new(Role::System, text)).collect();

@@ -65,14 +65,19 @@ impl Job for Run {
             FileFormat::Gguf => source.write_gguf(&model, format, scratch.path())?,
         };
         drop(model);
-        let after: Transformer<B> =
-            weights::load(&written, &device).context("the converted model does not open")?;
+        let after: Transformer<B> = weights::load(&written, &device)
+            .with_context(|| format!("what {} was converted to does not open", path.display()))?;
         let difference = largest_difference(&before, &logits(&after, &ids));
-        if difference.is_nan() {
-            bail!("the converted model gives logits that are not numbers: nothing was written");
+        if !difference.is_finite() {
+            bail!(
+                "the converted model gives logits that are not finite, so nothing was written: {format} cannot hold \
+                 its numbers, choose another --dtype such as f32 or bf16"
+            );
         }
         put_into(&weights_file, &format!("{difference:e}"))?;
-        fs::rename(&written, &args.out).with_context(|| format!("cannot write {}", args.out.display()))?;
+        fs::rename(&written, &args.out)
+            .and_then(|()| model::files::sync_dir(parent))
+            .with_context(|| format!("cannot write {}", args.out.display()))?;
         let scale = before.iter().fold(0.0f32, |most, logit| most.max(logit.abs()));
         if args.json {
             output::json(&json!({
@@ -129,14 +134,22 @@ impl<'a> Source<'a> {
     /// Reads them; a model without vocabulary is one too, which is said.
     fn read(path: &'a Path, common: Common) -> Result<Self> {
         let names = ["tokenizer.json", "tokenizer.model", "vocab.json"];
-        let has_vocabulary = path.is_file() || names.iter().any(|name| path.join(name).exists());
+        let has_vocabulary = match path.is_file() {
+            true => weights::gguf::has_vocabulary(path)?,
+            false => names.iter().any(|name| path.join(name).exists()),
+        };
         if !has_vocabulary {
             common.note(&format!("{} has no tokenizer: the result will have none either", path.display()));
             return Ok(Self { path, common, tokenizer: None, template: None });
         }
         let tokenizer = loading::tokenizer(path)?;
-        let format = loading::chat_format(path, &tokenizer).ok();
-        let template = format.map(|format| format.source().to_owned());
+        let template = match loading::chat_format(path, &tokenizer) {
+            Ok(format) => Some(format.source().to_owned()),
+            Err(error) => {
+                common.note(&format!("without a chat template: {error:#}"));
+                None
+            }
+        };
         Ok(Self { path, common, tokenizer: Some(tokenizer), template })
     }
 

@@ -68,6 +68,7 @@ impl Job for Run {
         // The cache holds what is asked for, not what a model could attend to at most.
         let whole_text = ids.len().saturating_add(args.sampling.n);
         let context = args.context.context.map_or(whole_text, |n| n as usize);
+        args.context.say_what_is_ignored(model.config(), common);
         let mut session = Session::with_end(&model, context, args.context.when_full())?
             .with_vocabulary(tokenizer.vocab_size());
         let mut whole = String::new();

@@ -164,14 +164,29 @@ fn tensors(opened: &Opened) -> Vec<Value> {
     archive.names().filter_map(entry).collect()
 }
 
-/// What is known of the vocabulary; nothing if the model has none.
+/// What is known of the vocabulary, or why it cannot be read; nothing if the model has none.
 fn tokenizer(path: &Path) -> Option<Value> {
-    let tokenizer = loading::tokenizer(path).ok()?;
+    if is_absent(path) {
+        return None;
+    }
+    let tokenizer = match loading::tokenizer(path) {
+        Ok(tokenizer) => tokenizer,
+        Err(error) => return Some(json!({ "error": format!("{error:#}") })),
+    };
     Some(json!({
         "kind": format!("{:?}", tokenizer.kind()),
         "tokens": tokenizer.vocab_size(),
         "chat_template": loading::chat_format(path, &tokenizer).is_ok(),
     }))
+}
+
+fn is_absent(path: &Path) -> bool {
+    match path.is_file() {
+        true => weights::gguf::has_vocabulary(path).is_ok_and(|has| !has),
+        false => {
+            !["tokenizer.json", "tokenizer.model", "vocab.json"].iter().any(|name| path.join(name).exists())
+        }
+    }
 }
 
 /// How a value is spelled in a config.

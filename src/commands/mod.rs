@@ -44,7 +44,7 @@ impl Common {
     }
 
     /// Tells a person something, unless asked not to.
-    fn note(&self, text: &str) {
+    pub fn note(&self, text: &str) {
         if !self.quiet {
             crate::output::note(text);
         }

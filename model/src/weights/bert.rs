@@ -17,7 +17,7 @@ pub fn load<B: Backend>(dir: &Path, device: &B::Device) -> Result<Encoder<B>, Er
     let (path, text) = config_text(dir)?;
     let config = config_json::parse_encoder(&text).map_err(|why| Error::Config { path, why })?;
     let archive = safetensors::open(&shards::files(dir)?, is_left_out)?;
-    check_size(&archive, config.n_params(), dir)?;
+    check_size(&archive, config.n_layer, config.n_params(), dir)?;
     let names = Names { pieces: &|path, rows| vec![pieces(path, rows)], tied_head: None };
     parameters::fill(Encoder::empty(&config, device), &archive, &names, device)
 }

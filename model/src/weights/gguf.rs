@@ -23,6 +23,9 @@ use crate::transformer::Transformer;
 
 pub(super) use names::pieces;
 
+/// Bytes of a value at most that says what a model is made of: a number for each of some thousand layers.
+const MAX_VALUE: usize = 1 << 16;
+
 /// What each pair's frequency is divided by; a parameter nowhere else.
 const DIVISORS: &str = "rope_freqs.weight";
 
@@ -35,17 +38,31 @@ pub(super) fn open(path: &Path) -> Result<(Family, Config, Archive), Error> {
     let wrong = |error: &dyn Display| Error::Format { path: path.into(), why: error.to_string() };
     let gguf = Gguf::parse(&map).map_err(|error| wrong(&error))?;
     let mut values = BTreeMap::new();
+    let split = gguf.header().count("split.count").map_err(|error| wrong(&error))?.unwrap_or(1);
+    if split > 1 {
+        let why = format!("one of {split} parts: merge them with llama.cpp's `llama-gguf-split --merge`");
+        return Err(wrong(&why));
+    }
     for (key, entry) in gguf.header().entries().filter(|(key, _)| says_what_it_is(key)) {
+        if entry.n_bytes() > MAX_VALUE {
+            let key = key.chars().take(64).flat_map(char::escape_debug).collect::<String>();
+            let n = entry.n_bytes();
+            return Err(wrong(&format!("`{key}` takes {n} bytes, more than any model needs ({MAX_VALUE})")));
+        }
         values.insert(key.to_owned(), entry.to_value().map_err(|error| wrong(&error))?);
     }
     let has = |name: &str| gguf.tensor(name).is_some();
+    let divisors = gguf.tensor(DIVISORS);
+    if let Some(n) = divisors.as_ref().map(Tensor::n_elements).filter(|&n| n > MAX_VALUE) {
+        return Err(wrong(&format!("`{DIVISORS}` has {n} numbers: one for each pair of a head is wanted")));
+    }
     let facts = config::Facts {
         vocab_size: gguf.tensor("token_embd.weight").and_then(|t| t.shape.first().copied()).unwrap_or(0),
         has_head: has("output.weight"),
         has_qkv_bias: has("blk.0.attn_q.bias") || has("blk.0.attn_qkv.bias"),
         has_out_bias: has("blk.0.attn_output.bias"),
         has_bias: has("blk.0.ffn_down.bias"),
-        divisors: gguf.tensor(DIVISORS).map(|tensor| tensor.to_vec()),
+        divisors: divisors.map(|tensor| tensor.to_vec()),
     };
     let (family, config) =
         config::parse(&values, &facts).map_err(|why| Error::Config { path: path.into(), why })?;
@@ -56,6 +73,17 @@ pub(super) fn open(path: &Path) -> Result<(Family, Config, Archive), Error> {
     let mut archive = Archive::default();
     archive.add(path, gguf.tensors().filter(|tensor| tensor.name != DIVISORS).map(place).collect())?;
     Ok((family, config, archive))
+}
+
+/// Whether a file has a vocabulary beside the weights.
+///
+/// # Errors
+/// [`Error`] if it is no GGUF.
+pub fn has_vocabulary(path: &Path) -> Result<bool, Error> {
+    let map = Mmap::open(path).map_err(|source| Error::Io { path: path.into(), source })?;
+    let gguf =
+        Gguf::parse(&map).map_err(|error| Error::Format { path: path.into(), why: error.to_string() })?;
+    Ok(gguf.header().entries().any(|(key, _)| key == "tokenizer.ggml.model"))
 }
 
 /// llama.cpp's number of a file whose matrices are mostly in this format (`llama_ftype`).
@@ -107,8 +135,8 @@ pub fn save<B: Backend>(
     }
     let entry = |(name, tensor): &(String, Saved<'_>)| {
         let format = match tensor.shape[..] {
-            [_, width] if width.is_multiple_of(format.block_len()) => format,
-            [_, _] => Format::F16,
+            [_, .., width] if width.is_multiple_of(format.block_len()) => format,
+            [_, _, ..] => Format::F16,
             _ => Format::F32,
         };
         NewTensor { name: name.clone(), shape: tensor.shape.clone(), format }

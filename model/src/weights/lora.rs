@@ -14,7 +14,8 @@ use burn::module::{ModuleMapper, Param};
 use burn::prelude::*;
 use serde_json::{Map, Value, json};
 
-use super::names::{self, Form, Layout};
+use super::family::Family;
+use super::names::{self, Form, Layout, Piece};
 use super::parameters::Saved;
 use super::{Error, config_json, safetensors};
 use crate::config::Config;
@@ -28,7 +29,7 @@ const WEIGHTS: &str = "adapter_model.safetensors";
 const PREFIX: &str = "base_model.model.";
 
 /// Keys of `adapter_config.json` that do not change what an adapter computes, or only say what its tensors say too.
-const WITHOUT_EFFECT: [&str; 18] = [
+const WITHOUT_EFFECT: [&str; 19] = [
     "auto_mapping",
     "base_model_name_or_path",
     "ensure_weight_tying",
@@ -44,6 +45,7 @@ const WITHOUT_EFFECT: [&str; 18] = [
     "peft_version",
     "qalora_group_size",
     "r",
+    "rank_pattern",
     "revision",
     "target_modules",
     "task_type",
@@ -86,7 +88,7 @@ impl Adapter {
     pub fn load(dir: &Path) -> Result<Self, Error> {
         let path = dir.join(CONFIG);
         let text =
-            std::fs::read_to_string(&path).map_err(|source| Error::Io { path: path.clone(), source })?;
+            crate::files::read_text(&path).map_err(|source| Error::Io { path: path.clone(), source })?;
         let (alpha, is_rank_stabilised) = parse(&text).map_err(|why| Error::Config { path, why })?;
         let path = dir.join(WEIGHTS);
         let archive = safetensors::open(std::slice::from_ref(&path), |_| false)?;
@@ -109,14 +111,15 @@ impl Adapter {
                 return Err(Error::Missing { path: path.clone(), name: b_name });
             };
             let ([r, _], [_, b_r]) = (matrix(&a.shape), matrix(&b.shape));
-            if r == 0 || r != b_r {
-                let expected = vec![b.shape.first().copied().unwrap_or(0), r];
-                return Err(Error::Shape {
-                    path: path.clone(),
-                    name: b_name,
-                    found: b.shape.clone(),
-                    expected,
-                });
+            if r == 0 || a.shape.len() != 2 {
+                let (name, shape) = (name.escape_debug(), &a.shape);
+                let why =
+                    format!("tensor `{name}` has shape {shape:?}: must have two dimensions, the rank first");
+                return Err(Error::Format { path: path.clone(), why });
+            }
+            if r != b_r {
+                let (found, expected) = (b.shape.clone(), vec![b.shape.first().copied().unwrap_or(0), r]);
+                return Err(Error::Shape { path: path.clone(), name: b_name, found, expected });
             }
             let read = |name: &str, n: usize| {
                 let mut values = vec![0.0; n];
@@ -135,10 +138,13 @@ impl Adapter {
     pub fn save(&self, dir: &Path) -> Result<(), Error> {
         let last = |module: &String| module.rsplit('.').next().unwrap_or_default().to_owned();
         let targets: BTreeSet<String> = self.factors.keys().map(last).collect();
+        let r = self.factors.values().map(|factors| factors.r).max().unwrap_or(1);
+        let others = self.factors.iter().filter(|(_, factors)| factors.r != r);
         let config = json!({
             "peft_type": "LORA",
             "task_type": "CAUSAL_LM",
-            "r": self.factors.values().map(|factors| factors.r).max().unwrap_or(1),
+            "r": r,
+            "rank_pattern": others.map(|(module, factors)| (module, factors.r)).collect::<BTreeMap<_, _>>(),
             "lora_alpha": self.alpha,
             "lora_dropout": 0.0,
             "use_rslora": self.is_rank_stabilised,
@@ -191,8 +197,14 @@ fn parse(text: &str) -> Result<(f64, bool), String> {
         }
     }
     let alpha = config.get("lora_alpha").ok_or("key `lora_alpha` is missing")?;
-    let alpha = alpha.as_f64().ok_or_else(|| format!("`lora_alpha` is {alpha}: must be a number"))?;
-    Ok((alpha, config.get("use_rslora").and_then(Value::as_bool).unwrap_or(false)))
+    let number = alpha.as_f64().filter(|alpha| alpha.abs() <= 1e6);
+    let number =
+        number.ok_or_else(|| format!("`lora_alpha` is {alpha}: must be a number of at most 10^6"))?;
+    match config.get("use_rslora") {
+        None | Some(Value::Null) => Ok((number, false)),
+        Some(Value::Bool(is_rank_stabilised)) => Ok((number, *is_rank_stabilised)),
+        Some(other) => Err(format!("`use_rslora` is {other}: must be true or false")),
+    }
 }
 
 /// Adds adapters to a model, each multiplied by a factor of the caller's.
@@ -204,9 +216,10 @@ pub fn merge<B: FusedOps>(
     adapters: &[(&Adapter, f64)],
 ) -> Result<Transformer<B>, Error> {
     let config = model.config().clone();
-    let layout = Layout::HuggingFace(config_json::family_of(&config));
+    // Phi-3's fused matrices have names of their own, and its configs are others' too.
+    let layouts = [config_json::family_of(&config), Family::Phi3].map(Layout::HuggingFace);
     let mut merger =
-        Merger { path: Vec::new(), config, layout, adapters, used: BTreeSet::new(), error: None };
+        Merger { path: Vec::new(), config, layouts, adapters, used: BTreeSet::new(), error: None };
     let model = model.map(&mut merger);
     if let Some(error) = merger.error {
         return Err(error);
@@ -239,7 +252,7 @@ pub fn unmerge<B: FusedOps>(
 struct Merger<'a> {
     path: Vec<String>,
     config: Config,
-    layout: Layout,
+    layouts: [Layout; 2],
     adapters: &'a [(&'a Adapter, f64)],
     /// Of which adapter, which matrices had a place.
     used: BTreeSet<(usize, String)>,
@@ -250,10 +263,17 @@ impl Merger<'_> {
     /// `W + Σ s·BA` of the matrix at the current path.
     fn merged<B: FusedOps>(&mut self, mut weight: Tensor<B, 2>) -> Result<Tensor<B, 2>, Error> {
         let [n_out, n_in] = weight.dims();
-        let mut first = 0;
-        for piece in names::pieces(&self.path.join("."), n_out, &self.config, self.layout) {
-            let rows = first..first + piece.rows;
-            first = rows.end;
+        let [usual, fused] =
+            self.layouts.map(|layout| names::pieces(&self.path.join("."), n_out, &self.config, layout));
+        let fused = fused.into_iter().filter(|piece| !usual.iter().any(|other| other.name == piece.name));
+        let placed = |first: &mut usize, piece: &Piece| {
+            let rows = *first..*first + piece.rows;
+            *first = rows.end;
+            Some(rows)
+        };
+        let fused: Vec<Piece> = fused.collect();
+        let rows = usual.iter().scan(0, placed).chain(fused.iter().scan(0, placed)).collect::<Vec<_>>();
+        for (piece, rows) in usual.iter().chain(&fused).zip(rows) {
             let module = piece.name.strip_suffix(".weight").unwrap_or(&piece.name);
             for (i, &(adapter, factor)) in self.adapters.iter().enumerate() {
                 let Some(Factors { a, b, r }) = adapter.factors.get(module) else { continue };

@@ -37,7 +37,7 @@ pub use parameters::{Saved, values};
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The file system refused.
-    #[error("{path}: {source}")]
+    #[error("cannot read or write {path}")]
     Io {
         /// The file or folder.
         path: PathBuf,
@@ -61,7 +61,7 @@ pub enum Error {
         why: String,
     },
     /// A parameter of the model is not in the file.
-    #[error("{path}: tensor `{name}` is missing")]
+    #[error("{path}: tensor `{}` is missing", name.escape_debug())]
     Missing {
         /// The file.
         path: PathBuf,
@@ -69,7 +69,7 @@ pub enum Error {
         name: String,
     },
     /// The file has tensors that the model has no place for.
-    #[error("{path}: tensor `{name}` has no place in this model")]
+    #[error("{path}: tensor `{}` has no place in this model", name.escape_debug())]
     Unused {
         /// The file.
         path: PathBuf,
@@ -77,7 +77,10 @@ pub enum Error {
         name: String,
     },
     /// A tensor has another shape than the config says.
-    #[error("{path}: tensor `{name}` has shape {found:?}, its config asks for {expected:?}")]
+    #[error(
+        "{path}: tensor `{}` has shape {found:?}, its config asks for {expected:?}",
+        name.escape_debug()
+    )]
     Shape {
         /// The file.
         path: PathBuf,
@@ -89,7 +92,7 @@ pub enum Error {
         expected: Vec<usize>,
     },
     /// A tensor is of a type that cannot be read yet.
-    #[error("{path}: tensor `{name}` has type {dtype}, only F32, F16 and BF16 are read")]
+    #[error("{path}: tensor `{}` has type {dtype}, only F32, F16 and BF16 are read", name.escape_debug())]
     Dtype {
         /// The file.
         path: PathBuf,
@@ -128,7 +131,7 @@ pub fn open(path: &Path) -> Result<Opened, Error> {
         }
     };
     opened.config.validate()?;
-    check_size(&opened.archive, opened.config.n_params(), path)?;
+    check_size(&opened.archive, opened.config.n_layer, opened.config.n_params(), path)?;
     Ok(opened)
 }
 
@@ -172,7 +175,12 @@ impl Opened {
 
 /// Before memory for the parameters is asked for: whether the files have about as many. Which ones are missing is said
 /// later.
-fn check_size(archive: &Archive, n_params: usize, path: &Path) -> Result<(), Error> {
+fn check_size(archive: &Archive, n_layer: usize, n_params: usize, path: &Path) -> Result<(), Error> {
+    let n_tensors = archive.names().count();
+    if n_layer > n_tensors {
+        let why = format!("{n_tensors} tensors, too few for the {n_layer} layers of its config");
+        return Err(Error::Format { path: path.into(), why });
+    }
     let found = archive.n_elements();
     if n_params as u64 / 2 > found + (1 << 20) {
         let why = format!("{found} numbers, too few for the {n_params} parameters of its config");
@@ -222,7 +230,7 @@ fn parse_config(dir: &Path) -> Result<(family::Family, Config), Error> {
 
 fn config_text(dir: &Path) -> Result<(PathBuf, String), Error> {
     let path = dir.join("config.json");
-    match std::fs::read_to_string(&path) {
+    match crate::files::read_text(&path) {
         Ok(text) => Ok((path, text)),
         Err(source) => Err(Error::Io { path, source }),
     }

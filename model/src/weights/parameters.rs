@@ -44,7 +44,11 @@ impl<'a> Saved<'a> {
     pub(super) fn values(&self) -> Vec<f32> {
         match &self.values[..] {
             [all] => all(),
-            parts => parts.iter().flat_map(|part| part()).collect(),
+            parts => {
+                let mut all = Vec::with_capacity(self.shape.iter().product());
+                parts.iter().for_each(|part| all.extend(part()));
+                all
+            }
         }
     }
 
@@ -216,20 +220,22 @@ impl<B: Backend> ModuleMapper<B> for Filler<'_, B> {
     }
 
     fn map_float<const D: usize>(&mut self, param: Param<Tensor<B, D>>) -> Param<Tensor<B, D>> {
-        let (id, tensor, mapper) = param.consume();
-        let shape = tensor.dims();
-        let tensor = match self.error.is_none().then(|| self.read(&shape)) {
-            Some(Ok(values)) => {
-                let data = TensorData::new(values, shape);
-                Tensor::from_data(data, &self.device).set_require_grad(tensor.is_require_grad())
+        if self.error.is_some() {
+            return param;
+        }
+        // The old value is not asked for: it need not exist yet.
+        let shape = param.lazy_shape();
+        match self.read(shape.as_slice()) {
+            Ok(values) => {
+                let tensor = Tensor::from_data(TensorData::new(values, shape), &self.device);
+                let tensor = tensor.set_require_grad(param.is_require_grad());
+                Param::initialized(param.id, tensor)
             }
-            Some(Err(error)) => {
+            Err(error) => {
                 self.error = Some(error);
-                tensor
+                param
             }
-            None => tensor,
-        };
-        Param::from_mapped_value(id, tensor, mapper)
+        }
     }
 }
 

@@ -77,7 +77,7 @@ pub fn read(dir: &Path, n_embd: usize) -> Result<Option<Sentence>, Error> {
 }
 
 fn read_if_there(path: &Path) -> Result<Option<String>, Error> {
-    match std::fs::read_to_string(path) {
+    match crate::files::read_text(path) {
         Ok(text) => Ok(Some(text)),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(source) => Err(Error::Io { path: path.into(), source }),

@@ -1,13 +1,13 @@
 //! Which files of a folder hold the weights: one, or the shards that an index lists (the Hugging Face layout).
 
 use std::collections::BTreeMap;
-use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
 use super::Error;
+use crate::files;
 
 /// The one file.
 pub(super) const SINGLE: &str = "model.safetensors";
@@ -27,7 +27,7 @@ struct Index {
 /// If there are none, or the index is damaged or names a file elsewhere.
 pub(super) fn files(dir: &Path) -> Result<Vec<PathBuf>, Error> {
     let (single, path) = (dir.join(SINGLE), dir.join(INDEX));
-    let text = match fs::read_to_string(&path) {
+    let text = match files::read_text(&path) {
         // Whoever opens the single file says that it is missing.
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(vec![single]),
         _ if single.exists() => return Ok(vec![single]),

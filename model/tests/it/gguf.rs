@@ -4,6 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use model::weights::{self, Error, gguf};
+use model::config::{Experts, QkNorm};
 use model::{Config, FusedOps, Transformer};
 use quant::Format;
 use tokenizer::gguf::Value;
@@ -11,7 +12,13 @@ use tokenizer::gguf::Value;
 use crate::cases::{self, Ids};
 use crate::numbers::{bits, values};
 
-on_cpu!(what_is_written_is_the_same_model, blocks_are_close, models_without_an_architecture_are_refused);
+on_cpu!(
+    what_is_written_is_the_same_model,
+    experts_are_one_tensor,
+    blocks_are_close,
+    models_without_an_architecture_are_refused,
+    keys_that_are_not_understood_are_named,
+);
 
 fn ids(config: &Config) -> Ids {
     let values = (0..40).map(|i| (i * 7 % config.vocab_size) as i32).collect();
@@ -88,4 +95,59 @@ fn models_without_an_architecture_are_refused<B: FusedOps>() {
     let error = gguf::save(&model, Format::F32, &twice, &path).expect_err("a key that stands twice");
     assert!(error.to_string().contains("a.b"), "{error}");
     assert_eq!(fs::read_dir(dir.path()).expect("listed").count(), 0, "nothing is left behind");
+}
+
+/// Those of a layer lie in three tensors of three dimensions, in blocks as other matrices.
+fn experts_are_one_tensor<B: FusedOps>() {
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    let path = dir.path().join("model.gguf");
+    let experts = Experts { n: 4, n_active: 2, n_ff: None, normalise: true, dense_layers: Vec::new() };
+    let mixtral = Config { experts: Some(experts), ..cases::llama_like() };
+    let qwen = Config { qk_norm: Some(QkNorm::Head), ..mixtral.clone() };
+    for config in [mixtral, qwen] {
+        let model: Transformer<B> = cases::lively(&config, 3);
+        let ids = ids(&config);
+        gguf::save(&model, Format::F32, &[], &path).expect("saved");
+        let again = weights::load::<B>(&path, &Default::default()).expect("loaded");
+        assert!(bits(again.forward(ids.tensor())) == bits(model.forward(ids.tensor())), "{config:?}");
+        gguf::save(&model, Format::Q8_0, &[], &path).expect("saved");
+        let opened = weights::open(&path).expect("opened");
+        let stored = |name: &str| opened.archive().get(name).map(|s| (s.format, s.shape.clone()));
+        assert_eq!(stored("blk.1.ffn_up_exps.weight"), Some((Format::Q8_0, vec![4, 40, 32])));
+        // Rows of 40 are no whole number of blocks.
+        assert_eq!(stored("blk.0.ffn_down_exps.weight"), Some((Format::F16, vec![4, 32, 40])));
+    }
+}
+
+fn keys_that_are_not_understood_are_named<B: FusedOps>() {
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    let path = dir.path().join("model.gguf");
+    let model: Transformer<B> = cases::lively(&cases::llama_like(), 1);
+    let opened = |key: &str, value: Value| {
+        gguf::save(&model, Format::F32, &[(key.to_owned(), value)], &path).expect("saved");
+        weights::open(&path).map(|_| ()).map_err(|error| error.to_string())
+    };
+    for (key, value) in [
+        ("llama.expert_used_count", Value::U32(0)),
+        ("llama.attention.causal", Value::Bool(true)),
+        ("llama.pooling_type", Value::U32(3)),
+        ("llama.rope.scaling.attn_factor", Value::F32(1.0)),
+        ("other.key", Value::U32(7)),
+    ] {
+        assert_eq!(opened(key, value), Ok(()), "{key}");
+    }
+    for (key, value, words) in [
+        ("llama.unheard_of", Value::U32(1), "llama.unheard_of"),
+        ("llama.attention.causal", Value::Bool(false), "attention.causal"),
+        ("llama.logit_scale", Value::F32(2.0), "logit_scale"),
+        ("llama.rope.scaling.attn_factor", Value::F32(1.5), "with yarn only"),
+        ("llama.rope.scaling.type", Value::String("longrope".into()), "longrope"),
+        ("llama.expert_count", Value::String("many".into()), "expert_count"),
+        ("llama.\u{1b}[2Jevil", Value::U32(1), "llama.\\u{1b}[2Jevil"),
+        ("llama.long", Value::String("x".repeat(1 << 17)), "more than any model needs"),
+        ("split.count", Value::U16(3), "llama-gguf-split"),
+    ] {
+        let error = opened(key, value).expect_err(words);
+        assert!(error.contains(words) && error.len() < 400, "{error}");
+    }
 }

@@ -74,7 +74,7 @@ fn adapters_that_do_not_fit_are_refused<B: FusedOps>() {
     let folder = fixtures().join("lora/llama");
     let adapter = Adapter::load(&folder).expect("loaded");
     let error = lora::merge(base::<B>("gpt2").0, &[(&adapter, 1.0)]).expect_err("names of another family");
-    assert!(error.to_string().contains("self_attn.q_proj"), "{error}");
+    assert!(error.to_string().contains("has no place in this model"), "{error}");
     let mut wide = adapter.clone();
     wide.factors.values_mut().for_each(|factors| factors.a.extend_from_within(..));
     let error = lora::merge(base::<B>("llama").0, &[(&wide, 1.0)]).expect_err("twice as wide");

@@ -229,7 +229,8 @@ fn a_file_that_shrinks_while_it_is_read_is_an_error<B: FusedOps>() {
     let (dir, model) = saved::<B>(&tiny());
     let gguf = dir.path().join("model.gguf");
     weights::gguf::save(&model, quant::Format::F32, &[], &gguf).expect("saved");
-    for (path, file) in [(dir.path().to_owned(), dir.path().join("model.safetensors")), (gguf.clone(), gguf)] {
+    for (path, file) in [(dir.path().to_owned(), dir.path().join("model.safetensors")), (gguf.clone(), gguf)]
+    {
         let opened = weights::open(&path).expect("whole as yet");
         let file = fs::OpenOptions::new().write(true).open(&file).expect("opened");
         let len = file.metadata().expect("known").len();
@@ -252,7 +253,8 @@ fn a_name_that_stands_twice_is_an_error<B: FusedOps>() {
         ("model.norm.weight", "model.norm\\u0000.weight", "zero character"),
     ] {
         let header = header.replace(from, to);
-        let bytes = [&(header.len() as u64).to_le_bytes(), header.as_bytes(), &bytes[8 + header_len..]].concat();
+        let bytes =
+            [&(header.len() as u64).to_le_bytes(), header.as_bytes(), &bytes[8 + header_len..]].concat();
         fs::write(&path, bytes).expect("written");
         let error = load::<B>(dir.path()).expect_err(words).to_string();
         assert!(error.contains(words), "{error}");

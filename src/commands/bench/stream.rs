@@ -135,7 +135,8 @@ struct Summary {
 impl Summary {
     fn new(points: &[(Point, Option<u64>)]) -> Self {
         let last = points[points.len() - 1];
-        let first = points.iter().find(|(point, _)| point.n_tokens >= SETTLED).copied().unwrap_or(last);
+        // A short stream has not settled: its first point is all there is to compare with.
+        let first = points.iter().find(|(point, _)| point.n_tokens >= SETTLED).copied().unwrap_or(points[0]);
         Self { first: first.0, last: last.0, early_bytes: first.1, late_bytes: last.1 }
     }
 }

@@ -291,6 +291,11 @@ impl<'a> Entry<'a> {
         Value::read(self.kind, self.n_elements, self.bytes, self.offset)
     }
 
+    /// Bytes that the value takes in the file.
+    pub fn n_bytes(&self) -> usize {
+        self.bytes.len()
+    }
+
     fn reader(&self) -> Reader<'a> {
         Reader::new(self.bytes, self.offset)
     }

@@ -12,6 +12,7 @@ use crate::config::{Config, Experts, LayerKind, MAX_SIZE, MlpKind, NormKind, Nor
 use crate::position::{RopeScaling, frequencies};
 use crate::weights::config_json::are_same;
 use crate::weights::family::Family;
+use crate::weights::gguf::names::turns_neighbours;
 
 /// Families and what `general.architecture` calls them.
 const ARCHITECTURES: [(&str, Family); 12] = [
@@ -64,7 +65,8 @@ pub(in crate::weights) fn parse(
     let family = family.ok_or_else(|| {
         let mut known = ARCHITECTURES.map(|(known, _)| known).to_vec();
         known.dedup();
-        format!("`general.architecture` is \"{name}\": only {} are read", known.join(", "))
+        let found = shown(&Value::String(name.clone()));
+        format!("`general.architecture` is {found}: only {} are read", known.join(", "))
     })?;
     let keys = Keys { values, prefix: format!("{name}."), seen: RefCell::default() };
     let family = match family {
@@ -182,7 +184,7 @@ fn layers(
     let is_sliding: Vec<bool> = match keys.get(name) {
         Some(Value::Array(Array::Bool(flags))) if flags.len() == n_layer => flags.clone(),
         Some(Value::Array(other)) => {
-            return Err(format!("`{}{name}` is {other:?}: must be {n_layer} flags", keys.prefix));
+            return Err(keys.wrong(name, &Value::Array(other.clone()), &format!("{n_layer} flags")));
         }
         _ => {
             let period = keys.size_if_there(name)?.unwrap_or(default_period);
@@ -207,11 +209,21 @@ fn rotary(family: Family, keys: &Keys<'_>, facts: &Facts, config: &mut Config) -
     if family == Family::Gemma3 {
         config.local_rope_theta = keys.number("rope.freq_base_swa")?.or(Some(10_000.0));
     }
+    if family == Family::Olmo2 && config.window.is_some() {
+        // Sliding layers are never scaled.
+        config.local_rope_theta = keys.number("rope.freq_base_swa")?.or(Some(config.rope_theta));
+    }
+    if turns_neighbours(family) && config.rotary_dim.is_some() {
+        let (prefix, dim) = (&keys.prefix, config.head_dim());
+        return Err(format!(
+            "`{prefix}rope.dimension_count` is not {dim}: whole heads turn in this architecture"
+        ));
+    }
     let old = keys.number("rope.scale_linear")?;
     let factor = keys.number("rope.scaling.factor")?.or(old).filter(|&factor| factor != 0.0);
     let original = keys.size_if_there("rope.scaling.original_context_length")?.unwrap_or(config.context);
     keys.flag("rope.scaling.finetuned")?;
-    let attention_factor = keys.number("rope.scaling.attn_factor")?;
+    let attention_factor = keys.number("rope.scaling.attn_factor")?.filter(|&factor| factor != 1.0);
     config.rope_scaling = match (keys.text("rope.scaling.type")?.unwrap_or("linear"), factor) {
         ("none", _) | ("linear", None) => None,
         ("linear", Some(factor)) => Some(RopeScaling::Linear { factor }).filter(|_| factor != 1.0),
@@ -222,7 +234,11 @@ fn rotary(family: Family, keys: &Keys<'_>, facts: &Facts, config: &mut Config) -
                 original_context: original,
                 beta_fast: keys.number("rope.scaling.yarn_beta_fast")?.unwrap_or(32.0),
                 beta_slow: keys.number("rope.scaling.yarn_beta_slow")?.unwrap_or(1.0),
-                attention_factor: keys.number("rope.scaling.yarn_attn_factor")?.or(attention_factor),
+                // llama.cpp multiplies the usual one by the first of these; the second replaces it.
+                attention_factor: match keys.number("rope.scaling.yarn_attn_factor")? {
+                    None => attention_factor.map(|times| times * (0.1 * factor.ln() + 1.0)),
+                    other => other,
+                },
                 truncate: true,
             })
         }
@@ -231,6 +247,9 @@ fn rotary(family: Family, keys: &Keys<'_>, facts: &Facts, config: &mut Config) -
             return Err(format!("`{key}` is \"{other}\": only none, linear and yarn with a factor are read"));
         }
     };
+    if attention_factor.is_some() && !matches!(config.rope_scaling, Some(RopeScaling::Yarn { .. })) {
+        return Err(format!("`{}rope.scaling.attn_factor` is read with yarn only", keys.prefix));
+    }
     if let Some(divisors) = &facts.divisors {
         if config.rope_scaling.is_some() {
             return Err("both `rope_freqs.weight` and a rotary scaling are there".into());
@@ -259,7 +278,10 @@ fn llama3(divisors: &[f32], keys: &Keys<'_>, config: &Config) -> Result<RopeScal
     let is_close = |(a, b): (&f32, &f32)| (a - b).abs() <= 1e-3 * b.abs();
     match wanted.len() == divisors.len() && divisors.iter().zip(&wanted).all(is_close) {
         true => Ok(scaling),
-        false => Err(format!("`rope_freqs.weight` is {divisors:?}: not what LLaMA 3.1's scaling gives")),
+        false => Err(format!(
+            "`rope_freqs.weight`, {} numbers, is not what LLaMA 3.1's scaling gives",
+            divisors.len()
+        )),
     }
 }
 
@@ -298,6 +320,10 @@ pub(in crate::weights) fn write(config: &Config) -> Result<Written, String> {
         },
     };
     for (name, family) in ARCHITECTURES {
+        // llama.cpp ignores Phi-3's window, and knows no biases there.
+        if family == Family::Phi3 && (config.window.is_some() || config.qkv_bias()) {
+            continue;
+        }
         let pairs = to_pairs(name, family, config);
         let values = pairs.iter().cloned().collect();
         if parse(&values, &facts).is_ok_and(|(_, read)| are_same(&read, config)) {
@@ -392,8 +418,28 @@ struct Keys<'a> {
     seen: RefCell<BTreeSet<String>>,
 }
 
+/// A value in an error, cut and without control characters.
+fn shown(value: &Value) -> String {
+    let text = match value {
+        Value::Array(_) => "an array".to_owned(),
+        value => value.to_string(),
+    };
+    text.chars().take(64).flat_map(char::escape_debug).collect()
+}
+
 /// Keys of an architecture's own that say nothing of what is computed.
-const WITHOUT_EFFECT: [&str; 2] = ["tensor_data_layout", "leading_dense_block_count"];
+const WITHOUT_EFFECT: [&str; 3] = ["tensor_data_layout", "leading_dense_block_count", "pooling_type"];
+
+/// Keys that change what is computed, and the value with which they do not.
+const NEUTRAL: [(&str, f64); 7] = [
+    ("expert_count", 0.0),
+    ("expert_used_count", 0.0),
+    ("expert_gating_func", 1.0),
+    ("expert_group_count", 1.0),
+    ("expert_group_used_count", 1.0),
+    ("logit_scale", 1.0),
+    ("nextn_predict_layers", 0.0),
+];
 
 impl<'a> Keys<'a> {
     fn get(&self, key: &str) -> Option<&'a Value> {
@@ -404,7 +450,7 @@ impl<'a> Keys<'a> {
     }
 
     fn wrong(&self, key: &str, value: &Value, what: &str) -> String {
-        format!("`{}{key}` is {value}: must be {what}", self.prefix)
+        format!("`{}{key}` is {}: must be {what}", self.prefix, shown(value))
     }
 
     fn number(&self, key: &str) -> Result<Option<f64>, String> {
@@ -467,12 +513,20 @@ impl<'a> Keys<'a> {
 
     fn all_understood(&self) -> Result<(), String> {
         let seen = self.seen.borrow();
-        let is_unknown = |key: &String| match key.strip_prefix(&self.prefix) {
-            Some(own) => !seen.contains(key) && !WITHOUT_EFFECT.contains(&own),
+        let is_neutral = |own: &str, value: &Value| match (own, value) {
+            ("attention.causal", value) => *value == Value::Bool(true),
+            (own, value) => {
+                NEUTRAL.iter().any(|&(key, neutral)| key == own && number(value) == Some(neutral))
+            }
+        };
+        let is_unknown = |key: &String, value: &Value| match key.strip_prefix(&self.prefix) {
+            Some(own) => !seen.contains(key) && !WITHOUT_EFFECT.contains(&own) && !is_neutral(own, value),
             None => false,
         };
-        match self.values.iter().find(|(key, _)| is_unknown(key)) {
-            Some((key, value)) => Err(format!("`{key}` is {value}: this key is not understood")),
+        match self.values.iter().find(|(key, value)| is_unknown(key, value)) {
+            Some((key, value)) => {
+                Err(format!("`{}` is {}: this key is not understood", key.escape_debug(), shown(value)))
+            }
             None => Ok(()),
         }
     }

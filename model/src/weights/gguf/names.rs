@@ -67,6 +67,6 @@ fn is_fused(family: Family) -> bool {
 }
 
 /// Whether llama.cpp turns an element with its neighbour, so that the rows of a head stand in another order.
-fn turns_neighbours(family: Family) -> bool {
+pub(super) fn turns_neighbours(family: Family) -> bool {
     matches!(family, Family::Llama | Family::Mistral | Family::Mixtral | Family::SmolLm3)
 }
