@@ -49,8 +49,12 @@ pub const MAX_STEP: usize = 512;
 
 impl<B: Backend> LayerCache<B> {
     fn new(kind: LayerKind, keep: Keep, shape: [usize; 4], device: &B::Device) -> Self {
-        let kv = Some((Tensor::zeros(shape, device), Tensor::zeros(shape, device)));
-        Self { kv, kind, keep, len: 0, dropped: 0 }
+        // Memory that is not touched before a position comes.
+        let zeros = || {
+            let zeros = kernels::memory::zeroed(shape.iter().product());
+            Tensor::from_data(TensorData::new(zeros, shape), device)
+        };
+        Self { kv: Some((zeros(), zeros())), kind, keep, len: 0, dropped: 0 }
     }
 
     fn capacity(&self) -> usize {

@@ -52,6 +52,7 @@ pub fn run(args: args::Inspect, common: Common) -> Result<ExitCode> {
                 "cache_bytes": plan.cache_bytes,
                 "cache_bytes_per_token": cache_bytes_per_token(config),
                 "activation_bytes": plan.activation_bytes,
+                "scratch_bytes": plan.scratch_bytes,
                 "total_bytes": plan.total_bytes(),
                 "measured_bytes": measured,
             },
@@ -96,12 +97,13 @@ pub fn run(args: args::Inspect, common: Common) -> Result<ExitCode> {
     }
     output::line(&format!("  tokenizer: {}", tokenizer.as_ref().map_or("none".into(), Value::to_string)))?;
     output::line(&format!(
-        "  memory on {backend} in f32: weights {}, cache {} ({} a token, {context} tokens x {}), activations {}: {}",
+        "  memory on {backend} in f32: weights {}, cache {} ({} a token, {context} tokens x {}), activations {}, scratch {}: {}",
         mib(plan.weights_bytes),
         mib(plan.cache_bytes),
         kib(cache_bytes_per_token(config)),
         args.batch,
         mib(plan.activation_bytes),
+        mib(plan.scratch_bytes),
         mib(plan.total_bytes()),
     ))?;
     if let Some(bytes) = measured {

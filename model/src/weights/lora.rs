@@ -265,13 +265,16 @@ impl Merger<'_> {
         let [n_out, n_in] = weight.dims();
         let [usual, fused] =
             self.layouts.map(|layout| names::pieces(&self.path.join("."), n_out, &self.config, layout));
-        let fused = fused.into_iter().filter(|piece| !usual.iter().any(|other| other.name == piece.name));
+        // Families with names of their own have none of Phi-3's.
+        let is_new = |piece: &Piece| {
+            usual.iter().all(|other| other.name != piece.name && other.name.starts_with("model."))
+        };
+        let fused: Vec<Piece> = fused.into_iter().filter(is_new).collect();
         let placed = |first: &mut usize, piece: &Piece| {
             let rows = *first..*first + piece.rows;
             *first = rows.end;
             Some(rows)
         };
-        let fused: Vec<Piece> = fused.collect();
         let rows = usual.iter().scan(0, placed).chain(fused.iter().scan(0, placed)).collect::<Vec<_>>();
         for (piece, rows) in usual.iter().chain(&fused).zip(rows) {
             let module = piece.name.strip_suffix(".weight").unwrap_or(&piece.name);

@@ -228,8 +228,7 @@ impl<B: Backend> ModuleMapper<B> for Filler<'_, B> {
         match self.read(shape.as_slice()) {
             Ok(values) => {
                 let tensor = Tensor::from_data(TensorData::new(values, shape), &self.device);
-                let tensor = tensor.set_require_grad(param.is_require_grad());
-                Param::initialized(param.id, tensor)
+                Param::initialized(param.id, tensor.require_grad())
             }
             Err(error) => {
                 self.error = Some(error);
