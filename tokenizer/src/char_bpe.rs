@@ -245,6 +245,12 @@ impl CharBpe {
         Some(&self.byte_ids[..]).filter(|ids| !ids.is_empty() && !ids.contains(&NO_BYTE))
     }
 
+    /// All pairs that merge, with the symbol that they become. Symbols beyond the vocabulary are characters without a
+    /// token.
+    pub(crate) fn pairs(&self) -> impl Iterator<Item = (u32, u32, u32)> {
+        self.table.pairs()
+    }
+
     fn encode_word<S: Sink>(&self, word: &str, scratch: &mut Scratch, out: &mut Output<'_, S>) {
         let bytes = word.as_bytes();
         if word.len() > CACHED {

@@ -104,7 +104,8 @@ impl Tokenizer {
     /// Writes a `tokenizer.json`. The file appears whole or not at all.
     ///
     /// # Errors
-    /// [`Error::Io`], and [`Error::Unsupported`] for what the format cannot express: sentencepiece's own rules.
+    /// [`Error::Io`], and [`Error::Unsupported`] for what the format cannot express, by name: sentencepiece's normalizer
+    /// other than the identity, Unigram of a `.model` or a GGUF, BPE of which two tokens merge at the same score.
     pub fn save(&self, path: impl AsRef<Path>) -> Result<(), Error> {
         write_atomic(path.as_ref(), self.to_json()?.as_bytes())
     }

@@ -126,6 +126,12 @@ impl PairTable {
         }
     }
 
+    /// All pairs, and what they become, in no order.
+    pub(super) fn pairs(&self) -> impl Iterator<Item = (u32, u32, u32)> {
+        let full = self.entries.iter().filter(|entry| entry.key != EMPTY);
+        full.map(|entry| ((entry.key >> 32) as u32, entry.key as u32, entry.merged))
+    }
+
     /// One more than the highest rank.
     pub(super) fn n_ranks(&self) -> usize {
         self.n_ranks

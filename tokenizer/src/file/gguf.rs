@@ -206,11 +206,8 @@ impl Vocab {
                 .collect(),
             ..BpeDef::default()
         };
-        let replace = json!({"type": "Replace", "pattern": {"String": " "}, "content": SPACE});
-        let prepend = json!({"type": "Prepend", "prepend": SPACE});
-        let normalizers = if add_prefix { vec![prepend, replace] } else { vec![replace] };
         let parts = Parts {
-            normalizer: Some(json!({"type": "Sequence", "normalizers": normalizers})),
+            normalizer: Some(space_normalizer(add_prefix)),
             pre_tokenizer: None,
             decoder: space_decoder(add_prefix),
             defaults,
@@ -299,8 +296,16 @@ impl Vocab {
     }
 }
 
+/// Spaces to U+2581, and one more before the text if `add_prefix`.
+pub(super) fn space_normalizer(add_prefix: bool) -> Value {
+    let replace = json!({"type": "Replace", "pattern": {"String": " "}, "content": SPACE});
+    let prepend = json!({"type": "Prepend", "prepend": SPACE});
+    let normalizers = if add_prefix { vec![prepend, replace] } else { vec![replace] };
+    json!({"type": "Sequence", "normalizers": normalizers})
+}
+
 /// U+2581 to spaces, bytes to characters, and without the space that was put before the text.
-fn space_decoder(strip: bool) -> Value {
+pub(super) fn space_decoder(strip: bool) -> Value {
     let mut decoders = vec![
         json!({"type": "Replace", "pattern": {"String": SPACE}, "content": " "}),
         json!({"type": "ByteFallback"}),

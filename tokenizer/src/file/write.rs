@@ -1,30 +1,41 @@
 //! Writing `tokenizer.json`, in the field order and the defaults of Hugging Face's own files.
 
+mod scored;
+
 use serde::ser::{Serialize, SerializeMap, Serializer};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::build::SENTENCEPIECE;
 use crate::definition::{AddedTokenDef, BpeDef, Merges, ModelDef, Truncation, UnigramRule};
 use crate::tokenizer::Inner;
 use crate::{Error, Tokenizer};
+use scored::Parts;
 
 /// The file's contents, indented as Hugging Face indents them.
 pub(super) fn to_json(tokenizer: &Tokenizer) -> Result<String, Error> {
     let inner = tokenizer.inner();
     let def = &inner.def;
     let is_foreign = |part: &Option<Value>| part.as_ref().is_some_and(|part| part["type"] == SENTENCEPIECE);
-    if is_foreign(&def.normalizer) || is_foreign(&def.decoder) {
-        return Err(unsupported("the normalizer of a sentencepiece model"));
-    }
+    let parts = match &def.model {
+        ModelDef::Bpe(bpe) if matches!(bpe.merges, Merges::Scored(_)) => scored::parts(inner, bpe)?,
+        _ if is_foreign(&def.normalizer) || is_foreign(&def.decoder) => {
+            return Err(unsupported("the normalizer of a sentencepiece model"));
+        }
+        _ => Parts {
+            added: inner.pipeline.added.by_id().cloned().collect(),
+            normalizer: def.normalizer.clone(),
+            decoder: def.decoder.clone(),
+        },
+    };
     let file = FileJson {
         version: "1.0",
         truncation: &def.truncation,
         padding: &def.padding,
-        added_tokens: inner.pipeline.added.by_id().collect(),
-        normalizer: &def.normalizer,
+        added_tokens: parts.added,
+        normalizer: parts.normalizer,
         pre_tokenizer: &def.pre_tokenizer,
-        post_processor: &def.post_processor,
-        decoder: &def.decoder,
+        post_processor: def.post_processor.clone().or_else(|| template(tokenizer)),
+        decoder: parts.decoder,
         model: model(inner)?,
     };
     let mut text = serde_json::to_string_pretty(&file).expect("strings and numbers always serialize");
@@ -32,11 +43,35 @@ pub(super) fn to_json(tokenizer: &Tokenizer) -> Result<String, Error> {
     Ok(text)
 }
 
+/// What goes around a text, where the file that it came from named ids in place of a post-processor.
+fn template(tokenizer: &Tokenizer) -> Option<Value> {
+    let (before, after) = tokenizer.around();
+    let token = |id: &u32| tokenizer.id_to_token(*id).unwrap_or_default();
+    let text = |name: &str, type_id: u32| -> Vec<Value> {
+        let special = |id| json!({"SpecialToken": {"id": token(id), "type_id": type_id}});
+        let text = json!({"Sequence": {"id": name, "type_id": type_id}});
+        before.iter().map(special).chain([text]).chain(after.iter().map(special)).collect()
+    };
+    let ids = before.iter().chain(after);
+    let named =
+        ids.map(|id| (token(id).to_owned(), json!({"id": token(id), "ids": [id], "tokens": [token(id)]})));
+    let named: serde_json::Map<String, Value> = named.collect();
+    let pair = [text("A", 0), text("B", 1)].concat();
+    (!named.is_empty()).then(|| {
+        json!({
+            "type": "TemplateProcessing",
+            "single": text("A", 0),
+            "pair": pair,
+            "special_tokens": named,
+        })
+    })
+}
+
 /// What this format has no words for.
-fn unsupported(found: &str) -> Error {
+fn unsupported(found: impl Into<String>) -> Error {
     Error::Unsupported {
         part: "writing `tokenizer.json`",
-        found: found.to_owned(),
+        found: found.into(),
         supported: "what Hugging Face's parts express exactly",
     }
 }
@@ -46,11 +81,11 @@ struct FileJson<'a> {
     version: &'static str,
     truncation: &'a Option<Truncation>,
     padding: &'a Option<Value>,
-    added_tokens: Vec<&'a AddedTokenDef>,
-    normalizer: &'a Option<Value>,
+    added_tokens: Vec<AddedTokenDef>,
+    normalizer: Option<Value>,
     pre_tokenizer: &'a Option<Value>,
-    post_processor: &'a Option<Value>,
-    decoder: &'a Option<Value>,
+    post_processor: Option<Value>,
+    decoder: Option<Value>,
     model: ModelJson<'a>,
 }
 
@@ -151,17 +186,26 @@ fn model(inner: &Inner) -> Result<ModelJson<'_>, Error> {
 }
 
 fn bpe<'a>(inner: &'a Inner, def: &'a BpeDef) -> Result<ModelJson<'a>, Error> {
-    let Merges::Ranked(pairs) = &def.merges else {
-        return Err(unsupported("merges by score"));
+    let scored;
+    let (unk_token, pairs) = match &def.merges {
+        Merges::Ranked(pairs) => (def.unk_token.as_deref(), pairs),
+        Merges::Scored(scores) => {
+            scored = scored::ranked(inner, def, scores)?;
+            (Some(scored.unk_token), &scored.merges)
+        }
+        Merges::ById => return Err(unsupported("merges by id")),
     };
     let spell = |id| inner.vocab.token(id).unwrap_or_default();
+    // One spelling for all: Hugging Face reads no list of both.
+    let has_space =
+        pairs.iter().any(|&(left, right)| spell(left).contains(' ') || spell(right).contains(' '));
     let merge = |&(left, right): &(u32, u32)| match (spell(left), spell(right)) {
-        (left, right) if left.contains(' ') || right.contains(' ') => MergeJson::Pair(left, right),
+        (left, right) if has_space => MergeJson::Pair(left, right),
         (left, right) => MergeJson::Spaced(format!("{left} {right}")),
     };
     Ok(ModelJson::Bpe {
         dropout: None,
-        unk_token: def.unk_token.as_deref(),
+        unk_token,
         continuing_subword_prefix: def.continuing_subword_prefix.as_deref(),
         end_of_word_suffix: def.end_of_word_suffix.as_deref(),
         fuse_unk: def.fuse_unk,

@@ -42,7 +42,7 @@ struct Pool {
 }
 
 /// Makes each string from its number, as `Generator` of the script does.
-struct Strings {
+pub(crate) struct Strings {
     pool: Pool,
     lines: Vec<Vec<char>>,
     words: Vec<String>,
@@ -72,7 +72,7 @@ impl Random {
 }
 
 impl Strings {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let pool: Pool = serde_json::from_slice(&fs::read(fixture("exactness/pool.json")).unwrap()).unwrap();
         let corpus = corpus();
         let lines: Vec<&str> = pool.prose.iter().map(String::as_str).chain(corpus.split('\n')).collect();
@@ -85,7 +85,7 @@ impl Strings {
         }
     }
 
-    fn string(&self, index: usize) -> String {
+    pub(crate) fn string(&self, index: usize) -> String {
         if let Some(fixed) = self.pool.fixed.get(index) {
             return fixed.clone();
         }

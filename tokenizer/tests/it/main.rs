@@ -9,6 +9,7 @@ mod missing_bytes;
 mod odd_files;
 mod properties;
 mod round_trip;
+mod scored;
 mod small;
 mod training;
 
