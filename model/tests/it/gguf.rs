@@ -3,8 +3,8 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use model::weights::{self, Error, gguf};
 use model::config::{Experts, QkNorm};
+use model::weights::{self, Error, gguf};
 use model::{Config, FusedOps, Transformer};
 use quant::Format;
 use tokenizer::gguf::Value;
