@@ -11,7 +11,7 @@ use embedded_graphics::prelude::*;
 use embedded_graphics::primitives::{Line, PrimitiveStyle, Rectangle};
 use embedded_graphics::text::{Alignment, Text};
 
-/// What is drawn: curves over a common axis, values on a logarithmic scale.
+/// What is drawn: curves over a common axis, both axes logarithmic.
 #[derive(Clone, Debug)]
 pub struct Chart<'a> {
     /// Above all.
@@ -54,17 +54,13 @@ impl Chart<'_> {
 
     fn draw(&self, canvas: &mut Canvas) -> Result<(), Infallible> {
         let all = || self.curves.iter().flat_map(|(_, points)| points.iter().copied());
-        let x_max = all().map(|(x, _)| x).fold(1.0, f64::max);
+        let xs = || all().map(|(x, _)| x.max(1.0));
+        let (x_low, x_high) = powers_around(xs().fold(f64::MAX, f64::min), xs().fold(1.0, f64::max));
         let values = || all().map(|(_, y)| y).filter(|y| y.is_finite() && *y > 0.0);
         let (low, high) = (values().fold(f64::MAX, f64::min), values().fold(f64::MIN_POSITIVE, f64::max));
-        // Whole powers of ten around them.
-        let low = 10f64.powf(low.min(high).log10().floor());
-        let high = 10f64.powf(high.log10().ceil()).max(10.0 * low);
-        let x_at = |x: f64| LEFT + (x / x_max * f64::from(RIGHT - LEFT)) as i32;
-        let y_at = |y: f64| {
-            let part = (y.clamp(low, high) / low).ln() / (high / low).ln();
-            BOTTOM - (part * f64::from(BOTTOM - TOP)) as i32
-        };
+        let (low, high) = powers_around(low, high);
+        let x_at = |x: f64| LEFT + (part(x, x_low, x_high) * f64::from(RIGHT - LEFT)) as i32;
+        let y_at = |y: f64| BOTTOM - (part(y, low, high) * f64::from(BOTTOM - TOP)) as i32;
         let small = MonoTextStyle::new(&FONT_8X13, INK);
         let text = |canvas: &mut Canvas, text: &str, at: Point, alignment| {
             Text::with_alignment(text, at, small, alignment).draw(canvas).map(drop)
@@ -74,8 +70,7 @@ impl Chart<'_> {
             line(canvas, Point::new(LEFT, y), Point::new(RIGHT, y), GRID, 1)?;
             text(canvas, &number(tick), Point::new(LEFT - 8, y + 4), Alignment::Right)?;
         }
-        for i in 0..=5 {
-            let x = x_max * f64::from(i) / 5.0;
+        for x in ticks(x_low, x_high) {
             text(canvas, &number(x), Point::new(x_at(x), BOTTOM + 20), Alignment::Center)?;
         }
         text(canvas, self.x_label, Point::new((LEFT + RIGHT) / 2, BOTTOM + 42), Alignment::Center)?;
@@ -97,6 +92,17 @@ impl Chart<'_> {
         line(canvas, Point::new(LEFT, BOTTOM), Point::new(RIGHT, BOTTOM), INK, 1)?;
         line(canvas, Point::new(LEFT, TOP), Point::new(LEFT, BOTTOM), INK, 1)
     }
+}
+
+/// Whole powers of ten around two values.
+fn powers_around(low: f64, high: f64) -> (f64, f64) {
+    let low = 10f64.powf(low.min(high).log10().floor());
+    (low, 10f64.powf(high.log10().ceil()).max(10.0 * low))
+}
+
+/// Where a value lies between two others, 0 to 1.
+fn part(value: f64, low: f64, high: f64) -> f64 {
+    (value.clamp(low, high) / low).ln() / (high / low).ln()
 }
 
 /// 1, 2 and 5 in each power of ten, or the powers alone where there are many.
