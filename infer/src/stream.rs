@@ -32,7 +32,7 @@ pub struct Config {
     pub n_plain: usize,
 }
 
-/// A value of [`Config`] that cannot be.
+/// A value of [`Config`](struct@Config) that cannot be.
 #[derive(Debug, thiserror::Error, PartialEq)]
 pub enum Error {
     /// A number that must not be so small.

@@ -2,9 +2,10 @@
 //! index), and single GGUF files.
 //!
 //! [`family`] lists whose files are understood. [`config_json`] and [`gguf`] map what they say of the model onto a
-//! [`Config`], [`names`] the parameters' names. [`archive`] reads the numbers of either, [`parameters`] puts them into a
-//! model and takes them out, [`safetensors`] and [`gguf`] write them. [`bert`] does the same for encoders, and
-//! [`sentence`] reads what sentence-transformers puts beside one to say how texts get their vectors. [`lora`] adds adapters.
+//! [`Config`](struct@Config), [`names`] the parameters' names. [`archive`] reads the numbers of either, `parameters` puts
+//! them into a model and takes them out, [`safetensors`] and [`gguf`] write them. [`bert`] does the same for encoders, and
+//! [`sentence`] reads what sentence-transformers puts beside one to say how texts get their vectors. [`lora`] adds
+//! adapters.
 
 pub mod archive;
 pub mod bert;
