@@ -262,8 +262,16 @@ fn a_model_generates_and_answers_the_same_for_the_same_seed() {
         json(&succeeds(dir, &args))
     };
     let first = generate("3");
-    let known =
-        ["completion_tokens", "finish_reason", "ids", "prompt_tokens", "text", "tokens_per_s", "ttft_ms"];
+    let known = [
+        "completion_tokens",
+        "finish_reason",
+        "forgotten_tokens",
+        "ids",
+        "prompt_tokens",
+        "text",
+        "tokens_per_s",
+        "ttft_ms",
+    ];
     assert_eq!(keys(&first), known);
     assert_eq!(first["prompt_tokens"].as_u64(), Some(7));
     assert_eq!(first["ids"], generate("3")["ids"]);

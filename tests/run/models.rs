@@ -81,7 +81,7 @@ fn a_model_is_inspected() {
         assert!(report["memory"]["measured_bytes"].is_u64());
         let tensors = report["tensors"].as_array().expect("a list");
         assert_eq!(report["formats"]["F32"]["tensors"], tensors.len());
-        assert_eq!(report["tokenizer"]["tokens"], 300);
+        assert!(report["tokenizer"]["tokens"].as_u64() > Some(256));
         let text = String::from_utf8(succeeds(dir.path(), &["inspect", model]).stdout).expect("UTF-8");
         assert!(text.contains("attention") && text.contains("memory on"), "{text}");
     }
@@ -95,16 +95,14 @@ fn the_end_of_a_context_is_what_was_asked_for() {
     let dir = trained();
     let long = "the cat number 1 sat on mat 2. ".repeat(20);
     let generate = |more: &[&str]| {
-        let args =
-            ["generate", "run", "-p", &long, "-n", "40", "--temperature", "0", "--context", "24", "--json"];
+        let args = ["generate", "run", "-p", &long, "-n", "40", "--temperature", "0", "--context", "24"];
         succeeds(dir.path(), &[&args[..], more].concat())
     };
     for when_full in ["slide", "evict"] {
-        let output = generate(&["--when-full", when_full]);
-        let report = json(&output);
+        let report = json(&generate(&["--when-full", when_full, "--json"]));
         let forgotten = report["forgotten_tokens"].as_u64().expect("a number");
         assert!(forgotten > 100, "{when_full}: {report}");
-        assert!(stderr(&output).contains("out of sight"), "{when_full}");
+        assert!(stderr(&generate(&["--when-full", when_full])).contains("out of sight"), "{when_full}");
     }
     let args = ["generate", "run", "-p", &long, "-n", "4", "--context", "24"];
     fails(dir.path(), &args, &["the context holds 24", "slide or evict"]);
@@ -126,7 +124,7 @@ fn a_long_text_is_streamed_and_drawn() {
         serde_json::from_slice(&fs::read(dir.path().join("out/perplexity.json")).expect("read"))
             .expect("JSON");
     assert_eq!(curve["evicting"].as_array().map(Vec::len), Some(6));
-    assert!(curve["plain"].as_array().is_some_and(|points| points.len() >= 50));
+    assert!(curve["plain"].as_array().is_some_and(|points| points.len() == 25));
     let png = fs::read(dir.path().join("out/perplexity.png")).expect("read");
     assert!(png.starts_with(b"\x89PNG\r\n\x1a\n"));
     let stream = ["bench", "stream", "stream.ron", "--set"];
