@@ -1,7 +1,7 @@
 //! Curves as a PNG picture.
 
 use std::convert::Infallible;
-use std::io::{self, BufWriter};
+use std::io;
 use std::path::Path;
 
 use embedded_graphics::mono_font::MonoTextStyle;
@@ -44,7 +44,7 @@ impl Chart<'_> {
         let mut canvas = Canvas { pixels: vec![255; (3 * WIDTH * HEIGHT) as usize] };
         let Ok(()) = self.draw(&mut canvas);
         model::files::write_atomic(path, |f| {
-            let mut encoder = png::Encoder::new(BufWriter::new(f), WIDTH, HEIGHT);
+            let mut encoder = png::Encoder::new(f, WIDTH, HEIGHT);
             encoder.set_color(png::ColorType::Rgb);
             let mut writer = encoder.write_header().map_err(io::Error::other)?;
             writer.write_image_data(&canvas.pixels).map_err(io::Error::other)?;
