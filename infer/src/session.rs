@@ -115,10 +115,7 @@ pub struct Session<'a, B: Backend> {
 impl<'a, B: FusedOps> Session<'a, B> {
     /// An empty session of up to `context` positions (at most the model's context), which ends when it is full.
     pub fn new(model: &'a Transformer<B>, context: usize) -> Self {
-        let context = context.min(model.config().context);
-        let cache = Cache::new(model.config(), 1, context, &model.device());
-        let vocab_size = model.config().vocab_size;
-        Self { model, cache, ids: Vec::new(), vocab_size, when_full: WhenFull::Refuse }
+        Self::over(model, Cache::new(model.config(), 1, at_most(context, model), &model.device()))
     }
 
     /// An empty session of up to `context` positions (at most the model's context).
@@ -130,13 +127,17 @@ impl<'a, B: FusedOps> Session<'a, B> {
         context: usize,
         when_full: WhenFull,
     ) -> Result<Self, CannotEvict> {
-        let WhenFull::Evict { n_sink } = when_full else {
-            return Ok(Self { when_full, ..Self::new(model, context) });
+        let (config, context) = (model.config(), at_most(context, model));
+        let cache = match when_full {
+            WhenFull::Evict { n_sink } => Cache::evicting(config, 1, context, n_sink, &model.device())?,
+            WhenFull::Refuse | WhenFull::Slide => Cache::new(config, 1, context, &model.device()),
         };
-        let context = context.min(model.config().context);
-        let cache = Cache::evicting(model.config(), 1, context, n_sink, &model.device())?;
+        Ok(Self { when_full, ..Self::over(model, cache) })
+    }
+
+    fn over(model: &'a Transformer<B>, cache: Cache<B>) -> Self {
         let vocab_size = model.config().vocab_size;
-        Ok(Self { model, cache, ids: Vec::new(), vocab_size, when_full })
+        Self { model, cache, ids: Vec::new(), vocab_size, when_full: WhenFull::Refuse }
     }
 
     /// Only ids below `n` may be picked: a model may have room for more than its tokenizer names.
@@ -239,6 +240,11 @@ impl<'a, B: FusedOps> Session<'a, B> {
             None => Ok(()),
         }
     }
+}
+
+/// So many positions, but not more than the model's context.
+fn at_most<B: Backend>(context: usize, model: &Transformer<B>) -> usize {
+    context.min(model.config().context)
 }
 
 #[cfg(test)]
