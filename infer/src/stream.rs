@@ -1,7 +1,7 @@
 //! A long text through a model with a cache of constant size: how well each part of it is predicted, how long it takes.
 //!
-//! The text is read from the front, a few tokens a step, and each token is predicted from what the cache holds when its
-//! step begins. With an evicting cache that never ends (Xiao et al. 2023); a plain one ends where it is full, and gets
+//! The text is read from the front, a few tokens a step, and each token is predicted from those before it that the cache
+//! still holds. With an evicting cache that never ends (Xiao et al. 2023); a plain one ends where it is full, and gets
 //! worse as soon as positions are larger than those of training.
 
 use std::time::Instant;
@@ -107,6 +107,9 @@ impl Config {
     ///
     /// # Errors
     /// [`Error`] if the config does not fit the model.
+    ///
+    /// # Panics
+    /// If the text is empty.
     pub fn evicting<B: FusedOps>(
         &self,
         model: &Transformer<B>,
@@ -124,6 +127,9 @@ impl Config {
     }
 
     /// Streams the beginning of `text` through a cache that keeps all.
+    ///
+    /// # Panics
+    /// If the text is empty.
     pub fn plain<B: FusedOps>(&self, model: &Transformer<B>, text: &[u32], on_point: impl FnMut(Point)) {
         let cache = Cache::new(model.config(), 1, self.n_plain, &model.device());
         let n = self.n_plain.min(cache.capacity());
