@@ -6,10 +6,11 @@
 //! - A full layer holds every position, and when it is full, that is the end.
 //! - A sliding layer sees a window. It holds that and room for a step; when the room is used up, the window moves to the
 //!   front. Memory and time of a long sequence are thus proportional to the window, not to the sequence.
-//! - In an [evicting](Cache::evicting) cache a layer that sees more than the cache holds keeps its first positions, the sinks, and the latest ones (Xiao
-//!   et al. 2023, "StreamingLLM"). When it is full, the oldest after the sinks are dropped, the others move up, and their
-//!   keys are turned back by as many positions as they moved. Its positions are thus those inside the cache and never
-//!   grow, whatever the length of the sequence. A sliding layer keeps those of the sequence.
+//! - In an [evicting](Cache::evicting) cache a layer that sees more than the cache holds keeps its first positions, the
+//!   sinks, and the latest ones (Xiao et al. 2023, "StreamingLLM"). When it is full, the oldest after the sinks are
+//!   dropped, the others move up, and their keys are turned back by as many positions as they moved. Its positions are
+//!   thus those inside the cache and never grow, whatever the length of the sequence. A sliding layer keeps those of the
+//!   sequence.
 
 use burn::prelude::*;
 

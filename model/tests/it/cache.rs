@@ -19,6 +19,7 @@ on_cpu!(
     the_memory_stays_where_it_is,
     sliding_layers_hold_their_window_only,
     what_is_left_of_an_evicting_cache_stands_side_by_side,
+    a_window_that_fits_evicts_nothing_it_sees,
     models_without_rotary_positions_cannot_evict,
 );
 
@@ -214,6 +215,24 @@ fn what_is_left_of_an_evicting_cache_stands_side_by_side<B: FusedOps>() {
         cache.truncate(start - 1);
         assert!(cache.is_empty(), "what stood there was moved");
     }
+}
+
+/// Where every layer slides and the cache holds the window, what is dropped was out of sight: any number of positions get
+/// the logits of the whole text.
+fn a_window_that_fits_evicts_nothing_it_sees<B: FusedOps>() {
+    let config = Config { window: Some(20), context: 1300, ..cases::llama_like() };
+    let model = cases::lively::<B>(&config, 13);
+    let ids = Ids::random(&config, 1, 1250, 14);
+    let whole = bits(model.forward(ids.tensor()));
+    let mut cache = Cache::evicting(&config, 1, 32, 4, &Default::default()).expect("rotary");
+    let mut start = 0;
+    let mut pieces = Vec::new();
+    for n in [1, 700, 30, 1, 518] {
+        pieces.extend(bits(model.forward_cached(ids.positions(start..start + n).tensor(), &mut cache)));
+        start += n;
+    }
+    assert!(pieces == whole);
+    assert_eq!((cache.len(), cache.n_evicted()), (1250, 0));
 }
 
 fn models_without_rotary_positions_cannot_evict<B: FusedOps>() {
