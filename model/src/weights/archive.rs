@@ -65,7 +65,8 @@ impl Archive {
         self.files.push((path.into(), file));
         for (name, stored) in tensors {
             if let Some((other, _)) = self.tensors.get(&name) {
-                let why = format!("tensor `{name}` is also in {}", self.files[*other].0.display());
+                let (name, other) = (name.escape_debug(), self.files[*other].0.display());
+                let why = format!("tensor `{name}` is also in {other}");
                 return Err(Error::Format { path: path.into(), why });
             }
             self.tensors.insert(name, (file_idx, stored));

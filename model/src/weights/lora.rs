@@ -270,13 +270,12 @@ impl Merger<'_> {
             usual.iter().all(|other| other.name != piece.name && other.name.starts_with("model."))
         };
         let fused: Vec<Piece> = fused.into_iter().filter(is_new).collect();
-        let placed = |first: &mut usize, piece: &Piece| {
-            let rows = *first..*first + piece.rows;
-            *first = rows.end;
-            Some(rows)
-        };
-        let rows = usual.iter().scan(0, placed).chain(fused.iter().scan(0, placed)).collect::<Vec<_>>();
-        for (piece, rows) in usual.iter().chain(&fused).zip(rows) {
+        // Both begin at the first row.
+        let mut firsts = [0, 0];
+        let both = usual.iter().map(|piece| (0, piece)).chain(fused.iter().map(|piece| (1, piece)));
+        for (way, piece) in both {
+            let rows = firsts[way]..firsts[way] + piece.rows;
+            firsts[way] = rows.end;
             let module = piece.name.strip_suffix(".weight").unwrap_or(&piece.name);
             for (i, &(adapter, factor)) in self.adapters.iter().enumerate() {
                 let Some(Factors { a, b, r }) = adapter.factors.get(module) else { continue };
