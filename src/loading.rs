@@ -96,6 +96,17 @@ pub fn tokenizer(path: &Path) -> Result<Tokenizer> {
     Tokenizer::load(tokenizer_path(path)).context("cannot open the tokenizer")
 }
 
+/// Reads the tokenizer of a model, if it has one.
+pub fn tokenizer_if_any(model: &Path) -> Result<Option<Tokenizer>> {
+    if model.is_file() && !weights::gguf::has_vocabulary(model)? {
+        return Ok(None);
+    }
+    match Tokenizer::load(model) {
+        Err(Error::InFolder { .. }) => Ok(None),
+        loaded => loaded.map(Some).context("cannot open the tokenizer"),
+    }
+}
+
 /// Reads tokenizers, those that are tiktoken ranks of no published encoding with `split`, which is for them alone.
 pub fn tokenizers(paths: &[PathBuf], split: Option<Split>) -> Result<Vec<Tokenizer>> {
     let mut is_used = false;

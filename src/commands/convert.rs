@@ -133,16 +133,10 @@ const COPIED: [&str; 9] = [
 impl<'a> Source<'a> {
     /// Reads them; a model without vocabulary is one too, which is said.
     fn read(path: &'a Path, common: Common) -> Result<Self> {
-        let names = ["tokenizer.json", "tokenizer.model", "vocab.json"];
-        let has_vocabulary = match path.is_file() {
-            true => weights::gguf::has_vocabulary(path)?,
-            false => names.iter().any(|name| path.join(name).exists()),
-        };
-        if !has_vocabulary {
+        let Some(tokenizer) = loading::tokenizer_if_any(path)? else {
             common.note(&format!("{} has no tokenizer: the result will have none either", path.display()));
             return Ok(Self { path, common, tokenizer: None, template: None });
-        }
-        let tokenizer = loading::tokenizer(path)?;
+        };
         let template = match loading::chat_format(path, &tokenizer) {
             Ok(format) => Some(format.source().to_owned()),
             Err(error) => {

@@ -6,6 +6,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use burn::tensor::{Tensor, TensorData};
+use indicatif::HumanCount;
 use model::backend::Job;
 use model::memory::{Inference, cache_bytes_per_token};
 use model::weights::names::Layout;
@@ -15,6 +16,7 @@ use serde_json::{Value, json};
 
 use super::Common;
 use super::bench::{peak_memory_bytes, resident_bytes};
+use super::plan::mib;
 use crate::{args, loading, output};
 
 /// Tokens that memory is planned for unless asked otherwise: caches are made as large as asked for, not as contexts are.
@@ -63,7 +65,7 @@ pub fn run(args: args::Inspect, common: Common) -> Result<ExitCode> {
         "{}: {}, {} parameters",
         path.display(),
         family(&opened),
-        grouped(config.n_params() as u128)
+        HumanCount(config.n_params() as u64)
     ))?;
     output::line(&format!(
         "  {} layers x {} wide, {} heads of {} ({} for keys and values), feed-forward {} ({}), context {}",
@@ -84,7 +86,7 @@ pub fn run(args: args::Inspect, common: Common) -> Result<ExitCode> {
         if config.tie_embeddings { ", head tied to the embedding" } else { "" },
     ))?;
     for (name, n) in parts(config).filter(|(_, n)| *n > 0) {
-        output::line(&format!("    {name:<14}{:>16}", grouped(n)))?;
+        output::line(&format!("    {name:<14}{:>16}", HumanCount(n as u64).to_string()))?;
     }
     for (name, (n, bytes)) in &formats {
         output::line(&format!("  {n} tensors in {name}, {}", mib(*bytes)))?;
@@ -168,11 +170,8 @@ fn tensors(opened: &Opened) -> Vec<Value> {
 
 /// What is known of the vocabulary, or why it cannot be read; nothing if the model has none.
 fn tokenizer(path: &Path) -> Option<Value> {
-    if is_absent(path) {
-        return None;
-    }
-    let tokenizer = match loading::tokenizer(path) {
-        Ok(tokenizer) => tokenizer,
+    let tokenizer = match loading::tokenizer_if_any(path) {
+        Ok(tokenizer) => tokenizer?,
         Err(error) => return Some(json!({ "error": format!("{error:#}") })),
     };
     Some(json!({
@@ -182,37 +181,11 @@ fn tokenizer(path: &Path) -> Option<Value> {
     }))
 }
 
-fn is_absent(path: &Path) -> bool {
-    match path.is_file() {
-        true => weights::gguf::has_vocabulary(path).is_ok_and(|has| !has),
-        false => {
-            !["tokenizer.json", "tokenizer.model", "vocab.json"].iter().any(|name| path.join(name).exists())
-        }
-    }
-}
-
 /// How a value is spelled in a config.
 fn word(value: &impl serde::Serialize) -> String {
     serde_json::to_value(value).ok().and_then(|value| value.as_str().map(str::to_owned)).unwrap_or_default()
 }
 
-fn mib(bytes: u64) -> String {
-    format!("{:.1} MiB", bytes as f64 / f64::from(1 << 20))
-}
-
 fn kib(bytes: u64) -> String {
     format!("{:.1} KiB", bytes as f64 / 1024.0)
-}
-
-/// A number with a comma before each three digits.
-fn grouped(n: u128) -> String {
-    let digits = n.to_string();
-    let mut text = String::new();
-    for (i, digit) in digits.chars().enumerate() {
-        if i > 0 && (digits.len() - i).is_multiple_of(3) {
-            text.push(',');
-        }
-        text.push(digit);
-    }
-    text
 }

@@ -144,6 +144,6 @@ fn measured_gflops() -> f64 {
     2.0 * (n * n * n) as f64 / best / 1e9
 }
 
-fn mib(bytes: u64) -> String {
+pub fn mib(bytes: u64) -> String {
     format!("{:.1} MiB", bytes as f64 / f64::from(1 << 20))
 }

@@ -136,3 +136,31 @@ fn a_long_text_is_streamed_and_drawn() {
         fails(dir.path(), &[&stream[..], &[change]].concat(), &words);
     }
 }
+
+#[test]
+fn adapters_are_added_and_merged() {
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    let fixture = |name: &str| format!("{}/model/tests/fixtures/{name}", env!("CARGO_MANIFEST_DIR"));
+    let (model, adapter) = (fixture("families/llama"), fixture("lora/llama"));
+    let logits = |model: &str, lora: &[&str]| {
+        let args = ["logits", model, "--ids", "1,5,9,2", "-o", "logits.npy"];
+        succeeds(dir.path(), &[&args[..], lora].concat());
+        fs::read(dir.path().join("logits.npy")).expect("written")
+    };
+    let plain = logits(&model, &[]);
+    let with = logits(&model, &["--lora", &adapter]);
+    assert_ne!(with, plain);
+    assert_eq!(logits(&model, &["--lora", &format!("{adapter}=0")]), plain);
+    // Without a tokenizer there is none in the result, and that is said.
+    let args =
+        ["convert", &model, "--lora", &adapter, "--to", "safetensors", "--dtype", "f32", "-o", "merged"];
+    assert!(stderr(&succeeds(dir.path(), &args)).contains("has no tokenizer"));
+    assert_eq!(logits("merged", &[]), with);
+    let other = fixture("lora/gpt2");
+    fails(
+        dir.path(),
+        &["logits", &model, "--ids", "1", "-o", "x.npy", "--lora", &other],
+        &["c_attn", "no place"],
+    );
+    fails(dir.path(), &["logits", &model, "--ids", "1", "-o", "x.npy", "--lora", "a=much"], &["`much`"]);
+}

@@ -12,6 +12,7 @@ use serde_json::json;
 use tokenizer::Tokenizer;
 
 use super::super::Common;
+use super::super::plan::mib;
 use super::train::resident_bytes;
 use crate::bar::{Bar, Unit};
 use crate::chart::Chart;
@@ -95,7 +96,6 @@ impl Job for Run {
             output::json(&json!({ "summary": summary, "json": file, "png": chart }))?;
             return Ok(ExitCode::SUCCESS);
         }
-        let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
         output::line(&format!(
             "{} tokens: perplexity {:.2} at first, {:.2} at the end; {:.0} and {:.0} µs a token",
             run.stream.n_tokens,
@@ -106,7 +106,7 @@ impl Job for Run {
         ))?;
         if let (Some(early), Some(late)) = (summary.early_bytes, summary.late_bytes) {
             output::line(&format!(
-                "memory {:.1} MiB after {} tokens, {:.1} MiB at the end",
+                "memory {} after {} tokens, {} at the end",
                 mib(early),
                 summary.first.n_tokens,
                 mib(late)
