@@ -151,6 +151,11 @@ impl RopeScaling {
         }
     }
 
+    /// Whether angles depend on how long a sequence is.
+    pub fn depends_on_length(&self) -> bool {
+        matches!(self, Self::LongRope { .. } | Self::Dynamic { .. })
+    }
+
     /// What of the length of a sequence counts: lengths with the same have the same tables.
     fn stretch(&self, length: usize) -> usize {
         match *self {

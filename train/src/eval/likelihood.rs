@@ -1,9 +1,10 @@
 //! How probable a model finds the tokens of many sequences.
 //!
 //! Sequences run in batches of like lengths, filled up on the right: nothing sees what comes after it, so what stands
-//! there changes no result. Of the logits only those of scored positions are computed, a bounded number at a time.
+//! there changes no result. Where the angles of positions follow from the length, they run alone. Of the logits only those of scored positions are computed, a bounded number at a time.
 
 use burn::prelude::*;
+use model::position::RopeScaling;
 use model::{FusedOps, Transformer};
 
 /// Positions that go through the model together, about.
@@ -43,11 +44,12 @@ pub fn score<B: FusedOps>(
     // Longest first, so that memory is at its most at once.
     order.sort_by_key(|&i| std::cmp::Reverse(queries[i].ids.len()));
     let mut scored = vec![Vec::new(); queries.len()];
+    let is_alone = model.config().rope_scaling.as_ref().is_some_and(RopeScaling::depends_on_length);
     let (mut rest, mut n_done) = (&order[..], 0);
     while let Some(&longest) = rest.first() {
         // The last token is predicted, not read.
         let seq_len = (queries[longest].ids.len() - 1).max(1);
-        let n = (POSITIONS_TOGETHER / seq_len).clamp(1, rest.len());
+        let n = if is_alone { 1 } else { (POSITIONS_TOGETHER / seq_len).clamp(1, rest.len()) };
         let (batch, later) = rest.split_at(n);
         let queries: Vec<&Query> = batch.iter().map(|&i| &queries[i]).collect();
         for (tokens, &i) in score_batch(model, &queries, seq_len).into_iter().zip(batch) {
@@ -112,7 +114,14 @@ mod tests {
 
     #[test]
     fn a_query_alone_and_among_others_and_by_the_models_own_loss() {
-        let model = Transformer::<Flex>::init(&Config::new(40, 2, 16, 2, 64), 3, &Default::default());
+        let plain = Config::new(40, 2, 16, 2, 64);
+        let scaling = RopeScaling::Dynamic { factor: 4.0, original_context: 16 };
+        let dynamic = Config { rope_scaling: Some(scaling), ..plain.clone() };
+        [plain, dynamic].iter().for_each(check_alone_and_among_others);
+    }
+
+    fn check_alone_and_among_others(config: &Config) {
+        let model = Transformer::<Flex>::init(config, 3, &Default::default());
         let queries: Vec<Query> = (0..120)
             .map(|i| {
                 let ids: Vec<i32> = (0..2 + i * 7 % 63).map(|j| ((i * 13 + j * j) % 40) as i32).collect();
