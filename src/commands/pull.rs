@@ -68,7 +68,7 @@ pub fn run(args: &args::Pull, common: Common) -> Result<ExitCode> {
     let mut remotes: Vec<(&str, Remote)> = Vec::new();
     for name in names {
         let remote = hub.look_up(name)?;
-        bytes += remote.size;
+        bytes = u64::saturating_add(bytes, remote.size);
         remotes.push((name, remote));
     }
     let bar = Bar::new("fetching", Unit::Bytes, Some(bytes), common.quiet);
