@@ -11,6 +11,7 @@ use kernels::activation;
 use kernels::attention::{self, Dims, Heads, Input, Saved};
 use kernels::matmul::{Mat, MatMut, matmul};
 use kernels::optim::AdamW;
+use kernels::packed::{Bits, Group, Kind, Matrix, Part, Rows, Scales};
 use kernels::{Isa, loss, norm, optim, rope};
 
 fn main() {
@@ -28,6 +29,7 @@ fn main() {
             );
             let bench = Bench { limits, filter: &filter };
             bench.matmuls();
+            bench.packed();
             bench.attentions();
             bench.elementwise();
         });
@@ -91,6 +93,44 @@ impl Bench<'_> {
                     continue;
                 }
                 self.matmul(layout, [m, n, k], a_transposed, b_transposed);
+            }
+        }
+    }
+
+    /// Weights of 33 million numbers, more than a cache has in most formats: of one row the time of reading them.
+    fn packed(&self) {
+        let ints = |bits, scales| Kind::Ints { bits, scales };
+        let (n_out, n_in) = (8192, 4096);
+        for (name, kind) in [
+            ("f32", Kind::F32),
+            ("f16", Kind::F16),
+            ("bf16", Kind::BF16),
+            ("q8_0", ints(Bits::Eight, Scales::Half)),
+            ("q4_0", ints(Bits::Four, Scales::Half)),
+            ("q4_1", ints(Bits::Four, Scales::HalfAndMin)),
+            ("q5_0", ints(Bits::Five, Scales::Half)),
+            ("q4_k", ints(Bits::Four, Scales::BytesAndMin)),
+            ("q5_k", ints(Bits::Five, Scales::BytesAndMin)),
+            ("q6_k", ints(Bits::Six, Scales::BytesFor16)),
+        ] {
+            let names = [1, 2, 4, 8, 16, 512].map(|m| (m, format!("packed {name} m={m} n={n_out} k={n_in}")));
+            if !names.iter().any(|(_, name)| name.contains(self.filter)) {
+                continue;
+            }
+            let matrix = Matrix::new(vec![part(kind, n_out, n_in)]);
+            for (m, name) in names {
+                let (x, mut y) = (numbers(m * n_in), vec![0.0; m * n_out]);
+                let work =
+                    Work { flops: 2 * m * n_out * n_in, bytes: matrix.n_bytes() + 4 * m * (n_in + n_out) };
+                let run = || matrix.multiply(&x, black_box(&mut y));
+                if self.line(&name, work, run) {
+                    let mut row = vec![0.0; n_in];
+                    matrix.row(n_out - 1, &mut row);
+                    let x = &x[(m - 1) * n_in..];
+                    let exact: f64 = x.iter().zip(&row).map(|(&x, &w)| f64::from(x) * f64::from(w)).sum();
+                    let size: f64 = row.iter().map(|w| f64::from(w.abs())).sum();
+                    assert_close(y[m * n_out - 1], exact, size / 127.0);
+                }
             }
         }
     }
@@ -278,6 +318,32 @@ fn fastest(mut f: impl FnMut()) -> Duration {
 }
 
 /// Numbers in [-0.5, 0.5), the same every time.
+/// Rows of a kind, of arbitrary numbers.
+fn part(kind: Kind, n_out: usize, n_in: usize) -> Part {
+    let read = |rows: std::ops::Range<usize>, out: &mut Rows| {
+        let n = rows.len() * n_in;
+        if let Kind::Ints { .. } = kind {
+            for i in 0..n / kind.block_len() {
+                let q = std::array::from_fn(|k| (k * 7 + i) as u8 % 16);
+                let scale = [0, 0x10 + (i % 4) as u8];
+                out.groups.push(Group { scale, min: scale, scales: [33; 16], mins: [21; 8], q });
+            }
+        } else {
+            for x in numbers(n) {
+                let bits = x.to_bits().to_le_bytes();
+                match kind {
+                    Kind::F32 => out.bytes.extend(bits),
+                    // The exponent of half precision has fewer bits: a number near 1.
+                    Kind::F16 => out.bytes.extend([bits[2], 0x38 | bits[3] & 0x83]),
+                    _ => out.bytes.extend(&bits[2..]),
+                }
+            }
+        }
+        Ok::<(), ()>(())
+    };
+    Part::new(kind, n_out, n_in, read).expect("nothing fails")
+}
+
 fn numbers(n: usize) -> Vec<f32> {
     let next = |state: &mut u32| {
         *state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);

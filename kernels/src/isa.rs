@@ -11,6 +11,8 @@ pub enum Isa {
     Portable,
     /// 256-bit vectors with fused multiply-add: Intel since Haswell, AMD since Zen.
     Avx2,
+    /// The same, and dot products of bytes (AVX-512 VNNI) for packed weights: Intel since Ice Lake, AMD since Zen 4.
+    Vnni,
 }
 
 /// The instruction set in use: 0 while unknown, else `Isa as u8 + 1`.
@@ -21,7 +23,7 @@ static FORCED: Mutex<()> = Mutex::new(());
 
 impl Isa {
     /// All instruction sets, the slowest first.
-    pub const ALL: [Isa; 2] = [Isa::Portable, Isa::Avx2];
+    pub const ALL: [Isa; 3] = [Isa::Portable, Isa::Avx2, Isa::Vnni];
 
     /// The instruction set that kernels run on: the fastest available, found on the first call.
     #[inline]
@@ -37,9 +39,20 @@ impl Isa {
         match self {
             Isa::Portable => true,
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx2 => is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma"),
+            Isa::Avx2 => {
+                is_x86_feature_detected!("avx2")
+                    && is_x86_feature_detected!("fma")
+                    && is_x86_feature_detected!("f16c")
+            }
+            #[cfg(target_arch = "x86_64")]
+            Isa::Vnni => {
+                Isa::Avx2.is_available()
+                    && is_x86_feature_detected!("avx512f")
+                    && is_x86_feature_detected!("avx512vl")
+                    && is_x86_feature_detected!("avx512vnni")
+            }
             #[cfg(not(target_arch = "x86_64"))]
-            Isa::Avx2 => false,
+            Isa::Avx2 | Isa::Vnni => false,
         }
     }
 
@@ -53,6 +66,7 @@ impl Isa {
         match self {
             Isa::Portable => "portable",
             Isa::Avx2 => "avx2+fma",
+            Isa::Vnni => "avx2+fma+vnni",
         }
     }
 

@@ -24,6 +24,7 @@ pub mod isa;
 mod simd;
 
 pub mod matmul;
+pub mod packed;
 
 pub mod activation;
 pub mod attention;

@@ -5,14 +5,14 @@
 //! Hence one row multiplied alone is bit-equal to that row in a large product (see the crate's doc).
 //!
 //! Two ways to the same bits:
-//! - `packed`: many rows, bound by arithmetic. Blocks of A and B are copied into the order in which a
+//! - `blocked`: many rows, bound by arithmetic. Blocks of A and B are copied into the order in which a
 //!   register tile of 6 rows reads them, after Goto and BLIS.
 //! - `skinny`: at most 4 rows, bound by reading B once, so nothing is copied.
 //!
 //! Threads share C by rectangles. Each packs what it needs; that A is packed by several costs less than
 //! waiting for each other.
 
-mod packed;
+pub(crate) mod blocked;
 mod skinny;
 mod view;
 
@@ -102,7 +102,7 @@ fn parallel(a: Mat, b: Mat, c: MatMut, start: Start) {
 fn divide(a: Mat, b: Mat, c: MatMut, start: Start, n_tasks: usize) {
     let (m, n) = (c.rows(), c.cols());
     // Cuts fall between register tiles. Halving the side that has more of them keeps both operands short.
-    let (row_tiles, col_tiles) = (m.div_ceil(packed::TILE_ROWS), n.div_ceil(CUT_COLS));
+    let (row_tiles, col_tiles) = (m.div_ceil(blocked::TILE_ROWS), n.div_ceil(CUT_COLS));
     if n_tasks <= 1 || row_tiles.max(col_tiles) < 2 {
         return serial(a, b, c, start);
     }
@@ -121,7 +121,7 @@ fn divide(a: Mat, b: Mat, c: MatMut, start: Start, n_tasks: usize) {
             || divide(a, b_right, c_right, start, right_tasks),
         );
     } else {
-        let at = cut(row_tiles) * packed::TILE_ROWS;
+        let at = cut(row_tiles) * blocked::TILE_ROWS;
         let (a_top, a_bottom) = a.split_rows(at);
         let (c_top, c_bottom) = c.split_rows(at);
         rayon::join(
@@ -139,7 +139,7 @@ fn serial(a: Mat, b: Mat, mut c: MatMut, start: Start) {
     if a.rows() <= skinny::MAX_ROWS && b.has_unit_stride() {
         skinny::multiply(a, b, &mut c, start);
     } else {
-        packed::multiply(a, b, &mut c, start);
+        blocked::multiply(a, b, &mut c, start);
     }
 }
 
@@ -203,7 +203,7 @@ mod tests {
 
     /// The definition, to the bit: one accumulator per element, in order of k.
     fn naive(a: &Values, b: &Values, start: Option<&Values>) -> Vec<f32> {
-        let fused = Isa::current() == Isa::Avx2;
+        let fused = Isa::current() != Isa::Portable;
         let element = |(i, j): (usize, usize)| {
             let first = start.map_or(0.0, |c| c.data[i * b.cols + j]);
             (0..a.cols).fold(first, |sum, k| {

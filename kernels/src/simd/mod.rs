@@ -11,13 +11,20 @@
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx2_ints;
+pub(crate) mod ints;
 mod portable;
+mod portable_ints;
 
 use std::ops::{Add, Div, Mul, Sub};
 
 #[cfg(target_arch = "x86_64")]
 pub(crate) use avx2::Avx2;
+#[cfg(target_arch = "x86_64")]
+pub(crate) use avx2_ints::{Avx2Ints, VnniInts};
 pub(crate) use portable::Portable;
+pub(crate) use portable_ints::PortableInts;
 
 /// The widest vector any implementation may have, in floats; sizes stack buffers.
 pub(crate) const MAX_LANES: usize = 16;
@@ -270,8 +277,8 @@ macro_rules! dispatch {
             }
             match $crate::Isa::current() {
                 #[cfg(target_arch = "x86_64")]
-                // SAFETY: `current` is `Avx2` only after finding avx2 and fma on this CPU.
-                $crate::Isa::Avx2 => unsafe { avx2($($arg),*) },
+                // SAFETY: `current` is one of these only after finding avx2 and fma on this CPU.
+                $crate::Isa::Avx2 | $crate::Isa::Vnni => unsafe { avx2($($arg),*) },
                 _ => $kernel::<$crate::simd::Portable>($($arg),*),
             }
         }

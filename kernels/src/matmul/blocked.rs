@@ -21,7 +21,7 @@ use crate::simd::{MAX_LANES, Simd, dispatch};
 pub(super) const TILE_ROWS: usize = 6;
 
 /// Depth of a block: a panel of B (256 x 16 floats = 16 KiB) takes half of a 32 KiB L1.
-const BLOCK_K: usize = 256;
+pub(crate) const BLOCK_K: usize = 256;
 
 /// Rows of a block: packed A (120 x 256 floats = 120 KiB) takes a quarter of a 512 KiB L2.
 const BLOCK_ROWS: usize = 20 * TILE_ROWS;
@@ -35,6 +35,11 @@ thread_local! {
     ///
     /// Borrowed only in `multiply`, which calls nothing that could run another task on this thread.
     static BUFFERS: RefCell<(Vec<f32>, Vec<f32>)> = const { RefCell::new((Vec::new(), Vec::new())) };
+}
+
+/// Elements that [`pack_a`] needs for `m` rows of a depth.
+pub(crate) fn packed_a_len(m: usize, depth: usize) -> usize {
+    m.next_multiple_of(TILE_ROWS) * depth + MAX_LANES
 }
 
 /// `C = A B` or `C += A B`, on this thread. The caller has checked the shapes.
@@ -51,7 +56,7 @@ pub(super) fn multiply(a: Mat, b: Mat, c: &mut MatMut, start: Start) {
         let block_k = k.div_ceil(k.div_ceil(BLOCK_K));
         let block_rows = m.div_ceil(m.div_ceil(BLOCK_ROWS)).next_multiple_of(TILE_ROWS);
         let block_cols = n.div_ceil(n.div_ceil(BLOCK_COLS)).next_multiple_of(2 * MAX_LANES);
-        grow(packed_a, m.next_multiple_of(TILE_ROWS) * block_k + MAX_LANES);
+        grow(packed_a, packed_a_len(m, block_k));
         grow(packed_b, block_cols * block_k);
         for p in (0..k).step_by(block_k) {
             let depth = block_k.min(k - p);
@@ -72,7 +77,7 @@ pub(super) fn multiply(a: Mat, b: Mat, c: &mut MatMut, start: Start) {
     });
 }
 
-fn grow(buffer: &mut Vec<f32>, len: usize) {
+pub(crate) fn grow(buffer: &mut Vec<f32>, len: usize) {
     if buffer.len() < len {
         buffer.resize(len, 0.0);
     }
@@ -80,14 +85,14 @@ fn grow(buffer: &mut Vec<f32>, len: usize) {
 
 dispatch! {
     /// Packs a block of A, `[rows, depth]`, into panels `[depth][TILE_ROWS]`.
-    fn pack_a(a: Mat, packed: &mut [f32]) = pack_a_impl
+    pub(crate) fn pack_a(a: Mat, packed: &mut [f32]) = pack_a_impl
 }
 
 #[inline(always)]
 fn pack_a_impl<S: Simd>(a: Mat, packed: &mut [f32]) {
     let depth = a.cols();
     // A panel's last store may run over its end: into the next panel or block, packed later, or the slack.
-    assert!(packed.len() >= a.rows().next_multiple_of(TILE_ROWS) * depth + MAX_LANES);
+    assert!(packed.len() >= packed_a_len(a.rows(), depth));
     for (panel, first) in (0..a.rows()).step_by(TILE_ROWS).enumerate() {
         let rows = TILE_ROWS.min(a.rows() - first);
         let (a, panel) = (a.sub_rows(first, rows), &mut packed[panel * TILE_ROWS * depth..]);
@@ -171,7 +176,7 @@ fn interleave<S: Simd>(rows: Mat, width: usize, offset: usize, out: &mut [f32]) 
 
 dispatch! {
     /// `C = A B` or `C += A B` for a packed block of each.
-    fn multiply_block(packed_a: &[f32], packed_b: &[f32], depth: usize, c: MatMut, start: Start) = multiply_block_impl
+    pub(crate) fn multiply_block(packed_a: &[f32], packed_b: &[f32], depth: usize, c: MatMut, start: Start) = multiply_block_impl
 }
 
 #[inline(always)]

@@ -1,0 +1,208 @@
+//! Weights that stay floats, as they lie in memory, and their product with rows of floats.
+//!
+//! Sixteen rows make a tile, `[k][16]`: what the register tile of a large product reads, and what makes a product with one
+//! row a plain stream. Half precision becomes single in registers, which is exact, so results are bit for bit those of
+//! [`matmul`](crate::matmul::matmul) with the same numbers as `f32`.
+
+use std::cell::RefCell;
+
+use crate::matmul::blocked::{self, BLOCK_K};
+use crate::matmul::{Mat, MatMut, Start};
+use crate::simd::Simd;
+use crate::simd::ints::{Ints, dispatch_ints};
+
+/// Rows of a tile: the columns of a panel of [`blocked`].
+pub(super) const TILE: usize = 16;
+
+/// How the numbers of a part of a matrix are stored.
+pub(super) trait Element {
+    /// Bytes of a number.
+    const BYTES: usize;
+
+    /// Eight numbers.
+    ///
+    /// # Safety
+    /// `src` must be valid for reading them; no alignment is needed.
+    unsafe fn load<I: Ints>(src: *const u8) -> I::Floats;
+
+    /// One number, from its bytes.
+    fn get(bytes: &[u8]) -> f32;
+}
+
+/// Single precision.
+pub(super) struct F32;
+
+impl Element for F32 {
+    const BYTES: usize = 4;
+
+    #[inline(always)]
+    unsafe fn load<I: Ints>(src: *const u8) -> I::Floats {
+        // SAFETY: the caller promises 8 floats; they are loaded without alignment.
+        unsafe { I::Floats::load_ptr(src.cast()) }
+    }
+
+    fn get(bytes: &[u8]) -> f32 {
+        f32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]])
+    }
+}
+
+/// IEEE half precision.
+pub(super) struct F16;
+
+impl Element for F16 {
+    const BYTES: usize = 2;
+
+    #[inline(always)]
+    unsafe fn load<I: Ints>(src: *const u8) -> I::Floats {
+        // SAFETY: passed on from the caller.
+        unsafe { I::halves(src) }
+    }
+
+    fn get(bytes: &[u8]) -> f32 {
+        half::f16::from_le_bytes([bytes[0], bytes[1]]).to_f32()
+    }
+}
+
+/// The upper half of single precision.
+pub(super) struct BF16;
+
+impl Element for BF16 {
+    const BYTES: usize = 2;
+
+    #[inline(always)]
+    unsafe fn load<I: Ints>(src: *const u8) -> I::Floats {
+        // SAFETY: passed on from the caller.
+        unsafe { I::upper_halves(src) }
+    }
+
+    fn get(bytes: &[u8]) -> f32 {
+        half::bf16::from_le_bytes([bytes[0], bytes[1]]).to_f32()
+    }
+}
+
+/// Rows of `x` up to which the tiles are streamed; more rows go by blocks.
+const MAX_STREAMED: usize = 4;
+
+/// Lanes of the vectors here, on every instruction set.
+const LANES: usize = 8;
+
+/// `y = x Wᵀ` for the rows of whole tiles; `y` has as many columns as there are rows of weights, and the last tile may
+/// have some that do not exist.
+pub(super) fn multiply<E: Element>(tiles: &[u8], x: Mat, y: &mut MatMut) {
+    let (m, n) = (x.rows(), y.cols());
+    assert!(m == y.rows() && tiles.len() == n.div_ceil(TILE) * TILE * x.cols() * E::BYTES);
+    match m {
+        0 => {}
+        1 => stream::<E, 1, 2>(tiles, x, y),
+        2 => stream::<E, 2, 2>(tiles, x, y),
+        3 => stream::<E, 3, 1>(tiles, x, y),
+        MAX_STREAMED => stream::<E, 4, 1>(tiles, x, y),
+        _ => by_blocks::<E>(tiles, x, y),
+    }
+}
+
+dispatch_ints!([E: Element, const M: usize, const T: usize] fn stream(tiles: &[u8], x: Mat, y: &mut MatMut) = stream_impl::<_, E, M, T>);
+
+/// `M` rows of `x` against `T` tiles at a time, with all sums in registers.
+#[inline(always)]
+fn stream_impl<I: Ints, E: Element, const M: usize, const T: usize>(tiles: &[u8], x: Mat, y: &mut MatMut) {
+    let (depth, n) = (x.cols(), y.cols());
+    let tile_bytes = TILE * depth * E::BYTES;
+    let rows = x.starts();
+    for first in (0..n).step_by(TILE * T) {
+        let there = (n - first).div_ceil(TILE).min(T);
+        let mut acc = [[[I::Floats::splat(0.0); 2]; T]; M];
+        // Tiles past the last are the last again; what they give is not stored.
+        let mut at = [tiles.as_ptr(); T];
+        for (t, at) in at.iter_mut().enumerate() {
+            *at = tiles[(first / TILE + t.min(there - 1)) * tile_bytes..].as_ptr();
+        }
+        assert!(x.col_stride() == 1 && x.rows() == M);
+        for k in 0..depth {
+            for t in 0..T {
+                // SAFETY: a tile has `depth` times 16 numbers, and a row of `x` `depth` contiguous ones.
+                unsafe {
+                    let step = at[t].add(k * TILE * E::BYTES);
+                    let w = [E::load::<I>(step), E::load::<I>(step.add(LANES * E::BYTES))];
+                    for (row, acc) in acc.iter_mut().enumerate() {
+                        let x = I::Floats::splat(*rows[row].add(k));
+                        acc[t] = [x.mul_add(w[0], acc[t][0]), x.mul_add(w[1], acc[t][1])];
+                    }
+                }
+            }
+        }
+        for (row, acc) in acc.iter().enumerate() {
+            for (t, acc) in acc.iter().take(there).enumerate() {
+                let mut sums = [0.0; TILE];
+                acc[0].store(&mut sums);
+                acc[1].store(&mut sums[LANES..]);
+                let column = first + t * TILE;
+                let n = TILE.min(n - column);
+                y.row(row)[column..][..n].copy_from_slice(&sums[..n]);
+            }
+        }
+    }
+}
+
+/// Tiles that are multiplied with all rows before the next: 256 columns.
+const TILES_AT_ONCE: usize = 16;
+
+thread_local! {
+    /// Rows and tiles in the order of the large product; borrowed in `by_blocks` alone, which runs nothing else.
+    static BUFFERS: RefCell<(Vec<f32>, Vec<f32>)> = const { RefCell::new((Vec::new(), Vec::new())) };
+}
+
+fn by_blocks<E: Element>(tiles: &[u8], x: Mat, y: &mut MatMut) {
+    let (m, depth, n) = (x.rows(), x.cols(), y.cols());
+    let tile_bytes = TILE * depth * E::BYTES;
+    BUFFERS.with_borrow_mut(|(packed_x, packed_w)| {
+        blocked::grow(packed_x, blocked::packed_a_len(m, BLOCK_K));
+        blocked::grow(packed_w, TILES_AT_ONCE * TILE * BLOCK_K);
+        for p in (0..depth).step_by(BLOCK_K) {
+            let block_k = BLOCK_K.min(depth - p);
+            blocked::pack_a(x.sub_cols(p, block_k), packed_x);
+            let start = if p == 0 { Start::Zero } else { Start::C };
+            for first in (0..n).step_by(TILES_AT_ONCE * TILE) {
+                let columns = (TILES_AT_ONCE * TILE).min(n - first);
+                for t in 0..columns.div_ceil(TILE) {
+                    let tile = &tiles[(first / TILE + t) * tile_bytes..][..tile_bytes];
+                    let part = &tile[p * TILE * E::BYTES..][..block_k * TILE * E::BYTES];
+                    widen::<E>(part, &mut packed_w[t * TILE * block_k..][..TILE * block_k]);
+                }
+                blocked::multiply_block(packed_x, packed_w, block_k, y.sub_cols(first, columns), start);
+            }
+        }
+        if depth == 0 {
+            (0..m).for_each(|row| y.row(row).fill(0.0));
+        }
+    });
+}
+
+dispatch_ints!([E: Element] fn widen(numbers: &[u8], out: &mut [f32]) = widen_impl::<_, E>);
+
+#[inline(always)]
+fn widen_impl<I: Ints, E: Element>(numbers: &[u8], out: &mut [f32]) {
+    for (numbers, out) in numbers.chunks_exact(LANES * E::BYTES).zip(out.chunks_exact_mut(LANES)) {
+        // SAFETY: a chunk has eight numbers.
+        unsafe { E::load::<I>(numbers.as_ptr()) }.store(out);
+    }
+}
+
+/// Packs sixteen rows, one after the other in `rows`, of which the last may be missing.
+pub(super) fn pack_tile(rows: &[u8], n_in: usize, element_bytes: usize, tile: &mut [u8]) {
+    tile.fill(0);
+    for (row, numbers) in rows.chunks_exact(n_in * element_bytes).enumerate() {
+        for (number, step) in
+            numbers.chunks_exact(element_bytes).zip(tile.chunks_exact_mut(TILE * element_bytes))
+        {
+            step[row * element_bytes..][..element_bytes].copy_from_slice(number);
+        }
+    }
+}
+
+/// The numbers of one row of a tile.
+pub(super) fn unpack_row<E: Element>(tile: &[u8], row: usize, out: &mut [f32]) {
+    for (step, out) in tile.chunks_exact(TILE * E::BYTES).zip(out) {
+        *out = E::get(&step[row * E::BYTES..][..E::BYTES]);
+    }
+}

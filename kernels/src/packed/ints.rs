@@ -1,0 +1,453 @@
+//! Weights of 4 to 8 bits with scales, as they lie in memory, and their product with rows of 8 bits.
+//!
+//! Eight rows of weights make a tile, in which a vector holds the same four numbers of each: one broadcast of four
+//! numbers of the other factor then serves eight sums, and no vector is ever added up across. A tile is a sequence of
+//! blocks of 32 numbers a row, in the order in which the product reads them:
+//!
+//! | what | bytes |
+//! |---|---|
+//! | where blocks share one: the header, half-precision scales of the eight rows, and minimums | see [`Scales`] |
+//! | scales of the block | see [`Scales`] |
+//! | numbers of 8 bits: 8 vectors | 256 |
+//! | or the lower 4 bits: 4 vectors, the numbers 0 to 15 in the lower halves, 16 to 31 in the upper | 128 |
+//! | with 5 bits, the highest: bit `v` of a byte is for vector `v` of the 8 | 32 |
+//! | with 6 bits, the upper two: bits `2 (v % 4)` on of vector `v / 4` | 64 |
+//!
+//! A number stands for `scale * (q - 2^(bits - 1))`, or where there are minimums for `scale * q + min`. Sums over a block
+//! are exact; they are scaled and added up in floats, in order of the blocks.
+
+use super::input::{self, BLOCK};
+use crate::simd::Simd;
+use crate::simd::ints::{GROUP, Ints, ROWS, VECTORS, dispatch_ints};
+
+/// How the numbers of a part of a matrix are scaled.
+pub(super) trait Scales {
+    /// Scales for 32 numbers of a row: one, or two for 16 each.
+    const PER_BLOCK: usize;
+    /// Whether a minimum is added.
+    const HAS_MIN: bool;
+    /// Blocks under a header.
+    const BLOCKS: usize;
+    /// Bytes of a header.
+    const HEADER_BYTES: usize;
+    /// Bytes before each block.
+    const BYTES: usize;
+
+    /// The scales of a block (with one, twice) and its minimum, if it has one.
+    ///
+    /// # Safety
+    /// `header` and `block` must be those of a tile of this kind.
+    unsafe fn load<I: Ints>(header: *const u8, block: *const u8) -> ([I::Floats; 2], I::Floats);
+}
+
+/// Bytes of a half-precision number for each row.
+const HALVES: usize = 2 * ROWS;
+
+/// `[scale, f16; 8]` in each block.
+pub(super) struct Half;
+
+impl Scales for Half {
+    const PER_BLOCK: usize = 1;
+    const HAS_MIN: bool = false;
+    const BLOCKS: usize = 1;
+    const HEADER_BYTES: usize = 0;
+    const BYTES: usize = HALVES;
+
+    #[inline(always)]
+    unsafe fn load<I: Ints>(_: *const u8, block: *const u8) -> ([I::Floats; 2], I::Floats) {
+        // SAFETY: the caller promises a block.
+        let scale = unsafe { I::halves(block) };
+        ([scale; 2], I::Floats::splat(0.0))
+    }
+}
+
+/// `[scale, f16; 8]`, `[min, f16; 8]` in each block.
+pub(super) struct HalfAndMin;
+
+impl Scales for HalfAndMin {
+    const PER_BLOCK: usize = 1;
+    const HAS_MIN: bool = true;
+    const BLOCKS: usize = 1;
+    const HEADER_BYTES: usize = 0;
+    const BYTES: usize = 2 * HALVES;
+
+    #[inline(always)]
+    unsafe fn load<I: Ints>(_: *const u8, block: *const u8) -> ([I::Floats; 2], I::Floats) {
+        // SAFETY: the caller promises a block.
+        unsafe { ([I::halves(block); 2], I::halves(block.add(HALVES))) }
+    }
+}
+
+/// For 8 blocks `[scale, f16; 8]`, `[min, f16; 8]`; in each block bytes to multiply these by: `[s; 8]`, `[m; 8]`. The
+/// minimum is subtracted.
+pub(super) struct BytesAndMin;
+
+impl Scales for BytesAndMin {
+    const PER_BLOCK: usize = 1;
+    const HAS_MIN: bool = true;
+    const BLOCKS: usize = 8;
+    const HEADER_BYTES: usize = 2 * HALVES;
+    const BYTES: usize = 2 * ROWS;
+
+    #[inline(always)]
+    unsafe fn load<I: Ints>(header: *const u8, block: *const u8) -> ([I::Floats; 2], I::Floats) {
+        // SAFETY: the caller promises a header and a block.
+        unsafe {
+            let scale = I::halves(header) * I::unsigned(block);
+            let min = I::halves(header.add(HALVES)) * I::unsigned(block.add(ROWS));
+            ([scale; 2], I::Floats::splat(0.0) - min)
+        }
+    }
+}
+
+/// For 8 blocks `[scale, f16; 8]`; in each block bytes with a sign to multiply it by, `[s; 8]` for the first 16 numbers
+/// and `[s; 8]` for the last 16.
+pub(super) struct BytesFor16;
+
+impl Scales for BytesFor16 {
+    const PER_BLOCK: usize = 2;
+    const HAS_MIN: bool = false;
+    const BLOCKS: usize = 8;
+    const HEADER_BYTES: usize = HALVES;
+    const BYTES: usize = 2 * ROWS;
+
+    #[inline(always)]
+    unsafe fn load<I: Ints>(header: *const u8, block: *const u8) -> ([I::Floats; 2], I::Floats) {
+        // SAFETY: the caller promises a header and a block.
+        unsafe {
+            let scale = I::halves(header);
+            let scales = [scale * I::signed(block), scale * I::signed(block.add(ROWS))];
+            (scales, I::Floats::splat(0.0))
+        }
+    }
+}
+
+/// Numbers of one row that share a header, or 32 where there is none, before they are packed.
+#[derive(Clone, Copy, Debug)]
+pub struct Group {
+    /// The scale, a little-endian `f16`.
+    pub scale: [u8; 2],
+    /// The minimum, a little-endian `f16`.
+    pub min: [u8; 2],
+    /// What the scale is multiplied by for each 16 numbers; where it is one for 32, that of the first 16 counts.
+    pub scales: [u8; 16],
+    /// What the minimum is multiplied by for each 32 numbers.
+    pub mins: [u8; 8],
+    /// The numbers, without a sign.
+    pub q: [u8; Group::MAX],
+}
+
+impl Group {
+    /// The most numbers under one header.
+    pub const MAX: usize = 256;
+
+    /// Zeros.
+    pub const ZERO: Self =
+        Self { scale: [0; 2], min: [0; 2], scales: [0; 16], mins: [0; 8], q: [0; Self::MAX] };
+}
+
+/// What a product needs to know of some tiles and the rows to multiply.
+pub(super) struct Job<'a> {
+    /// Whole tiles.
+    pub tiles: &'a [u8],
+    /// Blocks of 32 numbers in a row.
+    pub n_blocks: usize,
+    /// As [`input::quantize`] makes them, of `m` rows.
+    pub x: &'a [input::Block],
+    /// Rows of `x`.
+    pub m: usize,
+}
+
+/// Where the sums of a job go.
+pub(super) struct Output {
+    /// That of the first row of `x` and the first row of weights.
+    pub y: *mut f32,
+    /// From a row of `x` to the next.
+    pub stride: usize,
+    /// Rows of weights that exist; a last tile may have fewer than eight.
+    pub n: usize,
+}
+
+/// Rows of the other factor that meet a tile in one go: their blocks of one row of weights (2048 x 128 bytes) stay in L2,
+/// and a block of weights is unpacked once for all of them.
+const ROWS_AT_ONCE: usize = 128;
+
+/// Bytes of a block, scales included.
+pub(super) const fn block_bytes<S: Scales>(bits: u32) -> usize {
+    S::BYTES + bits as usize * BLOCK * ROWS / 8
+}
+
+/// Bytes of a tile of rows of so many blocks.
+pub(super) const fn tile_bytes<S: Scales>(bits: u32, n_blocks: usize) -> usize {
+    n_blocks * block_bytes::<S>(bits) + n_blocks / S::BLOCKS * S::HEADER_BYTES
+}
+
+/// The numbers of a block: vector `v` has the numbers `4 v` to `4 v + 3` of each row.
+///
+/// # Safety
+/// `src` must be valid for reading the numbers of a block.
+#[inline(always)]
+unsafe fn numbers<I: Ints, const BITS: u32>(src: *const u8) -> [I::Bytes; VECTORS] {
+    const VECTOR: usize = ROWS * GROUP;
+    // SAFETY: the caller promises `BITS` vectors.
+    unsafe {
+        let at = |v: usize| src.wrapping_add(v * VECTOR);
+        let b = [I::bytes(at(0)), I::bytes(at(1)), I::bytes(at(2)), I::bytes(at(3))];
+        if BITS == 8 {
+            let c = [I::bytes(at(4)), I::bytes(at(5)), I::bytes(at(6)), I::bytes(at(7))];
+            return [b[0], b[1], b[2], b[3], c[0], c[1], c[2], c[3]];
+        }
+        let low = [I::low_half(b[0]), I::low_half(b[1]), I::low_half(b[2]), I::low_half(b[3])];
+        let high = [I::high_half(b[0]), I::high_half(b[1]), I::high_half(b[2]), I::high_half(b[3])];
+        match BITS {
+            4 => [low[0], low[1], low[2], low[3], high[0], high[1], high[2], high[3]],
+            5 => {
+                let bits = I::bytes(at(4));
+                [
+                    I::add_high_bits::<1, 0>(low[0], bits),
+                    I::add_high_bits::<1, 1>(low[1], bits),
+                    I::add_high_bits::<1, 2>(low[2], bits),
+                    I::add_high_bits::<1, 3>(low[3], bits),
+                    I::add_high_bits::<1, 4>(high[0], bits),
+                    I::add_high_bits::<1, 5>(high[1], bits),
+                    I::add_high_bits::<1, 6>(high[2], bits),
+                    I::add_high_bits::<1, 7>(high[3], bits),
+                ]
+            }
+            _ => {
+                let bits = [I::bytes(at(4)), I::bytes(at(5))];
+                [
+                    I::add_high_bits::<2, 0>(low[0], bits[0]),
+                    I::add_high_bits::<2, 2>(low[1], bits[0]),
+                    I::add_high_bits::<2, 4>(low[2], bits[0]),
+                    I::add_high_bits::<2, 6>(low[3], bits[0]),
+                    I::add_high_bits::<2, 0>(high[0], bits[1]),
+                    I::add_high_bits::<2, 2>(high[1], bits[1]),
+                    I::add_high_bits::<2, 4>(high[2], bits[1]),
+                    I::add_high_bits::<2, 6>(high[3], bits[1]),
+                ]
+            }
+        }
+    }
+}
+
+/// A block of a tile, unpacked.
+struct Unpacked<I: Ints> {
+    q: [I::Bytes; VECTORS],
+    scales: [I::Floats; 2],
+    /// What the sum of the other factor is multiplied by.
+    min: I::Floats,
+    /// What that of its first 16 is, besides.
+    first_min: I::Floats,
+}
+
+impl<I: Ints> Unpacked<I> {
+    /// # Safety
+    /// `header` and `block` must be those of a tile of this kind.
+    #[inline(always)]
+    unsafe fn new<S: Scales, const BITS: u32>(header: *const u8, block: *const u8) -> Self {
+        // SAFETY: the caller promises a whole block.
+        unsafe {
+            let (scales, mut min) = S::load::<I>(header, block);
+            let mut first_min = I::Floats::splat(0.0);
+            if !S::HAS_MIN {
+                let zero = I::Floats::splat(-((1 << (BITS - 1)) as f32));
+                min = zero * scales[1];
+                first_min = zero * (scales[0] - scales[1]);
+            }
+            Self { q: numbers::<I, BITS>(block.add(S::BYTES)), scales, min, first_min }
+        }
+    }
+
+    /// Adds the products with a block of the other factor to the sums of the eight rows.
+    ///
+    /// Numbers of fewer than 8 bits are multiplied without their zero, which is made up for as a minimum is.
+    #[inline(always)]
+    fn add<S: Scales, const BITS: u32>(&self, x: &input::Block, mut acc: I::Floats) -> I::Floats {
+        let scale = I::Floats::splat(x.scale);
+        // SAFETY: eight vectors of four numbers meet the 32 of `x`.
+        unsafe {
+            let [sum, first_sum] = x.sums.map(i32::from);
+            if S::PER_BLOCK == 1 {
+                let sums = I::dot::<BITS>(&self.q, x.q.as_ptr(), sum);
+                acc = I::to_floats(sums).mul_add(self.scales[0] * scale, acc);
+            } else {
+                let (first, last) = self.q.split_at(VECTORS / 2);
+                let sums = I::dot::<BITS>(first, x.q.as_ptr(), first_sum);
+                acc = I::to_floats(sums).mul_add(self.scales[0] * scale, acc);
+                let sums = I::dot::<BITS>(last, x.q.as_ptr().add(BLOCK / 2), sum - first_sum);
+                acc = I::to_floats(sums).mul_add(self.scales[1] * scale, acc);
+            }
+        }
+        if S::PER_BLOCK == 2 && BITS < 8 {
+            acc = self.first_min.mul_add(I::Floats::splat(x.scaled_first), acc);
+        }
+        if S::HAS_MIN || BITS < 8 { self.min.mul_add(I::Floats::splat(x.scaled_sum), acc) } else { acc }
+    }
+}
+
+/// Calls `$use` with every unpacked block of a tile and its index. A macro, since a closure might not be inlined.
+macro_rules! each_block {
+    ($I:ident, $S:ident, $BITS:ident, $tile:expr, $n_blocks:expr, |$block:ident, $idx:ident| $use:expr) => {
+        let mut at: *const u8 = $tile;
+        for first in (0..$n_blocks).step_by($S::BLOCKS) {
+            let header = at;
+            at = at.wrapping_add($S::HEADER_BYTES);
+            for $idx in first..first + $S::BLOCKS {
+                // SAFETY: a tile has `n_blocks` blocks, a multiple of those under a header.
+                let $block = unsafe { Unpacked::<$I>::new::<$S, $BITS>(header, at) };
+                at = at.wrapping_add(block_bytes::<$S>($BITS));
+                $use
+            }
+        }
+    };
+}
+
+#[inline(always)]
+fn multiply_impl<I: Ints, S: Scales, const BITS: u32>(job: &Job, out: &Output) {
+    let Job { tiles, n_blocks, x, m } = *job;
+    let tile_bytes = tile_bytes::<S>(BITS, n_blocks);
+    assert!(n_blocks.is_multiple_of(S::BLOCKS) && x.len() == n_blocks * m);
+    assert!(tiles.len() == out.n.div_ceil(ROWS) * tile_bytes);
+    let mut acc = [[0.0; ROWS]; ROWS_AT_ONCE];
+    for first in (0..m).step_by(ROWS_AT_ONCE) {
+        let rows = ROWS_AT_ONCE.min(m - first);
+        for (tile_idx, tile) in tiles.chunks_exact(tile_bytes).enumerate() {
+            if rows == 1 {
+                // In a register all the way.
+                let mut sums = I::Floats::splat(0.0);
+                each_block!(I, S, BITS, tile.as_ptr(), n_blocks, |block, idx| {
+                    sums = block.add::<S, BITS>(&x[idx * m + first], sums);
+                });
+                sums.store(&mut acc[0]);
+            } else {
+                acc[..rows].fill([0.0; ROWS]);
+                each_block!(I, S, BITS, tile.as_ptr(), n_blocks, |block, idx| {
+                    for (x, acc) in x[idx * m + first..][..rows].iter().zip(&mut acc[..rows]) {
+                        block.add::<S, BITS>(x, I::Floats::load(acc)).store(acc);
+                    }
+                });
+            }
+            let column = tile_idx * ROWS;
+            let n = ROWS.min(out.n - column);
+            for (row, acc) in (first..).zip(&acc[..rows]) {
+                // SAFETY: the caller of `multiply` promises `m` rows of `out.n` floats.
+                unsafe {
+                    std::ptr::copy_nonoverlapping(acc.as_ptr(), out.y.add(row * out.stride + column), n)
+                };
+            }
+        }
+    }
+}
+
+dispatch_ints!([S: Scales, const BITS: u32] fn multiply_on(job: &Job, out: &Output) = multiply_impl::<_, S, BITS>);
+
+/// Every row of `x` times every row of the tiles.
+///
+/// # Safety
+/// `out` must be valid for writing `n` floats of each of `job.m` rows, and nothing else may use them meanwhile.
+pub(super) unsafe fn multiply<S: Scales, const BITS: u32>(job: &Job, out: &Output) {
+    multiply_on::<S, BITS>(job, out);
+}
+
+/// Packs eight rows, group after group of each: group `g` of row `r` is `groups[r * groups.len() / 8 + g]`.
+pub(super) fn pack_tile<S: Scales>(bits: u32, groups: &[Group], tile: &mut [u8]) {
+    let n = groups.len() / ROWS;
+    let at = |row: usize, group: usize| &groups[row * n + group];
+    let mut rest = tile;
+    let mut next = |len: usize| {
+        let (part, after) = std::mem::take(&mut rest).split_at_mut(len);
+        rest = after;
+        part
+    };
+    for g in 0..n {
+        let halves = |of: fn(&Group) -> [u8; 2], out: &mut [u8]| {
+            out.as_chunks_mut::<2>().0.iter_mut().enumerate().for_each(|(row, out)| *out = of(at(row, g)));
+        };
+        let header = next(S::HEADER_BYTES);
+        if S::HEADER_BYTES > 0 {
+            halves(|group| group.scale, &mut header[..HALVES]);
+            if S::HAS_MIN {
+                halves(|group| group.min, &mut header[HALVES..]);
+            }
+        }
+        for b in 0..S::BLOCKS {
+            let scales = next(S::BYTES);
+            if S::HEADER_BYTES == 0 {
+                halves(|group| group.scale, &mut scales[..HALVES]);
+                if S::HAS_MIN {
+                    halves(|group| group.min, &mut scales[HALVES..]);
+                }
+            } else {
+                for row in 0..ROWS {
+                    scales[row] = at(row, g).scales[2 * b];
+                    scales[ROWS + row] =
+                        if S::HAS_MIN { at(row, g).mins[b] } else { at(row, g).scales[2 * b + 1] };
+                }
+            }
+            let numbers = next(bits as usize * BLOCK);
+            numbers.fill(0);
+            for row in 0..ROWS {
+                for (k, &q) in at(row, g).q[b * BLOCK..][..BLOCK].iter().enumerate() {
+                    place(bits, row, k, |byte, shift, from, width| {
+                        numbers[byte] |= (q >> from & mask(width)) << shift;
+                    });
+                }
+            }
+        }
+    }
+}
+
+/// Where number `k` of a row of a block lies: calls `part` with a byte, the bit in it, the bit of the number, and how many
+/// bits go there.
+fn place(bits: u32, row: usize, k: usize, mut part: impl FnMut(usize, u32, u32, u32)) {
+    let (v, lane) = (k / GROUP, row * GROUP + k % GROUP);
+    const VECTOR: usize = ROWS * GROUP;
+    if bits == 8 {
+        return part(v * VECTOR + lane, 0, 0, 8);
+    }
+    part(v % 4 * VECTOR + lane, v as u32 / 4 * 4, 0, 4);
+    match bits {
+        5 => part(4 * VECTOR + lane, v as u32, 4, 1),
+        6 => part((4 + v / 4) * VECTOR + lane, v as u32 % 4 * 2, 4, 2),
+        _ => {}
+    }
+}
+
+/// So many bits.
+fn mask(width: u32) -> u8 {
+    (u16::from(u8::MAX) >> (8 - width)) as u8
+}
+
+/// The numbers of one row of a tile.
+pub(super) fn unpack_row<S: Scales>(bits: u32, tile: &[u8], row: usize, out: &mut [f32]) {
+    let half_at = |bytes: &[u8]| half::f16::from_le_bytes([bytes[2 * row], bytes[2 * row + 1]]).to_f32();
+    let mut rest = tile;
+    for out in out.chunks_exact_mut(S::BLOCKS * BLOCK) {
+        let (header, blocks) = rest.split_at(S::HEADER_BYTES);
+        let (blocks, after) = blocks.split_at(S::BLOCKS * block_bytes::<S>(bits));
+        rest = after;
+        for (block, out) in blocks.chunks_exact(block_bytes::<S>(bits)).zip(out.chunks_exact_mut(BLOCK)) {
+            let (scales, numbers) = block.split_at(S::BYTES);
+            let halves = if S::HEADER_BYTES == 0 { scales } else { header };
+            let (scale, min) = (half_at(halves), if S::HAS_MIN { half_at(&halves[HALVES..]) } else { 0.0 });
+            let (scales, min) = match (S::HEADER_BYTES, S::HAS_MIN) {
+                (0, _) => ([scale; 2], min),
+                (_, true) => ([scale * f32::from(scales[row]); 2], -(min * f32::from(scales[ROWS + row]))),
+                (_, false) => ([row, ROWS + row].map(|at| scale * f32::from(scales[at] as i8)), 0.0),
+            };
+            for (k, out) in out.iter_mut().enumerate() {
+                let mut q = 0;
+                place(bits, row, k, |byte, shift, from, width| {
+                    q |= (numbers[byte] >> shift & mask(width)) << from;
+                });
+                let scale = scales[k / (BLOCK / 2)];
+                *out = if S::HAS_MIN {
+                    scale * f32::from(q) + min
+                } else {
+                    scale * (f32::from(q) - f32::from(1u8 << (bits - 1)))
+                };
+            }
+        }
+    }
+}

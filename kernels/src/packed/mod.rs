@@ -1,0 +1,463 @@
+//! Weights packed for reading: a matrix that only products with rows need, in the order in which these read it, in the
+//! numbers that its file has.
+//!
+//! A byte of weights is read once for each product of a few rows, in one stream, and is in the core's cache for all rows of
+//! a large one. Weights of 4 to 8 bits meet rows that are rounded to 8 bits in blocks of 32 (as Q8_0 rounds); their
+//! products are added up exactly within a block. The rules of batch invariance hold: an element of the result follows from
+//! its row and its column alone.
+
+mod floats;
+mod input;
+mod ints;
+
+use std::cell::RefCell;
+use std::ops::Range;
+
+use rayon::prelude::*;
+
+pub use ints::Group;
+
+use crate::matmul::{Mat, MatMut};
+use crate::memory::Buffer;
+
+/// How the numbers of a part of a matrix are stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Kind {
+    /// Single precision.
+    F32,
+    /// IEEE half precision.
+    F16,
+    /// The upper half of single precision.
+    BF16,
+    /// Small integers with scales.
+    Ints {
+        /// Bits of a number: 4, 5, 6 or 8.
+        bits: Bits,
+        /// How they are scaled.
+        scales: Scales,
+    },
+}
+
+/// Bits of a number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Bits {
+    /// 4
+    Four,
+    /// 5
+    Five,
+    /// 6
+    Six,
+    /// 8
+    Eight,
+}
+
+impl Bits {
+    /// As a number.
+    pub fn n(self) -> u32 {
+        match self {
+            Self::Four => 4,
+            Self::Five => 5,
+            Self::Six => 6,
+            Self::Eight => 8,
+        }
+    }
+}
+
+/// What a number `q` stands for; `zero` is `2^(bits - 1)`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Scales {
+    /// `scale (q - zero)`, a scale for 32 numbers.
+    Half,
+    /// `scale q + min`, a scale and a minimum for 32 numbers. Not with 8 bits.
+    HalfAndMin,
+    /// `scale s q - min m` with bytes s and m for 32 numbers, scale and minimum for 256. Not with 8 bits.
+    BytesAndMin,
+    /// `scale s (q - zero)` with a signed byte s for 16 numbers, and a scale for 256.
+    BytesFor16,
+}
+
+/// Runs `$use` with `$S` and `$BITS` standing for the kind's types.
+macro_rules! with_kind {
+    ($bits:expr, $scales:expr, |$S:ident, $BITS:ident| $use:expr) => {{
+        macro_rules! bits {
+            ($T:ty) => {{
+                type $S = $T;
+                match $bits {
+                    Bits::Four => {
+                        const $BITS: u32 = 4;
+                        $use
+                    }
+                    Bits::Five => {
+                        const $BITS: u32 = 5;
+                        $use
+                    }
+                    Bits::Six => {
+                        const $BITS: u32 = 6;
+                        $use
+                    }
+                    Bits::Eight => {
+                        const $BITS: u32 = 8;
+                        $use
+                    }
+                }
+            }};
+        }
+        match $scales {
+            Scales::Half => bits!(ints::Half),
+            Scales::HalfAndMin => bits!(ints::HalfAndMin),
+            Scales::BytesAndMin => bits!(ints::BytesAndMin),
+            Scales::BytesFor16 => bits!(ints::BytesFor16),
+        }
+    }};
+}
+
+impl Kind {
+    /// Rows of a tile.
+    fn tile_rows(self) -> usize {
+        match self {
+            Self::Ints { .. } => crate::simd::ints::ROWS,
+            _ => floats::TILE,
+        }
+    }
+
+    /// The number of columns is a multiple of this.
+    pub fn block_len(self) -> usize {
+        match self {
+            Self::Ints { scales: Scales::Half | Scales::HalfAndMin, .. } => input::BLOCK,
+            Self::Ints { .. } => Group::MAX,
+            _ => 1,
+        }
+    }
+
+    /// Bytes of a number that stays a float.
+    fn element_bytes(self) -> usize {
+        if self == Self::F32 { 4 } else { 2 }
+    }
+
+    /// Bytes of a tile of rows of so many numbers.
+    fn tile_bytes(self, n_in: usize) -> usize {
+        match self {
+            Self::Ints { bits, scales } => {
+                with_kind!(bits, scales, |S, BITS| ints::tile_bytes::<S>(BITS, n_in / input::BLOCK))
+            }
+            _ => floats::TILE * n_in * self.element_bytes(),
+        }
+    }
+}
+
+/// Rows of one kind.
+#[derive(Debug)]
+pub struct Part {
+    kind: Kind,
+    n_out: usize,
+    n_in: usize,
+    /// Whole tiles; rows past the last are zero.
+    tiles: Buffer,
+}
+
+/// Numbers of rows as a file has them, for [`Part::new`].
+#[derive(Debug, Default)]
+pub struct Rows {
+    /// Of a kind that stays floats: the bytes of row after row.
+    pub bytes: Vec<u8>,
+    /// Of integers: the groups of row after row.
+    pub groups: Vec<Group>,
+}
+
+/// Numbers that are packed in one go, so that what was read is still in the core's cache.
+const PACKED_AT_ONCE: usize = 1 << 17;
+
+impl Part {
+    /// Packs `n_out` rows of `n_in` numbers. `read` appends those of a range of rows to empty [`Rows`]; it is called by
+    /// several threads, for all rows once.
+    ///
+    /// # Errors
+    /// Those of `read`.
+    ///
+    /// # Panics
+    /// If `n_in` is no multiple of the kind's [`block_len`](Kind::block_len), the kind is not one that [`Scales`] allows,
+    /// or `read` gives another number of numbers.
+    pub fn new<E: Send>(
+        kind: Kind,
+        n_out: usize,
+        n_in: usize,
+        read: impl Fn(Range<usize>, &mut Rows) -> Result<(), E> + Sync,
+    ) -> Result<Self, E> {
+        assert!(n_in.is_multiple_of(kind.block_len()) && n_in > 0, "{kind:?}: rows of {n_in} numbers");
+        let has_min = matches!(kind, Kind::Ints { scales: Scales::HalfAndMin | Scales::BytesAndMin, .. });
+        assert!(!(has_min && matches!(kind, Kind::Ints { bits: Bits::Eight, .. })), "{kind:?}");
+        let (tile_rows, tile_bytes) = (kind.tile_rows(), kind.tile_bytes(n_in));
+        let mut tiles = Buffer::zeroed(n_out.div_ceil(tile_rows) * tile_bytes);
+        let tiles_at_once = (PACKED_AT_ONCE / (tile_rows * n_in)).max(1);
+        let pack = |rows: &mut Rows, (chunk_idx, chunk): (usize, &mut [u8])| {
+            let first = chunk_idx * tiles_at_once * tile_rows;
+            let last = n_out.min(first + chunk.len() / tile_bytes * tile_rows);
+            rows.bytes.clear();
+            rows.groups.clear();
+            read(first..last, rows)?;
+            pack_tiles(kind, last - first, n_in, rows, chunk);
+            Ok(())
+        };
+        tiles
+            .par_chunks_mut(tiles_at_once * tile_bytes)
+            .enumerate()
+            .try_for_each_init(Rows::default, pack)?;
+        Ok(Self { kind, n_out, n_in, tiles })
+    }
+
+    /// How its numbers are stored.
+    pub fn kind(&self) -> Kind {
+        self.kind
+    }
+
+    /// Number of rows.
+    pub fn n_out(&self) -> usize {
+        self.n_out
+    }
+
+    fn tile(&self, tile_idx: usize) -> &[u8] {
+        let tile_bytes = self.kind.tile_bytes(self.n_in);
+        &self.tiles[tile_idx * tile_bytes..][..tile_bytes]
+    }
+
+    /// The numbers of a row.
+    fn row(&self, row: usize, out: &mut [f32]) {
+        let (tile, row) = (self.tile(row / self.kind.tile_rows()), row % self.kind.tile_rows());
+        match self.kind {
+            Kind::F32 => floats::unpack_row::<floats::F32>(tile, row, out),
+            Kind::F16 => floats::unpack_row::<floats::F16>(tile, row, out),
+            Kind::BF16 => floats::unpack_row::<floats::BF16>(tile, row, out),
+            Kind::Ints { bits, scales } => {
+                with_kind!(bits, scales, |S, BITS| ints::unpack_row::<S>(BITS, tile, row, out));
+            }
+        }
+    }
+}
+
+/// Packs rows, of which the last tile may lack some.
+fn pack_tiles(kind: Kind, n_rows: usize, n_in: usize, rows: &mut Rows, tiles: &mut [u8]) {
+    let (tile_rows, tile_bytes) = (kind.tile_rows(), kind.tile_bytes(n_in));
+    let Kind::Ints { bits, scales } = kind else {
+        let row_bytes = n_in * kind.element_bytes();
+        assert!(rows.bytes.len() == n_rows * row_bytes, "{kind:?}: {} bytes", rows.bytes.len());
+        let parts = rows.bytes.chunks(tile_rows * row_bytes);
+        for (part, tile) in parts.zip(tiles.chunks_exact_mut(tile_bytes)) {
+            floats::pack_tile(part, n_in, kind.element_bytes(), tile);
+        }
+        return;
+    };
+    let groups = n_in / kind.block_len();
+    assert!(rows.groups.len() == n_rows * groups, "{kind:?}: {} groups", rows.groups.len());
+    rows.groups.resize(tiles.len() / tile_bytes * tile_rows * groups, Group::ZERO);
+    for (part, tile) in rows.groups.chunks_exact(tile_rows * groups).zip(tiles.chunks_exact_mut(tile_bytes)) {
+        with_kind!(bits, scales, |S, BITS| ints::pack_tile::<S>(BITS, part, tile));
+    }
+}
+
+/// A matrix `[n_out, n_in]` of parts that lie one below the other.
+#[derive(Debug)]
+pub struct Matrix {
+    parts: Vec<Part>,
+    n_in: usize,
+}
+
+thread_local! {
+    /// Rows rounded to 8 bits, of a product that this thread began. Taken out meanwhile, as rayon may let this thread begin
+    /// another one while it waits.
+    static INPUT: RefCell<Vec<input::Block>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Bytes of weights below which another thread costs more than it saves, for one row; see `matmul`.
+const MIN_READ_PER_TASK: usize = 1 << 17;
+
+/// Multiply-adds below which another thread does.
+const MIN_WORK_PER_TASK: usize = 1 << 19;
+
+/// Tasks for each thread where tiles are streamed: one that is interrupted leaves its share to the others.
+const TASKS_PER_THREAD: usize = 4;
+
+impl Matrix {
+    /// Parts one below the other.
+    ///
+    /// # Panics
+    /// If there is none, or their rows differ in length.
+    pub fn new(parts: Vec<Part>) -> Self {
+        let n_in = parts.first().expect("a part").n_in;
+        assert!(parts.iter().all(|part| part.n_in == n_in), "rows of one length");
+        Self { parts, n_in }
+    }
+
+    /// Number of rows.
+    pub fn n_out(&self) -> usize {
+        self.parts.iter().map(Part::n_out).sum()
+    }
+
+    /// Numbers of a row.
+    pub fn n_in(&self) -> usize {
+        self.n_in
+    }
+
+    /// Its parts, in order.
+    pub fn parts(&self) -> &[Part] {
+        &self.parts
+    }
+
+    /// Bytes of all numbers and scales.
+    pub fn n_bytes(&self) -> usize {
+        self.parts.iter().map(|part| part.tiles.len()).sum()
+    }
+
+    /// The numbers of a row, exactly.
+    ///
+    /// # Panics
+    /// If there is no such row, or `out` has not `n_in` elements.
+    pub fn row(&self, mut row: usize, out: &mut [f32]) {
+        assert!(out.len() == self.n_in, "{} elements for a row of {}", out.len(), self.n_in);
+        for part in &self.parts {
+            if row < part.n_out {
+                return part.row(row, out);
+            }
+            row -= part.n_out;
+        }
+        panic!("no row {row} after the last of {}", self.n_out());
+    }
+
+    /// `y = x Wᵀ`.
+    ///
+    /// # Shapes
+    /// - `x`: `[m, n_in]`, row after row
+    /// - `y`: `[m, n_out]`
+    ///
+    /// # Panics
+    /// If the shapes do not fit together.
+    pub fn multiply(&self, x: &[f32], y: &mut [f32]) {
+        self.multiply_rows(0..self.n_out(), x, y);
+    }
+
+    /// The product with some rows of weights, which are whole parts: `y = x W[rows]ᵀ`.
+    ///
+    /// # Shapes
+    /// - `x`: `[m, n_in]`, row after row
+    /// - `y`: `[m, rows.len()]`
+    ///
+    /// # Panics
+    /// If the shapes do not fit together, or `rows` cuts a part.
+    pub fn multiply_rows(&self, rows: Range<usize>, x: &[f32], y: &mut [f32]) {
+        let (m, n_out) = (x.len() / self.n_in, rows.len());
+        assert!(
+            x.len() == m * self.n_in && y.len() == m * n_out,
+            "{} by [{n_out}, {}] to {} elements",
+            x.len(),
+            self.n_in,
+            y.len()
+        );
+        if m == 0 {
+            return;
+        }
+        let mut end = 0;
+        let parts: Vec<(usize, &Part)> = self
+            .parts
+            .iter()
+            .map(|part| {
+                end += part.n_out;
+                (end - part.n_out, part)
+            })
+            .filter(|(first, part)| *first >= rows.start && first + part.n_out <= rows.end)
+            .collect();
+        assert!(parts.iter().map(|(_, part)| part.n_out).sum::<usize>() == n_out, "rows {rows:?} cut a part");
+        let has_ints = parts.iter().any(|(_, part)| matches!(part.kind, Kind::Ints { .. }));
+        let mut input = INPUT.take();
+        if has_ints {
+            input::quantize(x, m, &mut input);
+        }
+        let product = Product { x, m, n_in: self.n_in, input: &input };
+        let tasks = split(&parts, rows.start, m);
+        let y = MatMut::new(y, m, n_out);
+        run(&product, tasks, y);
+        INPUT.set(input);
+    }
+}
+
+/// One factor of a product.
+struct Product<'a> {
+    x: &'a [f32],
+    m: usize,
+    n_in: usize,
+    /// Empty if there are no integers to multiply.
+    input: &'a [input::Block],
+}
+
+/// Some tiles of a part, and the columns of the result that they give.
+struct Task<'a> {
+    part: &'a Part,
+    tiles: Range<usize>,
+    columns: Range<usize>,
+}
+
+/// Cuts parts into tasks of about equal work, in order.
+fn split<'a>(parts: &[(usize, &'a Part)], first_row: usize, m: usize) -> Vec<Task<'a>> {
+    let n_threads = rayon::current_num_threads();
+    let bytes: usize = parts.iter().map(|(_, part)| part.tiles.len()).sum();
+    let work: usize = parts.iter().map(|(_, part)| part.n_out * part.n_in).sum::<usize>().saturating_mul(m);
+    let worth = (bytes / MIN_READ_PER_TASK).max(work / MIN_WORK_PER_TASK).max(1);
+    let n_tasks = match n_threads {
+        1 => 1,
+        _ => worth.min(n_threads * TASKS_PER_THREAD),
+    };
+    let mut tasks = Vec::new();
+    for &(first, part) in parts {
+        let n_tiles = part.n_out.div_ceil(part.kind.tile_rows());
+        let share = (part.tiles.len() * n_tasks).div_ceil(bytes.max(1)).clamp(1, n_tiles.max(1));
+        for i in 0..share {
+            let tiles = n_tiles * i / share..n_tiles * (i + 1) / share;
+            let rows = part.kind.tile_rows();
+            let columns = tiles.start * rows..part.n_out.min(tiles.end * rows);
+            let columns = first - first_row + columns.start..first - first_row + columns.end;
+            tasks.push(Task { part, tiles, columns });
+        }
+    }
+    tasks
+}
+
+/// Runs tasks, whose columns lie side by side in order, on all threads.
+fn run(product: &Product, tasks: Vec<Task>, y: MatMut) {
+    let mut rest = Some(y);
+    let mut done = 0;
+    let with_output: Vec<(Task, MatMut)> = tasks
+        .into_iter()
+        .map(|task| {
+            let (left, right) = rest.take().expect("columns left").split_cols(task.columns.end - done);
+            done = task.columns.end;
+            rest = Some(right);
+            (task, left)
+        })
+        .collect();
+    if with_output.len() == 1 {
+        with_output.into_iter().for_each(|(task, y)| product.run(&task, y));
+    } else {
+        with_output.into_par_iter().with_max_len(1).for_each(|(task, y)| product.run(&task, y));
+    }
+}
+
+impl Product<'_> {
+    fn run(&self, task: &Task, mut y: MatMut) {
+        let tile_bytes = task.part.kind.tile_bytes(self.n_in);
+        let tiles = &task.part.tiles[task.tiles.start * tile_bytes..task.tiles.end * tile_bytes];
+        let x = Mat::new(self.x, self.m, self.n_in);
+        match task.part.kind {
+            Kind::F32 => floats::multiply::<floats::F32>(tiles, x, &mut y),
+            Kind::F16 => floats::multiply::<floats::F16>(tiles, x, &mut y),
+            Kind::BF16 => floats::multiply::<floats::BF16>(tiles, x, &mut y),
+            Kind::Ints { bits, scales } => {
+                let n_blocks = self.n_in / input::BLOCK;
+                let job = ints::Job { tiles, n_blocks, x: self.input, m: self.m };
+                let out = ints::Output { y: y.as_mut_ptr(), stride: y.row_stride(), n: y.cols() };
+                // SAFETY: `y` is ours alone, and has `m` rows of `n` elements.
+                with_kind!(bits, scales, |S, BITS| unsafe { ints::multiply::<S, BITS>(&job, &out) });
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

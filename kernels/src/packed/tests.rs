@@ -1,0 +1,229 @@
+//! Products with packed weights against their definition.
+
+use half::{bf16, f16};
+use proptest::prelude::*;
+
+use super::*;
+use crate::isa::on_each;
+use crate::matmul::matmul;
+use crate::reference::{bits, on_threads, values};
+
+/// Every combination of bits and scales that there is.
+fn ints() -> Vec<(Bits, Scales)> {
+    let all = [Bits::Four, Bits::Five, Bits::Six, Bits::Eight];
+    let scales = [Scales::Half, Scales::HalfAndMin, Scales::BytesAndMin, Scales::BytesFor16];
+    let has_min = |scales| matches!(scales, Scales::HalfAndMin | Scales::BytesAndMin);
+    let pairs = all.into_iter().flat_map(|bits| scales.map(|scales| (bits, scales)));
+    pairs.filter(|&(bits, scales)| !(bits == Bits::Eight && has_min(scales))).collect()
+}
+
+/// Random numbers of a kind, and what they stand for, row after row.
+fn groups(bits: Bits, scales: Scales, n_out: usize, n_in: usize, seed: u32) -> (Vec<Group>, Vec<f32>) {
+    let len = Kind::Ints { bits, scales }.block_len();
+    let random = values(n_out * n_in, seed);
+    let mut dense = Vec::new();
+    let groups = random.chunks_exact(len).map(|random| {
+        let byte = |i: usize| (random[i % len] * 1e6) as i64 as u8;
+        let mut group = Group {
+            scale: f16::from_f32(random[0] * 0.01).to_le_bytes(),
+            min: f16::from_f32(random[1] * 0.02).to_le_bytes(),
+            scales: std::array::from_fn(|i| byte(2 + i)),
+            mins: std::array::from_fn(|i| byte(20 + i)),
+            q: [0; Group::MAX],
+        };
+        // Extremes first, for the sums that are as large as they get.
+        let largest = ((1u32 << bits.n()) - 1) as u8;
+        for (i, q) in group.q[..len].iter_mut().enumerate() {
+            *q = if seed.is_multiple_of(3) { largest * (i as u8 % 2) } else { byte(i) & largest };
+        }
+        let [scale, min] = [group.scale, group.min].map(|bits| f16::from_le_bytes(bits).to_f32());
+        for (i, &q) in group.q[..len].iter().enumerate() {
+            let centred = f32::from(q) - f32::from(1u8 << (bits.n() - 1));
+            dense.push(match scales {
+                Scales::Half => scale * centred,
+                Scales::HalfAndMin => scale * f32::from(q) + min,
+                Scales::BytesAndMin => {
+                    let (s, m) = (group.scales[i / 32 * 2], group.mins[i / 32]);
+                    scale * f32::from(s) * f32::from(q) - min * f32::from(m)
+                }
+                Scales::BytesFor16 => scale * f32::from(group.scales[i / 16] as i8) * centred,
+            });
+        }
+        group
+    });
+    (groups.collect(), dense)
+}
+
+/// A part of integers, and what its numbers stand for.
+fn part(bits: Bits, scales: Scales, n_out: usize, n_in: usize, seed: u32) -> (Part, Vec<f32>) {
+    let kind = Kind::Ints { bits, scales };
+    let (groups, dense) = groups(bits, scales, n_out, n_in, seed);
+    let n = n_in / kind.block_len();
+    let read = |rows: Range<usize>, out: &mut Rows| {
+        out.groups.extend_from_slice(&groups[rows.start * n..rows.end * n]);
+        Ok::<(), ()>(())
+    };
+    (Part::new(kind, n_out, n_in, read).expect("reads"), dense)
+}
+
+/// A part of floats, and what its numbers stand for.
+fn float_part(kind: Kind, n_out: usize, n_in: usize, seed: u32) -> (Part, Vec<f32>) {
+    let mut dense = values(n_out * n_in, seed);
+    let mut bytes = Vec::new();
+    for x in &mut dense {
+        match kind {
+            Kind::F32 => bytes.extend(x.to_le_bytes()),
+            Kind::F16 => bytes.extend(f16::from_f32(*x).to_le_bytes()),
+            _ => bytes.extend(bf16::from_f32(*x).to_le_bytes()),
+        }
+        *x = match kind {
+            Kind::F32 => *x,
+            Kind::F16 => f16::from_f32(*x).to_f32(),
+            _ => bf16::from_f32(*x).to_f32(),
+        };
+    }
+    let row_bytes = n_in * kind.element_bytes();
+    let read = |rows: Range<usize>, out: &mut Rows| {
+        out.bytes.extend_from_slice(&bytes[rows.start * row_bytes..rows.end * row_bytes]);
+        Ok::<(), ()>(())
+    };
+    (Part::new(kind, n_out, n_in, read).expect("reads"), dense)
+}
+
+fn multiplied(matrix: &Matrix, x: &[f32]) -> Vec<f32> {
+    let mut y = vec![f32::NAN; x.len() / matrix.n_in() * matrix.n_out()];
+    matrix.multiply(x, &mut y);
+    y
+}
+
+#[test]
+fn rows_are_what_was_packed() {
+    for (bits_of, scales) in ints() {
+        for (n_out, n_in) in [(1, 256), (8, 512), (19, 256)] {
+            let (part, dense) = part(bits_of, scales, n_out, n_in, 7);
+            let matrix = Matrix::new(vec![part]);
+            for (i, expected) in dense.chunks_exact(n_in).enumerate() {
+                let mut row = vec![f32::NAN; n_in];
+                matrix.row(i, &mut row);
+                assert_eq!(bits(&row), bits(expected), "{bits_of:?} {scales:?}, row {i} of {n_out}");
+            }
+        }
+    }
+    for kind in [Kind::F32, Kind::F16, Kind::BF16] {
+        let (part, dense) = float_part(kind, 21, 37, 4);
+        let matrix = Matrix::new(vec![part]);
+        let mut row = vec![f32::NAN; 37];
+        matrix.row(20, &mut row);
+        assert_eq!(bits(&row), bits(&dense[20 * 37..]), "{kind:?}");
+    }
+}
+
+#[test]
+fn integers_multiply_as_defined() {
+    on_each(|| {
+        for (bits_of, scales) in ints() {
+            for (m, n_out, n_in, seed) in [(1, 40, 512, 1), (5, 13, 256, 2), (131, 8, 256, 3)] {
+                let (part, dense) = part(bits_of, scales, n_out, n_in, seed);
+                let x = values(m * n_in, seed + 10);
+                let y = multiplied(&Matrix::new(vec![part]), &x);
+                let mut blocks = Vec::new();
+                input::quantize(&x, m, &mut blocks);
+                for (i, j) in (0..m).flat_map(|i| (0..n_out).map(move |j| (i, j))) {
+                    let (mut exact, mut size) = (0.0, 0.0);
+                    for (k, &w) in dense[j * n_in..][..n_in].iter().enumerate() {
+                        let block = &blocks[k / 32 * m + i];
+                        let product = f64::from(block.scale) * f64::from(block.q[k % 32]) * f64::from(w);
+                        exact += product;
+                        size += product.abs();
+                    }
+                    let got = f64::from(y[i * n_out + j]);
+                    // Minimum and rest may nearly cancel, so the bound is by the size of what was added up.
+                    assert!(
+                        (got - exact).abs() <= 4e-6 * size + 1e-30,
+                        "{bits_of:?} {scales:?} [{i}, {j}] of {m} x {n_out} x {n_in}: {got} for {exact}"
+                    );
+                }
+            }
+        }
+    });
+}
+
+#[test]
+fn floats_multiply_to_the_bits_of_the_plain_product() {
+    on_each(|| {
+        for kind in [Kind::F32, Kind::F16, Kind::BF16] {
+            for (m, n_out, n_in) in
+                [(1, 50, 33), (2, 16, 300), (3, 1, 7), (4, 33, 20), (5, 100, 300), (70, 300, 40)]
+            {
+                let (part, dense) = float_part(kind, n_out, n_in, 9);
+                let x = values(m * n_in, 2);
+                let mut expected = vec![0.0; m * n_out];
+                let w = Mat::new(&dense, n_out, n_in).t();
+                matmul(Mat::new(&x, m, n_in), w, MatMut::new(&mut expected, m, n_out));
+                let y = multiplied(&Matrix::new(vec![part]), &x);
+                assert_eq!(bits(&y), bits(&expected), "{kind:?} {m} x {n_out} x {n_in}");
+            }
+        }
+    });
+}
+
+#[test]
+fn parts_of_several_kinds_lie_one_below_the_other() {
+    let (n_in, m) = (256, 3);
+    let (a, a_dense) = part(Bits::Four, Scales::BytesAndMin, 20, n_in, 1);
+    let (b, b_dense) = float_part(Kind::F16, 5, n_in, 2);
+    let (c, c_dense) = part(Bits::Six, Scales::BytesFor16, 9, n_in, 4);
+    let matrix = Matrix::new(vec![a, b, c]);
+    assert_eq!((matrix.n_out(), matrix.n_in()), (34, n_in));
+    let mut row = vec![0.0; n_in];
+    for (i, expected) in [a_dense, b_dense, c_dense].concat().chunks_exact(n_in).enumerate() {
+        matrix.row(i, &mut row);
+        assert_eq!(bits(&row), bits(expected), "row {i}");
+    }
+    let x = values(m * n_in, 8);
+    let whole = multiplied(&matrix, &x);
+    for rows in [0..20, 20..25, 25..34, 20..34] {
+        let mut y = vec![0.0; m * rows.len()];
+        matrix.multiply_rows(rows.clone(), &x, &mut y);
+        for (i, y) in y.chunks_exact(rows.len()).enumerate() {
+            assert_eq!(bits(y), bits(&whole[i * 34..][rows.clone()]), "rows {rows:?}");
+        }
+    }
+    assert!(std::panic::catch_unwind(|| matrix.multiply_rows(0..7, &[0.0; 256], &mut [0.0; 7])).is_err());
+}
+
+#[test]
+fn an_error_while_reading_is_passed_on() {
+    let kind = Kind::Ints { bits: Bits::Four, scales: Scales::Half };
+    let read = |rows: Range<usize>, _: &mut Rows| Err::<(), _>(rows.end);
+    assert!(Part::new(kind, 30, 32, read).is_err());
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(40))]
+
+    /// A row's result is the same alone, among others, and on any number of threads.
+    #[test]
+    fn rows_do_not_depend_on_each_other(
+        which in 0..ints().len(),
+        m in 2usize..140,
+        n_out in 1usize..300,
+        n_blocks in 1usize..4,
+        n_threads in 2usize..4,
+    ) {
+        let (bits_of, scales) = ints()[which];
+        let n_in = 256 * n_blocks;
+        let (ints, _) = part(bits_of, scales, n_out, n_in, 5);
+        let (floats, _) = float_part(Kind::BF16, n_out, n_in, 5);
+        let matrix = Matrix::new(vec![ints, floats]);
+        let x = values(m * n_in, 6);
+        on_each(|| {
+            let together = bits(&on_threads(1, || multiplied(&matrix, &x)));
+            assert!(bits(&on_threads(n_threads, || multiplied(&matrix, &x))) == together);
+            for i in [0, m / 2, m - 1] {
+                let alone = bits(&multiplied(&matrix, &x[i * n_in..(i + 1) * n_in]));
+                assert!(alone == together[i * 2 * n_out..(i + 1) * 2 * n_out], "row {i}");
+            }
+        });
+    }
+}
