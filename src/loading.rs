@@ -46,14 +46,17 @@ fn only_gguf(folder: &Path) -> Option<PathBuf> {
     files.next().is_none().then_some(first)
 }
 
-/// Reads the weights.
+/// Reads the weights for inference.
 pub fn model<B: FusedOps>(path: &Path, device: &B::Device) -> Result<Transformer<B>> {
-    weights::load(path, device).context("cannot open the model")
+    weights::open(path).and_then(|opened| opened.load_packed(device)).context("cannot open the model")
 }
 
-/// Reads the weights and adds adapters.
+/// Reads the weights for inference and adds adapters.
 pub fn model_with<B: FusedOps>(path: &Path, lora: &LoraArgs, device: &B::Device) -> Result<Transformer<B>> {
-    with_adapters(model(path, device)?, lora)
+    if lora.lora.is_empty() {
+        return model(path, device);
+    }
+    with_adapters(weights::load(path, device).context("cannot open the model")?, lora)
 }
 
 /// Adds adapters to a model.

@@ -45,6 +45,11 @@ impl Kind {
         }
     }
 
+    /// Whether matrices are packed for it when a model is loaded for inference: [`FusedOps::PACKS`].
+    pub fn packs(self) -> bool {
+        dispatch(self, Packs).unwrap_or(false)
+    }
+
     /// Whether it is compiled in and its device answers a small computation; else the reason.
     ///
     /// # Errors
@@ -147,6 +152,16 @@ impl Job for Probe {
     fn run<B: FusedOps>(self, device: B::Device) {
         let one = burn::tensor::Tensor::<B, 1>::ones([1], &device);
         let _ = (one.clone() + one).into_data();
+    }
+}
+
+struct Packs;
+
+impl Job for Packs {
+    type Output = bool;
+
+    fn run<B: FusedOps>(self, _: B::Device) -> bool {
+        B::PACKS
     }
 }
 

@@ -4,8 +4,11 @@
 //! is the embedding itself, and a fused projection (query, key and value; gate and up) is its parts
 //! one below the other.
 
+use std::sync::Arc;
+
 use burn::module::{Param, ParamId};
 use burn::prelude::*;
+use kernels::packed::Matrix;
 
 use crate::ops::{self, FusedOps};
 use crate::rng::Rng;
@@ -17,6 +20,23 @@ pub struct Linear<B: Backend> {
     pub weight: Param<Tensor<B, 2>>,
     /// `[n_out]`
     pub bias: Option<Param<Tensor<B, 1>>>,
+    /// The weight again, for products.
+    #[module(skip)]
+    pub(crate) packed: Packed,
+}
+
+/// A matrix as products read it fastest, in the numbers of its file: beside a parameter, which then is made of it when it
+/// is asked for, and is not needed for products.
+///
+/// Whoever changes the parameter drops this.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Packed(pub Option<Arc<Matrix>>);
+
+impl Packed {
+    /// Bytes of all numbers and scales.
+    pub fn n_bytes(&self) -> Option<usize> {
+        self.0.as_ref().map(|matrix| matrix.n_bytes())
+    }
 }
 
 impl<B: Backend> Linear<B> {
@@ -25,7 +45,13 @@ impl<B: Backend> Linear<B> {
         Self {
             weight: parameter([n_out, n_in], std, rng, device),
             bias: bias.then(|| Param::from_tensor(Tensor::zeros([n_out], device))),
+            packed: Packed::default(),
         }
+    }
+
+    /// Bytes of the weight in the form that products read.
+    pub(crate) fn n_bytes(&self) -> usize {
+        self.packed.n_bytes().unwrap_or_else(|| 4 * self.weight.lazy_shape().num_elements())
     }
 }
 
@@ -36,12 +62,61 @@ impl<B: FusedOps> Linear<B> {
     /// - `x`: `[rows, n_in]`
     /// - output: `[rows, n_out]`
     pub fn forward(&self, x: Tensor<B, 2>) -> Tensor<B, 2> {
-        let y = ops::linear(x, self.weight.val());
+        let rows = x.dims()[0];
+        let y = product(x, &self.weight, &self.packed, &[rows]);
         match &self.bias {
             Some(bias) => y + bias.val().unsqueeze::<2>(),
             None => y,
         }
     }
+}
+
+impl<B: FusedOps> Linear<B> {
+    /// Applies a layer to each group of rows: the weights of as many layers as there are counts lie one below the other.
+    /// There is no bias.
+    ///
+    /// # Shapes
+    /// - `x`: `[rows, n_in]`, `counts` of them for each layer
+    /// - output: `[rows, n_out / counts.len()]`
+    pub fn forward_groups(&self, x: Tensor<B, 2>, counts: &[usize]) -> Tensor<B, 2> {
+        product(x, &self.weight, &self.packed, counts)
+    }
+}
+
+/// `x Wᵀ` by groups of rows, with the packed matrix if there is one.
+pub(crate) fn product<B: FusedOps>(
+    x: Tensor<B, 2>,
+    weight: &Param<Tensor<B, 2>>,
+    packed: &Packed,
+    counts: &[usize],
+) -> Tensor<B, 2> {
+    match &packed.0 {
+        Some(packed) => ops::packed_linear(x, packed, counts),
+        None if counts.len() == 1 => ops::linear(x, weight.val()),
+        None => ops::grouped_linear(x, weight.val(), counts),
+    }
+}
+
+/// A parameter that is made of a packed matrix when it is asked for.
+pub(crate) fn unpacked<B: Backend, const D: usize>(
+    id: ParamId,
+    packed: Arc<Matrix>,
+    shape: Shape,
+    device: &B::Device,
+) -> Param<Tensor<B, D>> {
+    let of = shape.clone();
+    let make = move |device: &B::Device, is_learnt: bool| {
+        let tensor = Tensor::from_data(TensorData::new(dense(&packed), of.clone()), device);
+        if is_learnt { tensor.require_grad() } else { tensor }
+    };
+    Param::uninitialized(id, make, device.clone(), true, shape)
+}
+
+/// All numbers of a packed matrix, row after row.
+pub(crate) fn dense(packed: &Matrix) -> Vec<f32> {
+    let mut values = kernels::memory::zeroed(packed.n_out() * packed.n_in());
+    values.chunks_exact_mut(packed.n_in()).enumerate().for_each(|(row, out)| packed.row(row, out));
+    values
 }
 
 /// A matrix to be learnt: normally distributed, or without a deviation zero. Zeros are to be replaced by what a file has,

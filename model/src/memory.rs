@@ -53,7 +53,7 @@ impl Plan {
     }
 }
 
-/// What a model occupies while it generates, in bytes, for f32 numbers.
+/// What a model occupies while it generates, in bytes, with keys, values and what is computed as f32.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Inference {
     /// The parameters.
@@ -70,12 +70,13 @@ pub struct Inference {
 const SCRATCH: u64 = 64 << 20;
 
 impl Inference {
-    /// The plan for `batch` sequences of `context` tokens in a cache of as many.
+    /// The plan for `batch` sequences of `context` tokens in a cache of as many, with weights of which
+    /// [`Opened::weights_bytes`](crate::weights::Opened::weights_bytes) knows.
     ///
     /// A step is what a prompt goes through the model in, [`MAX_STEP`] positions at most. Its largest moment is in a
     /// feed-forward part: stream, normalised stream, projections, and their product; or in attention: stream, queries,
     /// keys, values, and the output. At the end there are the logits of the last position, twice.
-    pub fn new(config: &Config, batch: usize, context: usize) -> Self {
+    pub fn new(config: &Config, weights_bytes: u64, batch: usize, context: usize) -> Self {
         let step = context.min(MAX_STEP);
         let c = config.n_embd;
         let attention = 2 * c + config.qkv_width() + config.attention_width();
@@ -88,7 +89,7 @@ impl Inference {
         let rows: usize = (0..config.n_layer).map(|i| rows_of_layer(config, i, context)).sum();
         let bytes = |n: &[usize]| n.iter().fold(4u64, |product, &n| product.saturating_mul(n as u64));
         Self {
-            weights_bytes: bytes(&[config.n_params()]),
+            weights_bytes,
             cache_bytes: bytes(&[batch, rows, width]),
             activation_bytes: bytes(&[batch, step, widest]) + bytes(&[2, batch, config.vocab_size]),
             scratch_bytes: SCRATCH,

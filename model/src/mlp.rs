@@ -83,8 +83,8 @@ impl<B: FusedOps> Mlp<B> {
     fn by_experts(&self, x: Tensor<B, 2>, router: &Linear<B>) -> Tensor<B, 2> {
         let weights = ops::top_k(router.forward(x.clone()), self.top);
         let Routes { rows, places, counts } = Routes::read(&weights);
-        let up = ops::grouped_linear(x.clone().select(0, rows.clone()), self.up.weight.val(), &counts);
-        let out = ops::grouped_linear(self.activate(up), self.down.weight.val(), &counts);
+        let up = self.up.forward_groups(x.clone().select(0, rows.clone()), &counts);
+        let out = self.down.forward_groups(self.activate(up), &counts);
         let n = weights.dims()[0] * weights.dims()[1];
         let weight = weights.reshape([n]).select(0, places).unsqueeze_dim::<2>(1);
         x.zeros_like().select_assign(0, rows, out * weight, IndexingUpdateOp::Add)

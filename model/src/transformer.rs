@@ -10,7 +10,7 @@ use burn::prelude::*;
 use crate::block::{Block, INIT_STD};
 use crate::cache::Cache;
 use crate::config::{Config, Position};
-use crate::linear::{self, Linear};
+use crate::linear::{self, Linear, Packed};
 use crate::norm::Norm;
 use crate::ops::{self, FusedOps};
 use crate::position::{Ropes, sinusoids};
@@ -31,6 +31,9 @@ pub struct Transformer<B: Backend> {
     pub head: Option<Linear<B>>,
     ropes: Ropes<B>,
     dropout: Dropout,
+    /// The embedding again.
+    #[module(skip)]
+    pub(crate) packed_embedding: Packed,
     #[module(skip)]
     config: Config,
 }
@@ -61,8 +64,48 @@ impl<B: Backend> Transformer<B> {
             head: (!config.tie_embeddings).then(|| Linear::init(v, c, false, std, rng, device)),
             ropes: Ropes::init(config, device),
             dropout: DropoutConfig::new(config.dropout).init(),
+            packed_embedding: Packed::default(),
             config: config.clone(),
         }
+    }
+
+    /// Bytes of the matrices that one position is multiplied by, if it is alone: what generating a token reads at least,
+    /// besides the cache.
+    pub fn bytes_per_token(&self) -> usize {
+        let config = &self.config;
+        let block = |(i, block): (usize, &Block<B>)| {
+            let mlp = block.mlp.up.n_bytes() + block.mlp.down.n_bytes();
+            let mlp = config.experts(i).map_or(mlp, |experts| mlp / experts.n * experts.n_active);
+            let router = block.mlp.router.as_ref().map_or(0, Linear::n_bytes);
+            block.attention.qkv.n_bytes() + block.attention.out.n_bytes() + router + mlp
+        };
+        let head = match &self.head {
+            Some(head) => head.n_bytes(),
+            None => self.packed_embedding.n_bytes().unwrap_or(4 * config.vocab_size * config.n_embd),
+        };
+        self.blocks.iter().enumerate().map(block).sum::<usize>() + head
+    }
+
+    /// Where the packed matrices are kept, each with the path of its parameter.
+    pub(crate) fn packed_mut(&mut self) -> Vec<(String, &mut Packed)> {
+        let mut all = vec![("embedding".to_owned(), &mut self.packed_embedding)];
+        if let Some(head) = &mut self.head {
+            all.push(("head.weight".to_owned(), &mut head.packed));
+        }
+        for (i, block) in self.blocks.iter_mut().enumerate() {
+            let (attention, mlp) = (&mut block.attention, &mut block.mlp);
+            let linears = [
+                ("attention.qkv", &mut attention.qkv),
+                ("attention.out", &mut attention.out),
+                ("mlp.up", &mut mlp.up),
+                ("mlp.down", &mut mlp.down),
+            ];
+            let router = mlp.router.as_mut().map(|router| ("mlp.router", router));
+            for (name, linear) in linears.into_iter().chain(router) {
+                all.push((format!("blocks.{i}.{name}.weight"), &mut linear.packed));
+            }
+        }
+        all
     }
 
     /// What the model is made of.
@@ -72,7 +115,8 @@ impl<B: Backend> Transformer<B> {
 
     /// The device the weights are on.
     pub fn device(&self) -> B::Device {
-        self.embedding.val().device()
+        // Not of a matrix, which might have to be unpacked first.
+        self.norm.weight.val().device()
     }
 }
 
@@ -179,7 +223,11 @@ impl<B: FusedOps> Transformer<B> {
             self.positions.is_none() || end <= context,
             "position {end} is past the context of {context}"
         );
-        let x = self.embedding.val().select(0, ids.reshape([batch * seq_len]));
+        let ids = ids.reshape([batch * seq_len]);
+        let x = match &self.packed_embedding.0 {
+            Some(packed) => ops::packed_rows(packed, ids),
+            None => self.embedding.val().select(0, ids),
+        };
         let x = match self.config.embedding_scale {
             Some(scale) => x * scale,
             None => x,
@@ -201,7 +249,10 @@ impl<B: FusedOps> Transformer<B> {
         let x = self.norm.forward(x);
         let logits = match &self.head {
             Some(head) => head.forward(x),
-            None => ops::linear(x, self.embedding.val()),
+            None => {
+                let rows = x.dims()[0];
+                linear::product(x, &self.embedding, &self.packed_embedding, &[rows])
+            }
         };
         match self.config.logit_softcap {
             Some(cap) => (logits / cap).tanh() * cap,

@@ -19,13 +19,13 @@ mod fit;
 use half::f16;
 
 /// Numbers in a block of the simple formats.
-const SMALL: usize = 32;
+pub(crate) const SMALL: usize = 32;
 
 /// Numbers in a block of the formats whose scales are quantized too.
-const LARGE: usize = 256;
+pub(crate) const LARGE: usize = 256;
 
 /// Bytes of an `f16`.
-const HALF: usize = 2;
+pub(crate) const HALF: usize = 2;
 
 /// Calls `block` with every block and the numbers that it stands for.
 fn each_block<const BYTES: usize, const N: usize>(
@@ -63,7 +63,7 @@ fn inverse(scale: f32) -> f32 {
 
 /// The scale and the minimum, of 6 bits each, of the `idx`-th of 8 groups (Q4_K, Q5_K): those of the first four fill
 /// bytes 0 to 3 and 4 to 7, whose upper two bits are those of the last four; their lower four bits share bytes 8 to 11.
-fn scale_and_min(idx: usize, packed: &[u8; 12]) -> (u8, u8) {
+pub(crate) fn scale_and_min(idx: usize, packed: &[u8; 12]) -> (u8, u8) {
     if idx < 4 {
         (packed[idx] & 63, packed[idx + 4] & 63)
     } else {

@@ -12,9 +12,10 @@
 //! - **Numbers are llama.cpp's**, bit for bit, in both directions.
 //!
 //! Everything runs on the calling thread, on slices: callers split rows among threads. The crate knows no models and no
-//! tensors that compute.
+//! tensors that compute, but how `kernels` packs a matrix of each format.
 
 mod format;
+mod packed;
 
 mod block;
 mod gguf;

@@ -27,8 +27,9 @@ pub fn run(args: args::Inspect, common: Common) -> Result<ExitCode> {
     let opened = weights::open(&path).context("cannot open the model")?;
     let config = opened.config();
     let context = args.context.map_or(config.context.min(CONTEXT), |n| n as usize);
-    let plan = Inference::new(config, args.batch.into(), context);
     let backend = common.backend()?;
+    let packs = backend.packs();
+    let plan = Inference::new(config, opened.weights_bytes(packs), args.batch.into(), context);
     let measured = match args.measure {
         true => Some(common.on_backend(Measure { opened: &opened, batch: args.batch.into(), context })?),
         false => None,
@@ -47,7 +48,8 @@ pub fn run(args: args::Inspect, common: Common) -> Result<ExitCode> {
             "tokenizer": tokenizer,
             "memory": {
                 "backend": backend.name(),
-                "dtype": "f32",
+                "weights": if packs { "as in the file" } else { "f32" },
+                "cache": "f32",
                 "context": context,
                 "batch": args.batch,
                 "weights_bytes": plan.weights_bytes,
@@ -99,8 +101,9 @@ pub fn run(args: args::Inspect, common: Common) -> Result<ExitCode> {
     }
     output::line(&format!("  tokenizer: {}", tokenizer.as_ref().map_or("none".into(), Value::to_string)))?;
     output::line(&format!(
-        "  memory on {backend} in f32: weights {}, cache {} ({} a token, {context} tokens x {}), activations {}, scratch {}: {}",
+        "  memory on {backend}: weights {}{}, cache {} in f32 ({} a token, {context} tokens x {}), activations {}, scratch {}: {}",
         mib(plan.weights_bytes),
+        if packs { " packed as in the file" } else { " in f32" },
         mib(plan.cache_bytes),
         kib(cache_bytes_per_token(config)),
         args.batch,
@@ -128,7 +131,7 @@ impl Job for Measure<'_> {
     fn run<B: FusedOps>(self, device: B::Device) -> Result<u64> {
         let Self { opened, batch, context } = self;
         let before = resident_bytes().context("this system does not tell how much memory a process has")?;
-        let model = opened.load::<B>(&device).context("cannot open the model")?;
+        let model = opened.load_packed::<B>(&device).context("cannot open the model")?;
         let mut cache = Cache::new(model.config(), batch, context, &device);
         let n = cache.capacity();
         let ids = TensorData::new(vec![0i32; batch * n], [batch, n]);

@@ -129,6 +129,11 @@ impl Kind {
         }
     }
 
+    /// Bits of a number on average, with its share of the scales.
+    pub fn bits_per_number(self) -> f64 {
+        (8 * self.tile_bytes(Group::MAX)) as f64 / (self.tile_rows() * Group::MAX) as f64
+    }
+
     /// Bytes of a number that stays a float.
     fn element_bytes(self) -> usize {
         if self == Self::F32 { 4 } else { 2 }

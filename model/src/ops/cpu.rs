@@ -13,7 +13,7 @@ use kernels::matmul::{Mat, MatMut, matmul};
 use kernels::rope::{self, Rope};
 use kernels::{activation, loss, norm, optim, router};
 
-use super::{AdamW, Attended, AttentionDims, FusedOps, Gelu, NormSpec, RopeTables, TopK};
+use super::{AdamW, Attended, AttentionDims, FusedOps, Gelu, Matrix, NormSpec, RopeTables, TopK};
 
 /// Raw access to a CPU backend's f32 tensors.
 trait Slices: Backend {
@@ -171,6 +171,17 @@ fn grouped_linear<B: Slices>(x: FloatTensor<B>, w: FloatTensor<B>, counts: &[usi
             let w = rows_of::<B>(&w, group * n_out..(group + 1) * n_out);
             let y = MatMut::new(&mut y[of.start * n_out..of.end * n_out], of.len(), n_out);
             matmul(rows_of::<B>(&x, of), w.t(), y);
+        });
+    })
+}
+
+fn packed_linear<B: Slices>(x: FloatTensor<B>, w: &Matrix, counts: &[usize]) -> FloatTensor<B> {
+    let x = B::contiguous(x);
+    let ([rows, n_in], n_out) = (rows_cols::<B>(&x), w.n_out() / counts.len());
+    filled::<B>([rows, n_out], |y| {
+        each_group(counts, |group, of| {
+            let x = &B::slice(&x)[of.start * n_in..of.end * n_in];
+            w.multiply_rows(group * n_out..(group + 1) * n_out, x, &mut y[of.start * n_out..of.end * n_out]);
         });
     })
 }
@@ -341,6 +352,12 @@ fn sum_of_squares<B: Slices>(x: FloatTensor<B>) -> f64 {
 macro_rules! fused_ops {
     ($backend:ty) => {
         impl FusedOps for $backend {
+            const PACKS: bool = true;
+
+            fn fused_packed_linear(x: FloatTensor<Self>, w: &Matrix, counts: &[usize]) -> FloatTensor<Self> {
+                packed_linear::<Self>(x, w, counts)
+            }
+
             fn fused_linear(x: FloatTensor<Self>, w: FloatTensor<Self>) -> FloatTensor<Self> {
                 linear::<Self>(x, w)
             }

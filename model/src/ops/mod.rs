@@ -20,6 +20,7 @@ use burn::tensor::ops::{FloatTensor, IntTensor};
 
 pub use kernels::attention::Dims as AttentionDims;
 pub use kernels::optim::AdamW;
+pub use kernels::packed::Matrix;
 pub use kernels::router::TopK;
 
 use crate::cache::LayerCache;
@@ -63,6 +64,16 @@ pub struct Attended<B: Backend> {
 /// All floats are f32. Tensors are passed by value: an implementation works in place where it holds the
 /// only handle.
 pub trait FusedOps: Backend {
+    /// Whether matrices that are only read are to be packed: whether [`fused_packed_linear`](Self::fused_packed_linear)
+    /// is faster than with the same numbers as a tensor.
+    const PACKS: bool = false;
+
+    /// [`fused_grouped_linear`](Self::fused_grouped_linear) with packed matrices, whose parts no group cuts. `w` is
+    /// constant: it gets no gradient.
+    fn fused_packed_linear(x: FloatTensor<Self>, w: &Matrix, counts: &[usize]) -> FloatTensor<Self> {
+        reference::packed_linear::<Self>(x, w, counts)
+    }
+
     /// `x Wᵀ`: `[rows, n_in]`, `[n_out, n_in]` → `[rows, n_out]`.
     fn fused_linear(x: FloatTensor<Self>, w: FloatTensor<Self>) -> FloatTensor<Self> {
         reference::linear::<Self>(x, w)
@@ -233,6 +244,25 @@ fn tables<B: Backend>(rope: Option<&Rope<B>>) -> RopeTables<B> {
 /// [`FusedOps::fused_linear`] on tensors.
 pub fn linear<B: FusedOps>(x: Tensor<B, 2>, w: Tensor<B, 2>) -> Tensor<B, 2> {
     wrap(B::fused_linear(unwrap(x), unwrap(w)))
+}
+
+/// [`FusedOps::fused_packed_linear`] on tensors.
+pub fn packed_linear<B: FusedOps>(x: Tensor<B, 2>, w: &Matrix, counts: &[usize]) -> Tensor<B, 2> {
+    wrap(B::fused_packed_linear(unwrap(x), w, counts))
+}
+
+/// Some rows of a packed matrix: `[n]` indices → `[n, n_in]`.
+///
+/// # Panics
+/// If an index is none of a row: the caller checks ids.
+pub fn packed_rows<B: Backend>(w: &Matrix, rows: Tensor<B, 1, Int>) -> Tensor<B, 2> {
+    let device = rows.device();
+    let rows: Vec<usize> = rows.into_data().iter::<i64>().map(|row| row as usize).collect();
+    let mut values = vec![0.0; rows.len() * w.n_in()];
+    for (&row, out) in rows.iter().zip(values.chunks_exact_mut(w.n_in())) {
+        w.row(row, out);
+    }
+    Tensor::from_data(TensorData::new(values, [rows.len(), w.n_in()]), &device)
 }
 
 /// [`FusedOps::fused_norm`] on tensors.

@@ -10,7 +10,9 @@ use burn::tensor::ops::{FloatTensor, IntTensor};
 
 use crate::position::turn;
 
-use super::{AdamW, Attended, AttentionDims, Gelu, NormSpec, RopeTables, TopK, unwrap, wrap};
+use super::{
+    AdamW, Attended, AttentionDims, FusedOps, Gelu, Matrix, NormSpec, RopeTables, TopK, unwrap, wrap,
+};
 
 /// See [`FusedOps::fused_linear`](super::FusedOps::fused_linear).
 pub fn linear<B: Backend>(x: FloatTensor<B>, w: FloatTensor<B>) -> FloatTensor<B> {
@@ -158,6 +160,14 @@ fn groups(counts: &[usize]) -> impl Iterator<Item = (usize, usize, usize)> {
 fn matrix<B: Backend>(w: &Tensor<B, 2>, group: usize, n_groups: usize) -> Tensor<B, 2> {
     let n_out = w.dims()[0] / n_groups;
     w.clone().narrow(0, group * n_out, n_out)
+}
+
+/// See [`FusedOps::fused_packed_linear`]: the packed matrix as a tensor.
+pub fn packed_linear<B: FusedOps>(x: FloatTensor<B>, w: &Matrix, counts: &[usize]) -> FloatTensor<B> {
+    let data = TensorData::new(crate::linear::dense(w), [w.n_out(), w.n_in()]);
+    let x = wrap::<B, 2>(x);
+    let w = Tensor::<B, 2>::from_data(data, &x.device());
+    B::fused_grouped_linear(unwrap(x), unwrap(w), counts)
 }
 
 /// See [`FusedOps::fused_grouped_linear`](super::FusedOps::fused_grouped_linear).

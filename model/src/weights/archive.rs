@@ -90,6 +90,11 @@ impl Archive {
         self.files.get(file_idx).map_or(Path::new(""), |(path, _)| path)
     }
 
+    /// All tensors, by name.
+    pub fn tensors(&self) -> impl Iterator<Item = &Stored> {
+        self.tensors.values().map(|(_, stored)| stored)
+    }
+
     /// Elements of all tensors together.
     pub fn n_elements(&self) -> u64 {
         self.tensors.values().map(|(_, stored)| stored.n_elements() as u64).sum()
@@ -117,6 +122,23 @@ impl Archive {
         out.par_chunks_mut(PIECE)
             .enumerate()
             .try_for_each_init(Vec::new, read)
+            .map_err(|source| Error::Io { path: path.clone(), source })
+    }
+
+    /// Appends the bytes of a tensor's numbers, from one on that begins a block.
+    ///
+    /// # Errors
+    /// As [`read`](Self::read).
+    ///
+    /// # Panics
+    /// If there is no such tensor, or it has not as many numbers.
+    pub fn read_bytes(&self, name: &str, first: usize, n: usize, bytes: &mut Vec<u8>) -> Result<(), Error> {
+        let (file_idx, stored) = &self.tensors[name];
+        assert!(first + n <= stored.n_elements(), "`{name}` has no {n} from {first} on");
+        let (path, file) = &self.files[*file_idx];
+        let (old, format) = (bytes.len(), stored.format);
+        bytes.resize(old + bytes_of(format, n), 0);
+        read_at(file, &mut bytes[old..], stored.offset + bytes_of(format, first) as u64)
             .map_err(|source| Error::Io { path: path.clone(), source })
     }
 

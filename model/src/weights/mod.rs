@@ -14,6 +14,7 @@ pub mod family;
 pub mod gguf;
 pub mod lora;
 pub mod names;
+mod packing;
 mod parameters;
 pub mod safetensors;
 pub mod sentence;
@@ -28,6 +29,7 @@ use burn::prelude::*;
 use quant::Format;
 
 use crate::config::{Config, ConfigError};
+use crate::ops::FusedOps;
 use crate::transformer::Transformer;
 use archive::Archive;
 use names::Layout;
@@ -160,7 +162,43 @@ impl Opened {
         self.fill(Transformer::empty(&self.config, device), device)
     }
 
+    /// Reads the weights for inference: matrices are packed in the numbers of the file, where the backend
+    /// [packs](FusedOps::PACKS), and take the memory that these take.
+    ///
+    /// The parameters are all there, as after [`load`](Self::load), but are made of packed matrices when something asks
+    /// for them; training, which changes them, must not begin from such a model.
+    ///
+    /// # Errors
+    /// As [`load`](Self::load).
+    pub fn load_packed<B: FusedOps>(&self, device: &B::Device) -> Result<Transformer<B>, Error> {
+        let empty = Transformer::empty(&self.config, device);
+        if !B::PACKS {
+            return self.fill(empty, device);
+        }
+        let fill = |names: &Names<'_>| parameters::fill_packed(empty, &self.archive, names, device);
+        let (mut model, mut packed) = self.with_names(fill)?;
+        for (path, place) in model.packed_mut() {
+            place.0 = packed.remove(&path);
+        }
+        Ok(model)
+    }
+
+    /// Bytes that the weights take in memory, after [`load_packed`](Self::load_packed) where the backend packs, else after
+    /// [`load`](Self::load).
+    pub fn weights_bytes(&self, packs: bool) -> u64 {
+        let bytes = |stored: &archive::Stored| match packs && stored.shape.len() > 1 {
+            true => packing::packed_bytes(stored.format, stored.n_elements() as u64),
+            false => 4 * stored.n_elements() as u64,
+        };
+        self.archive.tensors().map(bytes).sum()
+    }
+
     fn fill<B: Backend>(&self, model: Transformer<B>, device: &B::Device) -> Result<Transformer<B>, Error> {
+        self.with_names(|names| parameters::fill(model, &self.archive, names, device))
+    }
+
+    /// Calls `fill` with the names of the parameters in these files.
+    fn with_names<R>(&self, fill: impl FnOnce(&Names<'_>) -> R) -> R {
         let (config, layout) = (&self.config, self.layout);
         let pieces = |path: &str, rows: usize| {
             let usual = names::pieces(path, rows, config, layout);
@@ -169,8 +207,7 @@ impl Opened {
             std::iter::once(usual).chain(stacked).collect()
         };
         let head = || names::pieces("head.weight", config.vocab_size, config, layout).remove(0).name;
-        let names = Names { pieces: &pieces, tied_head: config.tie_embeddings.then(head) };
-        parameters::fill(model, &self.archive, &names, device)
+        fill(&Names { pieces: &pieces, tied_head: config.tie_embeddings.then(head) })
     }
 }
 

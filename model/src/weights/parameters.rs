@@ -1,15 +1,18 @@
 //! A model's parameters and the tensors that files have of them: reading the former from the latter, and the reverse.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use burn::module::{ModuleMapper, ModuleVisitor, Param};
 use burn::prelude::*;
+use kernels::packed::Matrix;
 use quant::Format;
 
-use super::Error;
 use super::archive::Archive;
 use super::names::{self, Form, Layout, Piece};
+use super::{Error, packing};
 use crate::config::Config;
+use crate::linear;
 use crate::transformer::Transformer;
 
 /// A tensor that is to be written; its numbers are fetched when their turn comes.
@@ -123,15 +126,39 @@ pub(super) fn fill<B: Backend, M: Module<B>>(
     names: &Names<'_>,
     device: &B::Device,
 ) -> Result<M, Error> {
+    fill_by(model, None, archive, names, device).map(|(model, _)| model)
+}
+
+/// The matrices that were packed, by the paths of their parameters.
+pub(super) type PackedByPath = BTreeMap<String, Arc<Matrix>>;
+
+/// As [`fill`], but matrices are packed, and parameters in their place are made of these when they are asked for.
+pub(super) fn fill_packed<B: Backend, M: Module<B>>(
+    model: M,
+    archive: &Archive,
+    names: &Names<'_>,
+    device: &B::Device,
+) -> Result<(M, PackedByPath), Error> {
+    fill_by(model, Some(BTreeMap::new()), archive, names, device)
+}
+
+fn fill_by<B: Backend, M: Module<B>>(
+    model: M,
+    packed: Option<PackedByPath>,
+    archive: &Archive,
+    names: &Names<'_>,
+    device: &B::Device,
+) -> Result<(M, PackedByPath), Error> {
     let unused = archive.names().collect();
-    let mut filler = Filler { path: Vec::new(), archive, names, device: device.clone(), unused, error: None };
+    let (path, device) = (Vec::new(), device.clone());
+    let mut filler = Filler { path, archive, names, device, unused, packed, error: None };
     let model = model.map(&mut filler);
     match (filler.error, filler.unused.pop_first()) {
         (Some(error), _) => Err(error),
         (None, Some(name)) => {
             Err(Error::Unused { path: archive.path_of(name).into(), name: name.to_owned() })
         }
-        (None, None) => Ok(model),
+        (None, None) => Ok((model, filler.packed.unwrap_or_default())),
     }
 }
 
@@ -142,6 +169,8 @@ struct Filler<'a, B: Backend> {
     device: B::Device,
     /// The tensors that no parameter took yet.
     unused: BTreeSet<&'a str>,
+    /// Those that were packed, if matrices are to be.
+    packed: Option<PackedByPath>,
     error: Option<Error>,
 }
 
@@ -181,32 +210,48 @@ impl<B: Backend> Filler<'_, B> {
         ways.swap_remove(found.unwrap_or(0))
     }
 
-    /// All pieces of the parameter at the current path, one below the other.
-    fn read(&mut self, shape: &[usize]) -> Result<Vec<f32>, Error> {
-        let mut values = kernels::memory::zeroed(shape.iter().product());
-        let mut rest = values.as_mut_slice();
+    /// The tensors of the parameter at the current path, one below the other, each with its name in the files.
+    fn found(&mut self, shape: &[usize]) -> Result<Vec<(String, Piece)>, Error> {
+        let mut found = Vec::new();
         for piece in self.pieces(shape[0]) {
             let shape = [&[piece.rows], &shape[1..]].concat();
             let Some(name) = self.find(&piece.name) else {
                 let path = self.archive.path_of(&piece.name).into();
                 return Err(Error::Missing { path, name: piece.name });
             };
-            let (expected, found) = (piece.shape(&shape), self.archive.get(&name).map(|s| s.shape.clone()));
-            if found.as_ref() != Some(&expected) {
+            let (expected, in_file) = (piece.shape(&shape), self.archive.get(&name).map(|s| s.shape.clone()));
+            if in_file.as_ref() != Some(&expected) {
                 let path = self.archive.path_of(&name).into();
-                return Err(Error::Shape { path, name, found: found.unwrap_or_default(), expected });
+                return Err(Error::Shape { path, name, found: in_file.unwrap_or_default(), expected });
             }
-            let (part, after) = rest.split_at_mut(shape.iter().product());
-            let first = piece.expert.map_or(0, |expert| expert.idx * part.len());
-            self.archive.read(&name, first, part)?;
-            piece.form.undo(part, &shape);
             self.unused.remove(name.as_str());
             if self.path == ["embedding"] {
                 self.check_tied_head(&name)?;
             }
+            found.push((name, piece));
+        }
+        Ok(found)
+    }
+
+    /// The numbers of the parameter at the current path.
+    fn read(&mut self, shape: &[usize]) -> Result<Vec<f32>, Error> {
+        let mut values = kernels::memory::zeroed(shape.iter().product());
+        let mut rest = values.as_mut_slice();
+        for (name, piece) in self.found(shape)? {
+            let shape = [&[piece.rows], &shape[1..]].concat();
+            let (part, after) = rest.split_at_mut(shape.iter().product());
+            let first = piece.expert.map_or(0, |expert| expert.idx * part.len());
+            self.archive.read(&name, first, part)?;
+            piece.form.undo(part, &shape);
             rest = after;
         }
         Ok(values)
+    }
+
+    /// Whether the parameter at the current path is a factor of products with rows, and is to be packed.
+    fn is_packed(&self, n_dims: usize) -> bool {
+        let is_factor = self.path == ["embedding"] || self.path.last().is_some_and(|name| name == "weight");
+        self.packed.is_some() && n_dims == 2 && is_factor
     }
 }
 
@@ -225,16 +270,24 @@ impl<B: Backend> ModuleMapper<B> for Filler<'_, B> {
         }
         // The old value is not asked for: it need not exist yet.
         let shape = param.lazy_shape();
-        match self.read(shape.as_slice()) {
-            Ok(values) => {
+        let filled = if self.is_packed(D) {
+            self.found(shape.as_slice())
+                .and_then(|pieces| packing::pack(self.archive, &pieces, shape[1]))
+                .map(|matrix| {
+                    let matrix = Arc::new(matrix);
+                    self.packed.get_or_insert_default().insert(self.path.join("."), matrix.clone());
+                    linear::unpacked(param.id, matrix, shape, &self.device)
+                })
+        } else {
+            self.read(shape.as_slice()).map(|values| {
                 let tensor = Tensor::from_data(TensorData::new(values, shape), &self.device);
                 Param::initialized(param.id, tensor.require_grad())
-            }
-            Err(error) => {
-                self.error = Some(error);
-                param
-            }
-        }
+            })
+        };
+        filled.unwrap_or_else(|error| {
+            self.error = Some(error);
+            param
+        })
     }
 }
 
@@ -262,6 +315,23 @@ impl Form {
             }
         };
         values.copy_from_slice(&changed);
+    }
+
+    /// Where the file has row `row` of `n_rows`, in a form that only changes the order of rows.
+    pub(super) fn row_in_file(self, row: usize, n_rows: usize) -> usize {
+        // `regrouped` brings what was `[outer, inner, len]` to `[inner, outer, len]`.
+        let back = |row: usize, outer: usize, inner: usize, len: usize| {
+            let (i, o) = (row / len / outer, row / len % outer);
+            (o * inner + i) * len + row % len
+        };
+        match self {
+            Self::ByHead { n_head } => back(row, n_head, 3, n_rows / n_head / 3),
+            Self::PairsTogether { n_head } => {
+                let of_head = n_rows / n_head;
+                row / of_head * of_head + back(row % of_head, of_head / 2, 2, 1)
+            }
+            Self::Same | Self::LessOne | Self::Transposed => row,
+        }
     }
 
     /// The inverse.

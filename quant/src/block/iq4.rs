@@ -11,7 +11,7 @@ use super::fit::{TINY, extreme, nearest};
 use super::{HALF, LARGE, SMALL, each_block, each_row, half, half_at, inverse};
 
 /// What q chooses from: values that lie closer where weights are more frequent.
-const TABLE: [i8; 16] = [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];
+pub const TABLE: [i8; 16] = [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];
 
 /// Bytes of a block.
 pub const IQ4_NL: usize = HALF + SMALL / 2;
@@ -28,14 +28,19 @@ pub fn dequantize_nl(bytes: &[u8], out: &mut [f32]) {
 pub fn dequantize_xs(bytes: &[u8], out: &mut [f32]) {
     each_block(bytes, out, |block: &[u8; IQ4_XS], out: &mut [f32; LARGE]| {
         let scale = half_at(block);
-        let high = u16::from_le_bytes([block[HALF], block[HALF + 1]]);
-        let (low, quants) = block[HALF + 2..].split_at(LARGE / 64);
+        let quants = &block[HALF + 2 + LARGE / 64..];
         let groups = out.as_chunks_mut().0.iter_mut().zip(quants.as_chunks().0);
         for (idx, (out, quants)) in groups.enumerate() {
-            let s = low[idx / 2] >> (idx % 2 * 4) & 15 | ((high >> (2 * idx) & 3) as u8) << 4;
-            chosen(scale * f32::from(s as i8 - 32), quants, out);
+            chosen(scale * f32::from(group_scale(block, idx)), quants, out);
         }
     });
+}
+
+/// What the scale of a block of IQ4_XS is multiplied by for the `idx`-th 32 numbers.
+pub fn group_scale(block: &[u8], idx: usize) -> i8 {
+    let high = u16::from_le_bytes([block[HALF], block[HALF + 1]]);
+    let low = block[HALF + 2 + idx / 2] >> (idx % 2 * 4) & 15;
+    (low | ((high >> (2 * idx) & 3) as u8) << 4) as i8 - 32
 }
 
 /// The values that 32 numbers choose, scaled.

@@ -73,7 +73,7 @@ pub fn quantize(values: &[f32], out: &mut Vec<u8>) {
 }
 
 /// s - 32 of a group of 16 numbers.
-fn group_scale(packed: &[u8], idx: usize) -> i8 {
+pub fn group_scale(packed: &[u8], idx: usize) -> i8 {
     let low = packed[idx % 8] >> (idx / 8 * 4) & 15;
     (low | (packed[8 + idx % 4] >> (idx / 4 * 2) & 3) << 4) as i8 - 32
 }

@@ -1,0 +1,57 @@
+//! Packing matrices as they are read: each tensor in the numbers that its file has, rows in the order that they have here.
+
+use std::ops::Range;
+
+use kernels::packed::{Matrix, Part, Rows};
+use quant::Format;
+
+use super::Error;
+use super::archive::Archive;
+use super::names::{Form, Piece};
+
+/// Reads tensors, each with its name in the files, one below the other. A row has `n_in` numbers.
+///
+/// # Errors
+/// If a file cannot be read.
+pub(super) fn pack(archive: &Archive, pieces: &[(String, Piece)], n_in: usize) -> Result<Matrix, Error> {
+    let parts = pieces.iter().map(|(name, piece)| part(archive, name, piece, n_in));
+    Ok(Matrix::new(parts.collect::<Result<_, _>>()?))
+}
+
+fn part(archive: &Archive, name: &str, piece: &Piece, n_in: usize) -> Result<Part, Error> {
+    let format = archive.get(name).expect("a tensor that was found").format;
+    let (form, n_rows) = (piece.form, piece.rows);
+    if matches!(form, Form::Transposed | Form::LessOne) {
+        let mut values = kernels::memory::zeroed(n_rows * n_in);
+        archive.read(name, 0, &mut values)?;
+        form.undo(&mut values, &[n_rows, n_in]);
+        // Numbers of a float format go back to it unchanged; those of blocks were made for rows that these are not.
+        let format = if format.block_len() == 1 { format } else { Format::F32 };
+        return Part::new(format.packed(), n_rows, n_in, |rows: Range<usize>, out: &mut Rows| {
+            let mut bytes = Vec::new();
+            format.quantize(&values[rows.start * n_in..rows.end * n_in], &mut bytes);
+            format.append_to(&bytes, out);
+            Ok(())
+        });
+    }
+    let first_row = piece.expert.map_or(0, |expert| expert.idx * n_rows);
+    let read = |rows: Range<usize>, out: &mut Rows| {
+        let mut bytes = Vec::new();
+        if form == Form::Same {
+            archive.read_bytes(name, (first_row + rows.start) * n_in, rows.len() * n_in, &mut bytes)?;
+        } else {
+            for row in rows {
+                let row = first_row + form.row_in_file(row, n_rows);
+                archive.read_bytes(name, row * n_in, n_in, &mut bytes)?;
+            }
+        }
+        format.append_to(&bytes, out);
+        Ok(())
+    };
+    Part::new(format.packed(), n_rows, n_in, read)
+}
+
+/// Bytes of so many numbers of a matrix, packed from a format; short of rows that fill up the last tile.
+pub(super) fn packed_bytes(format: Format, n: u64) -> u64 {
+    (n as f64 * format.packed().bits_per_number() / 8.0) as u64
+}
