@@ -63,7 +63,6 @@ pub enum Verb {
     #[command(subcommand)]
     Tokenizer(Tokenizer),
     /// Measure speed and memory
-    #[command(subcommand)]
     Bench(Bench),
     /// Say which backends work here, and what the machine has
     Doctor(Doctor),
@@ -456,8 +455,58 @@ pub struct Inspect {
 }
 
 /// `flint bench`
+#[derive(Debug, ClapArgs)]
+#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
+pub struct Bench {
+    #[command(subcommand)]
+    pub verb: Option<BenchVerb>,
+
+    #[command(flatten)]
+    pub model: BenchModel,
+}
+
+/// `flint bench MODEL`
+///
+/// Reads prompts and generates tokens with a model, without sampling and without text, and compares with what this machine
+/// can do at most, which is measured first. Threads are set by -t.
+#[derive(Debug, ClapArgs)]
+pub struct BenchModel {
+    /// Model folder, run folder or GGUF file
+    #[arg(required = true)]
+    pub model: Option<PathBuf>,
+
+    /// Tokens of a prompt; several are measured one after the other, 0 measures none
+    #[arg(short, long, default_value = "512", value_name = "N,…", value_delimiter = ',')]
+    pub prompt: Vec<usize>,
+
+    /// Tokens to generate; several are measured one after the other, 0 measures none
+    #[arg(short, default_value = "128", value_name = "N,…", value_delimiter = ',')]
+    pub n: Vec<usize>,
+
+    /// Tokens that are in the cache already
+    #[arg(short, long, default_value = "0", value_name = "N,…", value_delimiter = ',')]
+    pub depth: Vec<usize>,
+
+    /// Sequences at once
+    #[arg(short, long, default_value = "1", value_name = "N,…", value_delimiter = ',', value_parser = clap::value_parser!(u32).range(1..))]
+    pub batch: Vec<u32>,
+
+    /// How often each is measured, after once that does not count
+    #[arg(short, long, default_value_t = 5, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub repeat: u32,
+
+    /// As JSON
+    #[arg(long)]
+    pub json: bool,
+
+    /// Also write the JSON to this file
+    #[arg(short, long, value_name = "FILE")]
+    pub out: Option<PathBuf>,
+}
+
+/// `flint bench VERB`
 #[derive(Debug, Subcommand)]
-pub enum Bench {
+pub enum BenchVerb {
     /// Training steps of a config, nothing kept
     Train(BenchTrain),
     /// A long text through a cache of constant size: perplexity, time and memory over position

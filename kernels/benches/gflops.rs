@@ -12,7 +12,7 @@ use kernels::attention::{self, Dims, Heads, Input, Saved};
 use kernels::matmul::{Mat, MatMut, matmul};
 use kernels::optim::AdamW;
 use kernels::packed::{Bits, Group, Kind, Matrix, Part, Rows, Scales};
-use kernels::{Isa, loss, norm, optim, rope};
+use kernels::{Isa, limits, loss, norm, optim, rope};
 
 fn main() {
     // Cargo passes `--bench`; the first word that is no flag filters.
@@ -22,7 +22,7 @@ fn main() {
     for n_threads in if all > 1 { vec![1, all] } else { vec![1] } {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(n_threads).build().expect("threads");
         pool.install(|| {
-            let limits = Limits { gflops: peak_gflops(), gbps: peak_gbps() };
+            let limits = Limits { gflops: limits::flops() / 1e9, gbps: limits::read_rate() / 1e9 };
             println!(
                 "\n{n_threads} thread(s), limits: {:.0} GFLOP/s, {:.1} GB/s read\n{:<36} {:>10} {:>9} {:>6} {:>9} {:>6}",
                 limits.gflops, limits.gbps, "kernel", "time", "GFLOP/s", "%", "GB/s", "%"
@@ -317,7 +317,6 @@ fn fastest(mut f: impl FnMut()) -> Duration {
     best
 }
 
-/// Numbers in [-0.5, 0.5), the same every time.
 /// Rows of a kind, of arbitrary numbers.
 fn part(kind: Kind, n_out: usize, n_in: usize) -> Part {
     let read = |rows: std::ops::Range<usize>, out: &mut Rows| {
@@ -344,6 +343,7 @@ fn part(kind: Kind, n_out: usize, n_in: usize) -> Part {
     Part::new(kind, n_out, n_in, read).expect("nothing fails")
 }
 
+/// Numbers in [-0.5, 0.5), the same every time.
 fn numbers(n: usize) -> Vec<f32> {
     let next = |state: &mut u32| {
         *state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
@@ -354,55 +354,4 @@ fn numbers(n: usize) -> Vec<f32> {
 
 fn assert_close(got: f32, expected: f64, tolerance: f64) {
     assert!((f64::from(got) - expected).abs() <= tolerance, "{got} for {expected}");
-}
-
-/// Multiply-adds on registers, in all threads at once.
-fn peak_gflops() -> f64 {
-    const STEPS: usize = 1 << 20;
-    let flops_per_thread = multiply_adds(1) * STEPS;
-    let seconds = fastest(|| drop(rayon::broadcast(|_| multiply_adds(STEPS)))).as_secs_f64();
-    (flops_per_thread * rayon::current_num_threads()) as f64 / seconds / 1e9
-}
-
-/// Keeps 12 vectors of 8 busy for some steps; returns the floating-point operations done.
-fn multiply_adds(steps: usize) -> usize {
-    #[cfg(target_arch = "x86_64")]
-    {
-        use std::arch::x86_64::*;
-        #[target_feature(enable = "avx2,fma")]
-        fn run(steps: usize) {
-            let factor = _mm256_set1_ps(black_box(0.999));
-            let mut sums = [_mm256_set1_ps(black_box(1.0)); 12];
-            for _ in 0..steps {
-                for sum in &mut sums {
-                    *sum = _mm256_fmadd_ps(*sum, factor, factor);
-                }
-            }
-            black_box(sums);
-        }
-        if Isa::Avx2.is_available() {
-            // SAFETY: `is_available` has found avx2 and fma on this CPU.
-            unsafe { run(steps) };
-            return 12 * 8 * 2 * steps;
-        }
-    }
-    let factor = black_box(0.999);
-    let mut sums = [black_box(1.0f32); 96];
-    for _ in 0..steps {
-        for sum in &mut sums {
-            *sum = *sum * factor + factor;
-        }
-    }
-    black_box(sums);
-    12 * 8 * 2 * steps
-}
-
-/// Reading 256 MiB, too much for any cache, by all threads together.
-fn peak_gbps() -> f64 {
-    let data = vec![1.0f32; 64 << 20];
-    let seconds = fastest(|| {
-        black_box(optim::sum_of_squares(&data));
-    })
-    .as_secs_f64();
-    4.0 * data.len() as f64 / seconds / 1e9
 }

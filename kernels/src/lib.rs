@@ -21,6 +21,7 @@
 //! one at run time. Threads come from rayon's current pool and are used above a measured size only.
 
 pub mod isa;
+pub mod limits;
 mod simd;
 
 pub mod matmul;

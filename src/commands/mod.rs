@@ -19,7 +19,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Result};
 use model::backend::{self, Job, Kind};
 
-use crate::args::{Args, Bench, Verb};
+use crate::args::{Args, BenchVerb, Verb};
 
 /// What holds for every verb.
 #[derive(Clone, Copy, Debug)]
@@ -76,8 +76,11 @@ fn dispatch(args: Args) -> Result<ExitCode> {
         Verb::Convert(args) => convert::run(args, common),
         Verb::Inspect(args) => inspect::run(args, common),
         Verb::Tokenizer(verb) => tokenizer::run(verb, common),
-        Verb::Bench(Bench::Train(args)) => bench::train(&args, common),
-        Verb::Bench(Bench::Stream(args)) => bench::stream(&args, common),
+        Verb::Bench(args) => match args.verb {
+            Some(BenchVerb::Train(args)) => bench::train(&args, common),
+            Some(BenchVerb::Stream(args)) => bench::stream(&args, common),
+            None => bench::model(args.model, common),
+        },
         Verb::Doctor(args) => doctor::run(&args, common),
     }
 }

@@ -1,0 +1,270 @@
+//! `flint bench MODEL`: how fast a model reads prompts and generates tokens.
+//!
+//! Tokens are fixed and logits are not looked at, so what is measured is the model alone. Rates are of all sequences
+//! together.
+
+use std::process::ExitCode;
+use std::time::Instant;
+
+use anyhow::{Context, Result, bail};
+use burn::prelude::*;
+use kernels::limits;
+use model::backend::Job;
+use model::memory::cache_bytes_per_token;
+use model::{Cache, FusedOps, Transformer, weights};
+use serde_json::{Value, json};
+
+use super::super::Common;
+use super::train::peak_memory_bytes;
+use crate::bar::{Bar, Unit};
+use crate::{args, loading, output};
+
+pub fn model(args: args::BenchModel, common: Common) -> Result<ExitCode> {
+    let backend = common.backend()?;
+    let result = common.on_backend(Run { args: &args, common })?;
+    let tests: Vec<Value> = result.tests.iter().map(|test| test.json(&result.limits)).collect();
+    let rate = |is_prompt: bool| {
+        let of = result.tests.iter().find(|test| (test.prompt > 0) == is_prompt);
+        of.map(|test| test.rates().median)
+    };
+    let record = json!({
+        "model": args.model,
+        "parameters": result.n_params,
+        "bytes_per_token": result.bytes_per_token,
+        "backend": backend.name(),
+        "instruction_set": kernels::Isa::current().name(),
+        "threads": rayon::current_num_threads(),
+        "limits": { "flops_per_s": result.limits.flops, "read_bytes_per_s": result.limits.read_rate },
+        "prompt_tokens_per_s": rate(true),
+        "generate_tokens_per_s": rate(false),
+        "bytes_per_s": result.tests.iter().find(|test| test.prompt == 0).map(|test| test.bytes_per_s()),
+        "peak_memory_bytes": peak_memory_bytes(),
+        "tests": tests,
+    });
+    if let Some(path) = &args.out {
+        let text = serde_json::to_string_pretty(&record)? + "\n";
+        ::model::files::write_atomic(path, |f| std::io::Write::write_all(f, text.as_bytes()))
+            .with_context(|| format!("cannot write {}", path.display()))?;
+    }
+    if args.json {
+        output::json(&record)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    output::line(&format!(
+        "{backend}, {}, {} threads; this machine: {:.0} GFLOP/s, reads {:.1} GB/s",
+        kernels::Isa::current().name(),
+        rayon::current_num_threads(),
+        result.limits.flops / 1e9,
+        result.limits.read_rate / 1e9
+    ))?;
+    output::line(&format!(
+        "{:<10} {:>7} {:>6} {:>10} {:>17} {:>9} {:>5} {:>8} {:>5}",
+        "test", "depth", "batch", "tokens/s", "least to most", "GFLOP/s", "%", "GB/s", "%"
+    ))?;
+    for test in &result.tests {
+        output::line(&test.line(&result.limits))?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// What the machine can do at most, in a second.
+struct Limits {
+    flops: f64,
+    read_rate: f64,
+}
+
+struct Measured {
+    n_params: usize,
+    bytes_per_token: usize,
+    limits: Limits,
+    tests: Vec<Test>,
+}
+
+/// One row of the table.
+struct Test {
+    /// Tokens of the prompt, or 0 if tokens were generated.
+    prompt: usize,
+    /// Tokens that were generated.
+    n: usize,
+    depth: usize,
+    batch: usize,
+    /// Of each repetition.
+    seconds: Vec<f64>,
+    /// Floating-point operations of a token.
+    flops: f64,
+    /// Bytes that a step reads.
+    step_bytes: f64,
+}
+
+/// Tokens a second.
+struct Rates {
+    median: f64,
+    least: f64,
+    most: f64,
+}
+
+impl Test {
+    fn name(&self) -> String {
+        if self.prompt > 0 { format!("prompt {}", self.prompt) } else { format!("gen {}", self.n) }
+    }
+
+    fn n_tokens(&self) -> usize {
+        self.batch * self.prompt.max(self.n)
+    }
+
+    fn rates(&self) -> Rates {
+        let mut rates: Vec<f64> = self.seconds.iter().map(|s| self.n_tokens() as f64 / s).collect();
+        rates.sort_by(f64::total_cmp);
+        Rates { median: rates[rates.len() / 2], least: rates[0], most: rates[rates.len() - 1] }
+    }
+
+    fn flops_per_s(&self) -> f64 {
+        self.flops * self.rates().median
+    }
+
+    fn bytes_per_s(&self) -> f64 {
+        let steps_per_s = self.rates().median / (self.n_tokens() as f64 / self.steps());
+        self.step_bytes * steps_per_s
+    }
+
+    /// Times that all weights are read.
+    fn steps(&self) -> f64 {
+        if self.prompt > 0 { self.prompt.div_ceil(::model::cache::MAX_STEP) as f64 } else { self.n as f64 }
+    }
+
+    fn line(&self, limits: &Limits) -> String {
+        let Rates { median, least, most } = self.rates();
+        let (flops, bytes) = (self.flops_per_s(), self.bytes_per_s());
+        format!(
+            "{:<10} {:>7} {:>6} {median:>10.2} {:>17} {:>9.1} {:>5.0} {:>8.1} {:>5.0}",
+            self.name(),
+            self.depth,
+            self.batch,
+            format!("{least:.2} - {most:.2}"),
+            flops / 1e9,
+            100.0 * flops / limits.flops,
+            bytes / 1e9,
+            100.0 * bytes / limits.read_rate,
+        )
+    }
+
+    fn json(&self, limits: &Limits) -> Value {
+        let Rates { median, least, most } = self.rates();
+        json!({
+            "prompt": self.prompt,
+            "generate": self.n,
+            "depth": self.depth,
+            "batch": self.batch,
+            "tokens_per_s": median,
+            "least_tokens_per_s": least,
+            "most_tokens_per_s": most,
+            "seconds": self.seconds,
+            "flops_per_s": self.flops_per_s(),
+            "share_of_flops": self.flops_per_s() / limits.flops,
+            "bytes_per_s": self.bytes_per_s(),
+            "share_of_read_rate": self.bytes_per_s() / limits.read_rate,
+        })
+    }
+}
+
+struct Run<'a> {
+    args: &'a args::BenchModel,
+    common: Common,
+}
+
+impl Job for Run<'_> {
+    type Output = Result<Measured>;
+
+    fn run<B: FusedOps>(self, device: B::Device) -> Result<Measured> {
+        let Self { args, common } = self;
+        let path = loading::model_path(args.model.as_deref().context("name a model")?)?;
+        // Before weights fill the memory.
+        let limits = Limits { flops: limits::flops(), read_rate: limits::read_rate() };
+        let opened = weights::open(&path).context("cannot open the model")?;
+        let model = opened.load_packed::<B>(&device).context("cannot open the model")?;
+        let prompts = args.prompt.iter().filter(|&&n| n > 0).map(|&n| (n, 0));
+        let generated = args.n.iter().filter(|&&n| n > 0).map(|&n| (0, n));
+        let whats: Vec<(usize, usize)> = prompts.chain(generated).collect();
+        if whats.is_empty() {
+            bail!("nothing to measure: give -p or -n a number above 0");
+        }
+        let n_tests = whats.len() * args.depth.len() * args.batch.len();
+        let bar = Bar::new("measuring", Unit::Items, Some(n_tests as u64), common.quiet);
+        let mut tests = Vec::with_capacity(n_tests);
+        for &depth in &args.depth {
+            for &batch in &args.batch {
+                for &(prompt, n) in &whats {
+                    tests.push(measure(&model, args.repeat as usize, depth, batch as usize, [prompt, n])?);
+                    bar.set(tests.len() as u64);
+                }
+            }
+        }
+        Ok(Measured {
+            n_params: model.config().n_params(),
+            bytes_per_token: model.bytes_per_token(),
+            limits,
+            tests,
+        })
+    }
+}
+
+/// Fills a cache to `depth`, and reads a prompt or generates tokens from there, again and again.
+fn measure<B: FusedOps>(
+    model: &Transformer<B>,
+    repeat: usize,
+    depth: usize,
+    batch: usize,
+    [prompt, n]: [usize; 2],
+) -> Result<Test> {
+    let config = model.config();
+    let (len, new) = (depth + prompt + n, prompt + n);
+    if len > config.context {
+        bail!(
+            "{depth} tokens in the cache and {new} more are {len}, the model's context is {}",
+            config.context
+        );
+    }
+    let device = model.device();
+    let mut cache = Cache::new(config, batch, len, &device);
+    let ids = |n: usize| {
+        // Any that there are, not all the same.
+        let ids: Vec<i32> = (0..batch * n).map(|i| (i * 7919 % config.vocab_size) as i32).collect();
+        Tensor::<B, 2, Int>::from_data(TensorData::new(ids, [batch, n]), &device)
+    };
+    let step = |n: usize, cache: &mut Cache<B>| {
+        // Asking for numbers waits for a device that computes on its own.
+        let _ = model.next_logits(ids(n), cache).into_data();
+    };
+    let mut once = || {
+        cache.truncate(depth);
+        if cache.len() < depth {
+            // A sliding layer that has moved on forgets everything.
+            cache.truncate(0);
+            step(depth, &mut cache);
+        }
+        let started = Instant::now();
+        match prompt {
+            0 => (0..n).for_each(|_| step(1, &mut cache)),
+            _ => step(prompt, &mut cache),
+        }
+        started.elapsed().as_secs_f64()
+    };
+    once();
+    let seconds = (0..repeat).map(|_| once()).collect();
+    let middle = depth + new / 2;
+    let cache_bytes = batch as f64 * middle as f64 * cache_bytes_per_token(config) as f64;
+    Ok(Test {
+        prompt,
+        n,
+        depth,
+        batch,
+        seconds,
+        flops: config.train_flops_per_token(1) / 3.0 + attention_flops(config, middle),
+        step_bytes: model.bytes_per_token() as f64 + cache_bytes,
+    })
+}
+
+/// Operations of a token's attention to so many positions.
+fn attention_flops(config: &model::Config, positions: usize) -> f64 {
+    4.0 * (config.n_layer * config.attention_width()) as f64 * positions as f64
+}
