@@ -323,18 +323,18 @@ fn part(kind: Kind, n_out: usize, n_in: usize) -> Part {
         let n = rows.len() * n_in;
         if let Kind::Ints { .. } = kind {
             for i in 0..n / kind.block_len() {
-                let q = std::array::from_fn(|k| (k * 7 + i) as u8 % 16);
                 let scale = [0, 0x10 + (i % 4) as u8];
-                out.groups.push(Group { scale, min: scale, scales: [33; 16], mins: [21; 8], q });
+                out.groups.push(Group { scale, min: scale, scales: [33; 16], mins: [21; 8] });
+                out.numbers.extend((0..kind.block_len()).map(|k| (k * 7 + i) as u8 % 16));
             }
         } else {
             for x in numbers(n) {
                 let bits = x.to_bits().to_le_bytes();
                 match kind {
-                    Kind::F32 => out.bytes.extend(bits),
+                    Kind::F32 => out.numbers.extend(bits),
                     // The exponent of half precision has fewer bits: a number near 1.
-                    Kind::F16 => out.bytes.extend([bits[2], 0x38 | bits[3] & 0x83]),
-                    _ => out.bytes.extend(&bits[2..]),
+                    Kind::F16 => out.numbers.extend([bits[2], 0x38 | bits[3] & 0x83]),
+                    _ => out.numbers.extend(&bits[2..]),
                 }
             }
         }

@@ -22,7 +22,7 @@ use half::f16;
 pub(crate) const SMALL: usize = 32;
 
 /// Numbers in a block of the formats whose scales are quantized too.
-pub(crate) const LARGE: usize = 256;
+const LARGE: usize = 256;
 
 /// Bytes of an `f16`.
 pub(crate) const HALF: usize = 2;

@@ -6,7 +6,7 @@
 use kernels::packed::{Bits, Group, Kind, Rows, Scales};
 
 use crate::Format;
-use crate::block::{HALF, LARGE, SMALL, iq4, q3_k, scale_and_min};
+use crate::block::{HALF, SMALL, iq4, q3_k, scale_and_min};
 
 impl Format {
     /// How a matrix in this format is packed, with numbers of as many bits as far as there are kernels for them: Q3_K with
@@ -37,12 +37,12 @@ impl Format {
     pub fn append_to(self, bytes: &[u8], rows: &mut Rows) {
         let n_blocks = bytes.len() / self.block_bytes();
         assert!(bytes.len() == n_blocks * self.block_bytes(), "{self}: {} bytes", bytes.len());
-        let group = match self {
-            Self::F32 | Self::F16 | Self::BF16 => return rows.bytes.extend_from_slice(bytes),
+        let group: fn(&[u8], &mut [u8]) -> Group = match self {
+            Self::F32 | Self::F16 | Self::BF16 => return rows.numbers.extend_from_slice(bytes),
             Self::Q2_K => {
                 let mut values = vec![0.0; n_blocks * self.block_len()];
                 self.dequantize(bytes, &mut values);
-                return rows.bytes.extend(values.iter().flat_map(|value| value.to_le_bytes()));
+                return rows.numbers.extend(values.iter().flat_map(|value| value.to_le_bytes()));
             }
             Self::Q8_0 => q8_0,
             Self::Q4_0 => q4_0,
@@ -56,7 +56,11 @@ impl Format {
             Self::IQ4_NL => iq4_nl,
             Self::IQ4_XS => iq4_xs,
         };
-        rows.groups.extend(bytes.chunks_exact(self.block_bytes()).map(group));
+        let first = rows.numbers.len();
+        rows.numbers.resize(first + n_blocks * self.block_len(), 0);
+        let numbers = rows.numbers[first..].chunks_exact_mut(self.block_len());
+        let blocks = bytes.chunks_exact(self.block_bytes()).zip(numbers);
+        rows.groups.extend(blocks.map(|(block, q)| group(block, q)));
     }
 }
 
@@ -73,7 +77,7 @@ fn halves(bytes: &[u8], q: &mut [u8]) {
 }
 
 /// The lower halves of 32 bytes, then the upper ones, and so on.
-fn halves_of_64(bytes: &[u8], q: &mut [u8; LARGE]) {
+fn halves_of_64(bytes: &[u8], q: &mut [u8]) {
     for (bytes, q) in bytes.as_chunks::<32>().0.iter().zip(q.as_chunks_mut::<64>().0) {
         for (idx, byte) in bytes.iter().enumerate() {
             q[idx] = byte & 15;
@@ -82,22 +86,22 @@ fn halves_of_64(bytes: &[u8], q: &mut [u8; LARGE]) {
     }
 }
 
-fn q8_0(block: &[u8]) -> Group {
-    let mut group = Group { scale: half_at(block, 0), ..Group::ZERO };
+fn q8_0(block: &[u8], q: &mut [u8]) -> Group {
+    let group = Group { scale: half_at(block, 0), ..Group::ZERO };
     // From -128 to 0.
-    group.q.iter_mut().zip(&block[HALF..]).for_each(|(q, byte)| *q = byte ^ 0x80);
+    q.iter_mut().zip(&block[HALF..]).for_each(|(q, byte)| *q = byte ^ 0x80);
     group
 }
 
-fn q4_0(block: &[u8]) -> Group {
-    let mut group = Group { scale: half_at(block, 0), ..Group::ZERO };
-    halves(&block[HALF..], &mut group.q);
+fn q4_0(block: &[u8], q: &mut [u8]) -> Group {
+    let group = Group { scale: half_at(block, 0), ..Group::ZERO };
+    halves(&block[HALF..], q);
     group
 }
 
-fn q4_1(block: &[u8]) -> Group {
-    let mut group = Group { scale: half_at(block, 0), min: half_at(block, HALF), ..Group::ZERO };
-    halves(&block[2 * HALF..], &mut group.q);
+fn q4_1(block: &[u8], q: &mut [u8]) -> Group {
+    let group = Group { scale: half_at(block, 0), min: half_at(block, HALF), ..Group::ZERO };
+    halves(&block[2 * HALF..], q);
     group
 }
 
@@ -108,17 +112,17 @@ fn add_fifth_bits(bytes: &[u8], q: &mut [u8]) {
     }
 }
 
-fn q5_0(block: &[u8]) -> Group {
-    let mut group = Group { scale: half_at(block, 0), ..Group::ZERO };
-    halves(&block[HALF + 4..], &mut group.q);
-    add_fifth_bits(&block[HALF..], &mut group.q);
+fn q5_0(block: &[u8], q: &mut [u8]) -> Group {
+    let group = Group { scale: half_at(block, 0), ..Group::ZERO };
+    halves(&block[HALF + 4..], q);
+    add_fifth_bits(&block[HALF..], q);
     group
 }
 
-fn q5_1(block: &[u8]) -> Group {
-    let mut group = Group { scale: half_at(block, 0), min: half_at(block, HALF), ..Group::ZERO };
-    halves(&block[2 * HALF + 4..], &mut group.q);
-    add_fifth_bits(&block[2 * HALF..], &mut group.q);
+fn q5_1(block: &[u8], q: &mut [u8]) -> Group {
+    let group = Group { scale: half_at(block, 0), min: half_at(block, HALF), ..Group::ZERO };
+    halves(&block[2 * HALF + 4..], q);
+    add_fifth_bits(&block[2 * HALF..], q);
     group
 }
 
@@ -132,29 +136,29 @@ fn scaled(block: &[u8]) -> Group {
     group
 }
 
-fn q4_k(block: &[u8]) -> Group {
-    let mut group = scaled(block);
-    halves_of_64(&block[16..], &mut group.q);
+fn q4_k(block: &[u8], q: &mut [u8]) -> Group {
+    let group = scaled(block);
+    halves_of_64(&block[16..], q);
     group
 }
 
-fn q5_k(block: &[u8]) -> Group {
-    let mut group = scaled(block);
-    halves_of_64(&block[48..], &mut group.q);
-    for (idx, q) in group.q.iter_mut().enumerate() {
+fn q5_k(block: &[u8], q: &mut [u8]) -> Group {
+    let group = scaled(block);
+    halves_of_64(&block[48..], q);
+    for (idx, q) in q.iter_mut().enumerate() {
         *q |= (block[16 + idx % 32] >> (idx / 32) & 1) << 4;
     }
     group
 }
 
-fn q3_k(block: &[u8]) -> Group {
+fn q3_k(block: &[u8], q: &mut [u8]) -> Group {
     let (high, rest) = block.split_at(32);
     let (quants, packed) = rest.split_at(64);
     let mut group = Group { scale: half_at(packed, 12), ..Group::ZERO };
     for (idx, scale) in group.scales.iter_mut().enumerate() {
         *scale = q3_k::group_scale(packed, idx) as u8;
     }
-    for (idx, q) in group.q.iter_mut().enumerate() {
+    for (idx, q) in q.iter_mut().enumerate() {
         let low = quants[idx / 128 * 32 + idx % 32] >> (idx % 128 / 32 * 2) & 3;
         // Its zero is 4, that of packed numbers of 4 bits is 8.
         *q = (low | (high[idx % 32] >> (idx / 32) & 1) << 2) + 4;
@@ -162,12 +166,12 @@ fn q3_k(block: &[u8]) -> Group {
     group
 }
 
-fn q6_k(block: &[u8]) -> Group {
+fn q6_k(block: &[u8], q: &mut [u8]) -> Group {
     let (low, rest) = block.split_at(128);
     let (high, rest) = rest.split_at(64);
     let mut group = Group { scale: half_at(rest, 16), ..Group::ZERO };
     group.scales.copy_from_slice(&rest[..16]);
-    for (idx, q) in group.q.iter_mut().enumerate() {
+    for (idx, q) in q.iter_mut().enumerate() {
         let (half_idx, of_half) = (idx / 128, idx % 128);
         let low = low[half_idx * 64 + of_half % 64] >> (of_half / 64 * 4) & 15;
         let high = high[half_idx * 32 + of_half % 32] >> (of_half / 32 * 2) & 3;
@@ -181,21 +185,21 @@ fn chosen(q: &mut [u8]) {
     q.iter_mut().for_each(|q| *q = iq4::TABLE[usize::from(*q)] as u8 ^ 0x80);
 }
 
-fn iq4_nl(block: &[u8]) -> Group {
-    let mut group = q4_0(block);
-    chosen(&mut group.q[..SMALL]);
+fn iq4_nl(block: &[u8], q: &mut [u8]) -> Group {
+    let group = q4_0(block, q);
+    chosen(q);
     group
 }
 
-fn iq4_xs(block: &[u8]) -> Group {
+fn iq4_xs(block: &[u8], q: &mut [u8]) -> Group {
     let mut group = Group { scale: half_at(block, 0), ..Group::ZERO };
     for (idx, scales) in group.scales.as_chunks_mut::<2>().0.iter_mut().enumerate() {
         *scales = [iq4::group_scale(block, idx) as u8; 2];
     }
-    for (bytes, q) in block[8..].as_chunks::<16>().0.iter().zip(group.q.chunks_exact_mut(SMALL)) {
+    for (bytes, q) in block[8..].as_chunks::<16>().0.iter().zip(q.chunks_exact_mut(SMALL)) {
         halves(bytes, q);
     }
-    chosen(&mut group.q);
+    chosen(q);
     group
 }
 

@@ -188,14 +188,12 @@ fn widen_impl<I: Ints, E: Element>(numbers: &[u8], out: &mut [f32]) {
     }
 }
 
-/// Packs sixteen rows, one after the other in `rows`, of which the last may be missing.
-pub(super) fn pack_tile(rows: &[u8], n_in: usize, element_bytes: usize, tile: &mut [u8]) {
-    tile.fill(0);
-    for (row, numbers) in rows.chunks_exact(n_in * element_bytes).enumerate() {
-        for (number, step) in
-            numbers.chunks_exact(element_bytes).zip(tile.chunks_exact_mut(TILE * element_bytes))
-        {
-            step[row * element_bytes..][..element_bytes].copy_from_slice(number);
+/// Packs sixteen rows of numbers of `BYTES` bytes, one after the other in `rows`, of which the last may be missing.
+pub(super) fn pack_tile<const BYTES: usize>(rows: &[u8], n_in: usize, tile: &mut [u8]) {
+    let (tile, rows) = (tile.as_chunks_mut::<BYTES>().0.as_chunks_mut::<TILE>().0, rows.as_chunks().0);
+    for (row, numbers) in rows.chunks_exact(n_in).enumerate() {
+        for (step, number) in tile.iter_mut().zip(numbers) {
+            step[row] = *number;
         }
     }
 }

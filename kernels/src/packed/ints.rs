@@ -122,7 +122,7 @@ impl Scales for BytesFor16 {
     }
 }
 
-/// Numbers of one row that share a header, or 32 where there is none, before they are packed.
+/// How numbers of one row are scaled that share a header, or 32 where there is none, before they are packed.
 #[derive(Clone, Copy, Debug)]
 pub struct Group {
     /// The scale, a little-endian `f16`.
@@ -133,8 +133,6 @@ pub struct Group {
     pub scales: [u8; 16],
     /// What the minimum is multiplied by for each 32 numbers.
     pub mins: [u8; 8],
-    /// The numbers, without a sign.
-    pub q: [u8; Group::MAX],
 }
 
 impl Group {
@@ -142,8 +140,7 @@ impl Group {
     pub const MAX: usize = 256;
 
     /// Zeros.
-    pub const ZERO: Self =
-        Self { scale: [0; 2], min: [0; 2], scales: [0; 16], mins: [0; 8], q: [0; Self::MAX] };
+    pub const ZERO: Self = Self { scale: [0; 2], min: [0; 2], scales: [0; 16], mins: [0; 8] };
 }
 
 /// What a product needs to know of some tiles and the rows to multiply.
@@ -188,7 +185,6 @@ pub(super) const fn tile_bytes<S: Scales>(bits: u32, n_blocks: usize) -> usize {
 /// `src` must be valid for reading the numbers of a block.
 #[inline(always)]
 unsafe fn numbers<I: Ints, const BITS: u32>(src: *const u8) -> [I::Bytes; VECTORS] {
-    const VECTOR: usize = ROWS * GROUP;
     // SAFETY: the caller promises `BITS` vectors.
     unsafe {
         let at = |v: usize| src.wrapping_add(v * VECTOR);
@@ -350,9 +346,9 @@ pub(super) unsafe fn multiply<S: Scales, const BITS: u32>(job: &Job, out: &Outpu
     multiply_on::<S, BITS>(job, out);
 }
 
-/// Packs eight rows, group after group of each: group `g` of row `r` is `groups[r * groups.len() / 8 + g]`.
-pub(super) fn pack_tile<S: Scales>(bits: u32, groups: &[Group], tile: &mut [u8]) {
-    let n = groups.len() / ROWS;
+/// Packs eight rows of numbers, a byte each, and their groups, row after row of either.
+pub(super) fn pack_tile<S: Scales>(bits: u32, q: &[u8], groups: &[Group], tile: &mut [u8]) {
+    let (n, n_in) = (groups.len() / ROWS, q.len() / ROWS);
     let at = |row: usize, group: usize| &groups[row * n + group];
     let mut rest = tile;
     let mut next = |len: usize| {
@@ -386,37 +382,52 @@ pub(super) fn pack_tile<S: Scales>(bits: u32, groups: &[Group], tile: &mut [u8])
                 }
             }
             let numbers = next(bits as usize * BLOCK);
-            numbers.fill(0);
             for row in 0..ROWS {
-                for (k, &q) in at(row, g).q[b * BLOCK..][..BLOCK].iter().enumerate() {
-                    place(bits, row, k, |byte, shift, from, width| {
-                        numbers[byte] |= (q >> from & mask(width)) << shift;
-                    });
-                }
+                let first = row * n_in + (g * S::BLOCKS + b) * BLOCK;
+                pack_row(bits, q[first..].first_chunk().expect("whole blocks"), row, numbers);
             }
         }
     }
 }
 
-/// Where number `k` of a row of a block lies: calls `part` with a byte, the bit in it, the bit of the number, and how many
-/// bits go there.
-fn place(bits: u32, row: usize, k: usize, mut part: impl FnMut(usize, u32, u32, u32)) {
-    let (v, lane) = (k / GROUP, row * GROUP + k % GROUP);
-    const VECTOR: usize = ROWS * GROUP;
+/// Bytes of a vector: four numbers of each of eight rows.
+const VECTOR: usize = ROWS * GROUP;
+
+/// Writes the numbers of a row of a block to their places among those of eight rows.
+fn pack_row(bits: u32, q: &[u8; BLOCK], row: usize, numbers: &mut [u8]) {
+    let q = q.as_chunks::<GROUP>().0;
+    let mut vectors = numbers.chunks_exact_mut(VECTOR).map(|vector| &mut vector[row * GROUP..][..GROUP]);
     if bits == 8 {
-        return part(v * VECTOR + lane, 0, 0, 8);
+        vectors.zip(q).for_each(|(lane, q)| lane.copy_from_slice(q));
+        return;
     }
-    part(v % 4 * VECTOR + lane, v as u32 / 4 * 4, 0, 4);
-    match bits {
-        5 => part(4 * VECTOR + lane, v as u32, 4, 1),
-        6 => part((4 + v / 4) * VECTOR + lane, v as u32 % 4 * 2, 4, 2),
-        _ => {}
+    let (low, high) = q.split_at(VECTORS / 2);
+    for ((lane, low), high) in vectors.by_ref().take(VECTORS / 2).zip(low).zip(high) {
+        for j in 0..GROUP {
+            lane[j] = low[j] & 15 | high[j] << 4;
+        }
+    }
+    // What is left is for the bits above the fourth: with 5 bits one vector, with 6 two.
+    let width = bits as usize - 4;
+    for (lane, q) in vectors.zip(q.chunks_exact(VECTORS / width.max(1))) {
+        for j in 0..GROUP {
+            lane[j] = q.iter().enumerate().fold(0, |byte, (v, q)| byte | q[j] >> 4 << (v * width));
+        }
     }
 }
 
-/// So many bits.
-fn mask(width: u32) -> u8 {
-    (u16::from(u8::MAX) >> (8 - width)) as u8
+/// Number `k` of a row of a block.
+fn number(bits: u32, numbers: &[u8], row: usize, k: usize) -> u8 {
+    let (v, lane) = (k / GROUP, row * GROUP + k % GROUP);
+    if bits == 8 {
+        return numbers[v * VECTOR + lane];
+    }
+    let low = numbers[v % 4 * VECTOR + lane] >> (v / 4 * 4) & 15;
+    match bits {
+        5 => low | (numbers[4 * VECTOR + lane] >> v & 1) << 4,
+        6 => low | (numbers[(4 + v / 4) * VECTOR + lane] >> (v % 4 * 2) & 3) << 4,
+        _ => low,
+    }
 }
 
 /// The numbers of one row of a tile.
@@ -437,10 +448,7 @@ pub(super) fn unpack_row<S: Scales>(bits: u32, tile: &[u8], row: usize, out: &mu
                 (_, false) => ([row, ROWS + row].map(|at| scale * f32::from(scales[at] as i8)), 0.0),
             };
             for (k, out) in out.iter_mut().enumerate() {
-                let mut q = 0;
-                place(bits, row, k, |byte, shift, from, width| {
-                    q |= (numbers[byte] >> shift & mask(width)) << from;
-                });
+                let q = number(bits, numbers, row, k);
                 let scale = scales[k / (BLOCK / 2)];
                 *out = if S::HAS_MIN {
                     scale * f32::from(q) + min

@@ -163,9 +163,9 @@ pub struct Part {
 /// Numbers of rows as a file has them, for [`Part::new`].
 #[derive(Debug, Default)]
 pub struct Rows {
-    /// Of a kind that stays floats: the bytes of row after row.
-    pub bytes: Vec<u8>,
-    /// Of integers: the groups of row after row.
+    /// The numbers of row after row: the bytes of floats, a byte for each integer, which has no sign.
+    pub numbers: Vec<u8>,
+    /// How integers are scaled, row after row.
     pub groups: Vec<Group>,
 }
 
@@ -197,7 +197,7 @@ impl Part {
         let pack = |rows: &mut Rows, (chunk_idx, chunk): (usize, &mut [u8])| {
             let first = chunk_idx * tiles_at_once * tile_rows;
             let last = n_out.min(first + chunk.len() / tile_bytes * tile_rows);
-            rows.bytes.clear();
+            rows.numbers.clear();
             rows.groups.clear();
             read(first..last, rows)?;
             pack_tiles(kind, last - first, n_in, rows, chunk);
@@ -244,18 +244,30 @@ fn pack_tiles(kind: Kind, n_rows: usize, n_in: usize, rows: &mut Rows, tiles: &m
     let (tile_rows, tile_bytes) = (kind.tile_rows(), kind.tile_bytes(n_in));
     let Kind::Ints { bits, scales } = kind else {
         let row_bytes = n_in * kind.element_bytes();
-        assert!(rows.bytes.len() == n_rows * row_bytes, "{kind:?}: {} bytes", rows.bytes.len());
-        let parts = rows.bytes.chunks(tile_rows * row_bytes);
+        assert!(rows.numbers.len() == n_rows * row_bytes, "{kind:?}: {} bytes", rows.numbers.len());
+        let parts = rows.numbers.chunks(tile_rows * row_bytes);
         for (part, tile) in parts.zip(tiles.chunks_exact_mut(tile_bytes)) {
-            floats::pack_tile(part, n_in, kind.element_bytes(), tile);
+            match kind {
+                Kind::F32 => floats::pack_tile::<4>(part, n_in, tile),
+                _ => floats::pack_tile::<2>(part, n_in, tile),
+            }
         }
         return;
     };
     let groups = n_in / kind.block_len();
-    assert!(rows.groups.len() == n_rows * groups, "{kind:?}: {} groups", rows.groups.len());
-    rows.groups.resize(tiles.len() / tile_bytes * tile_rows * groups, Group::ZERO);
-    for (part, tile) in rows.groups.chunks_exact(tile_rows * groups).zip(tiles.chunks_exact_mut(tile_bytes)) {
-        with_kind!(bits, scales, |S, BITS| ints::pack_tile::<S>(BITS, part, tile));
+    assert!(
+        rows.groups.len() == n_rows * groups && rows.numbers.len() == n_rows * n_in,
+        "{kind:?}: {} numbers in {} groups",
+        rows.numbers.len(),
+        rows.groups.len()
+    );
+    let there = tiles.len() / tile_bytes * tile_rows;
+    rows.groups.resize(there * groups, Group::ZERO);
+    rows.numbers.resize(there * n_in, 0);
+    let numbers = rows.numbers.chunks_exact(tile_rows * n_in);
+    let parts = numbers.zip(rows.groups.chunks_exact(tile_rows * groups));
+    for ((q, groups), tile) in parts.zip(tiles.chunks_exact_mut(tile_bytes)) {
+        with_kind!(bits, scales, |S, BITS| ints::pack_tile::<S>(BITS, q, groups, tile));
     }
 }
 

@@ -18,26 +18,25 @@ fn ints() -> Vec<(Bits, Scales)> {
 }
 
 /// Random numbers of a kind, and what they stand for, row after row.
-fn groups(bits: Bits, scales: Scales, n_out: usize, n_in: usize, seed: u32) -> (Vec<Group>, Vec<f32>) {
+fn groups(bits: Bits, scales: Scales, n_out: usize, n_in: usize, seed: u32) -> (Rows, Vec<f32>) {
     let len = Kind::Ints { bits, scales }.block_len();
     let random = values(n_out * n_in, seed);
-    let mut dense = Vec::new();
+    let (mut dense, mut numbers) = (Vec::new(), Vec::new());
     let groups = random.chunks_exact(len).map(|random| {
         let byte = |i: usize| (random[i % len] * 1e6) as i64 as u8;
-        let mut group = Group {
+        let group = Group {
             scale: f16::from_f32(random[0] * 0.01).to_le_bytes(),
             min: f16::from_f32(random[1] * 0.02).to_le_bytes(),
             scales: std::array::from_fn(|i| byte(2 + i)),
             mins: std::array::from_fn(|i| byte(20 + i)),
-            q: [0; Group::MAX],
         };
         // Extremes first, for the sums that are as large as they get.
         let largest = ((1u32 << bits.n()) - 1) as u8;
-        for (i, q) in group.q[..len].iter_mut().enumerate() {
-            *q = if seed.is_multiple_of(3) { largest * (i as u8 % 2) } else { byte(i) & largest };
-        }
+        let q = |i| if seed.is_multiple_of(3) { largest * (i as u8 % 2) } else { byte(i) & largest };
+        let first = numbers.len();
+        numbers.extend((0..len).map(q));
         let [scale, min] = [group.scale, group.min].map(|bits| f16::from_le_bytes(bits).to_f32());
-        for (i, &q) in group.q[..len].iter().enumerate() {
+        for (i, &q) in numbers[first..].iter().enumerate() {
             let centred = f32::from(q) - f32::from(1u8 << (bits.n() - 1));
             dense.push(match scales {
                 Scales::Half => scale * centred,
@@ -51,16 +50,18 @@ fn groups(bits: Bits, scales: Scales, n_out: usize, n_in: usize, seed: u32) -> (
         }
         group
     });
-    (groups.collect(), dense)
+    let groups = groups.collect();
+    (Rows { numbers, groups }, dense)
 }
 
 /// A part of integers, and what its numbers stand for.
 fn part(bits: Bits, scales: Scales, n_out: usize, n_in: usize, seed: u32) -> (Part, Vec<f32>) {
     let kind = Kind::Ints { bits, scales };
-    let (groups, dense) = groups(bits, scales, n_out, n_in, seed);
+    let (all, dense) = groups(bits, scales, n_out, n_in, seed);
     let n = n_in / kind.block_len();
     let read = |rows: Range<usize>, out: &mut Rows| {
-        out.groups.extend_from_slice(&groups[rows.start * n..rows.end * n]);
+        out.groups.extend_from_slice(&all.groups[rows.start * n..rows.end * n]);
+        out.numbers.extend_from_slice(&all.numbers[rows.start * n_in..rows.end * n_in]);
         Ok::<(), ()>(())
     };
     (Part::new(kind, n_out, n_in, read).expect("reads"), dense)
@@ -84,7 +85,7 @@ fn float_part(kind: Kind, n_out: usize, n_in: usize, seed: u32) -> (Part, Vec<f3
     }
     let row_bytes = n_in * kind.element_bytes();
     let read = |rows: Range<usize>, out: &mut Rows| {
-        out.bytes.extend_from_slice(&bytes[rows.start * row_bytes..rows.end * row_bytes]);
+        out.numbers.extend_from_slice(&bytes[rows.start * row_bytes..rows.end * row_bytes]);
         Ok::<(), ()>(())
     };
     (Part::new(kind, n_out, n_in, read).expect("reads"), dense)
