@@ -23,6 +23,7 @@
 pub mod isa;
 pub mod limits;
 mod simd;
+pub mod threads;
 
 pub mod matmul;
 pub mod packed;
