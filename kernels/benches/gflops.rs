@@ -31,10 +31,14 @@ fn main() {
             bench.matmuls();
             bench.packed();
             bench.attentions();
+            bench.decoding();
             bench.elementwise();
         });
     }
 }
+
+/// Elements that no cache of the machine holds (256 MiB).
+const CACHE_LEN: usize = 1 << 26;
 
 /// What the machine can do at most.
 struct Limits {
@@ -160,7 +164,9 @@ impl Bench<'_> {
     }
 
     fn attentions(&self) {
-        for (batch, seq_len, n_head, n_kv_head, head_dim) in [(4, 256, 6, 6, 64), (1, 1024, 8, 2, 64)] {
+        for (batch, seq_len, n_head, n_kv_head, head_dim) in
+            [(4, 256, 6, 6, 64), (1, 1024, 8, 2, 64), (1, 512, 32, 4, 64), (1, 512, 12, 12, 64)]
+        {
             let dims = Dims { batch, seq_len, ..Dims::new(n_head, n_kv_head, head_dim) };
             let qkv = numbers(batch * seq_len * dims.qkv_width());
             let mut out = vec![0.0; batch * seq_len * n_head * head_dim];
@@ -184,24 +190,49 @@ impl Bench<'_> {
                 attention::backward(&dims, &qkv, saved, &out, black_box(&mut dqkv));
             });
         }
-        for (n_head, n_kv_head, head_dim, n_keys) in [(8, 8, 64, 2048), (16, 4, 128, 8192)] {
-            let dims = Dims { start: n_keys - 1, ..Dims::new(n_head, n_kv_head, head_dim) };
-            let cache = [numbers(n_kv_head * n_keys * head_dim), numbers(n_kv_head * n_keys * head_dim)];
-            let query = vec![0.0; n_head * head_dim];
-            let head =
-                |data, n| Heads { data, batch_stride: 0, head_stride: n * head_dim, pos_stride: head_dim };
-            let mut out = vec![0.0; n_head * head_dim];
-            let name = format!("attention decode {n_head}/{n_kv_head} x {head_dim} keys={n_keys}");
-            let work = Work { flops: 4 * n_head * n_keys * head_dim, bytes: 8 * cache[0].len() };
-            let [k, v] = [&cache[0], &cache[1]].map(|data| head(data, n_keys));
-            let input = Input { q: head(&query, 1), k, v, sinks: None };
-            let run = || attention::forward(&dims, input, black_box(&mut out), None);
-            if self.line(&name, work, run) {
-                // A query of zeros takes the mean of all values.
-                let mean =
-                    (0..n_keys).map(|t| f64::from(cache[1][t * head_dim])).sum::<f64>() / n_keys as f64;
-                assert_close(out[0], mean, 1e-4);
+    }
+
+    /// One query over a cache, for the heads of LLaMA 1.1B, of LLaMA 8B and of GPT-2.
+    fn decoding(&self) {
+        for (n_head, n_kv_head, head_dim) in [(32, 4, 64), (32, 8, 128), (12, 12, 64)] {
+            for n_keys in [512, 4096, 8192] {
+                let dims = Dims { start: n_keys - 1, ..Dims::new(n_head, n_kv_head, head_dim) };
+                self.decode(dims);
             }
+        }
+    }
+
+    fn decode(&self, dims: Dims) {
+        let Dims { n_head, n_kv_head, head_dim, .. } = dims;
+        let (n_keys, name) = (dims.start + 1, format!("{n_head}/{n_kv_head} x {head_dim}"));
+        let name = format!("attention decode {name} keys={n_keys}");
+        if !name.contains(self.filter) {
+            return;
+        }
+        let len = n_kv_head * n_keys * head_dim;
+        // As many layers as no cache of the machine holds: a model comes back to a layer after all others.
+        let layers: Vec<_> =
+            (0..(CACHE_LEN / (2 * len)).max(2)).map(|_| [cache_of(len), cache_of(len)]).collect();
+        let query = vec![0.0; n_head * head_dim];
+        let heads =
+            |data, n| Heads { data, batch_stride: 0, head_stride: n * head_dim, pos_stride: head_dim };
+        let mut out = vec![0.0; n_head * head_dim];
+        let work = Work { flops: 4 * n_head * n_keys * head_dim, bytes: 8 * len };
+        let mut layer = layers.iter().cycle();
+        let run = || {
+            let [k, v] = layer.next().expect("a layer").each_ref().map(|data| heads(data, n_keys));
+            attention::forward(
+                &dims,
+                Input { q: heads(&query, 1), k, v, sinks: None },
+                black_box(&mut out),
+                None,
+            );
+        };
+        if self.line(&name, work, run) {
+            // A query of zeros takes the mean of all values.
+            let values = layers[0][1].iter().step_by(head_dim).take(n_keys);
+            let mean = values.map(|v| f64::from(*v)).sum::<f64>() / n_keys as f64;
+            assert_close(out[0], mean, 1e-4);
         }
     }
 
@@ -341,6 +372,13 @@ fn part(kind: Kind, n_out: usize, n_in: usize) -> Part {
         Ok::<(), ()>(())
     };
     Part::new(kind, n_out, n_in, read).expect("nothing fails")
+}
+
+/// [`numbers`] in memory as a model's cache has it.
+fn cache_of(n: usize) -> Vec<f32> {
+    let mut cache = kernels::memory::zeroed(n);
+    cache.copy_from_slice(&numbers(n));
+    cache
 }
 
 /// Numbers in [-0.5, 0.5), the same every time.

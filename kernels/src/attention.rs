@@ -13,19 +13,21 @@
 //! few thousand keys, and whole rows of it let the softmax be exact, without the corrections of an online
 //! softmax. Memory is `O(BLOCK * keys)` per thread.
 //!
-//! When each sequence has one query, the heads of a group form the block instead: K and V are read
-//! once for all of them. Either way a query's result has the same bits, for each of its steps has:
-//! scores and outputs are sums in order (see `matmul`), the softmax looks at one row of visible keys. Keys that a
-//! query must not see are not multiplied by zero but left out, so not even a NaN in them can leak.
+//! When each sequence has one query, that is bound by reading K and V, and the heads of a group share them (`decode`).
+//! Either way a query's result has the same bits, for each of its steps has: scores and outputs are sums in
+//! order (see `matmul`), the softmax looks at one row of visible keys. Keys that a query must not see are not multiplied
+//! by zero but left out, so not even a NaN in them can leak.
+
+mod decode;
 
 use std::cell::RefCell;
 use std::ops::Range;
 
-use rayon::prelude::*;
+use decode::Decode;
 
 use crate::matmul::{Mat, MatMut, matmul_add_serial, matmul_serial};
 use crate::simd::{self, Simd, dispatch, map};
-use crate::softmax;
+use crate::{softmax, threads};
 
 /// Query positions per block. Enough rows that packing K and V (reused by each) costs little beside the
 /// products; few enough that little is wasted on the triangle of keys that only later rows see.
@@ -152,6 +154,15 @@ impl Dims {
         self.seen(positions.start).start..self.seen(positions.end - 1).end
     }
 
+    /// Weights in the place of a row of products of a query and the keys that it sees, not yet divided by their sum: the
+    /// largest score and the sum. A sink takes part in both.
+    fn weigh(&self, row: &mut [f32], sink: Option<f32>) -> (f32, f32) {
+        let scale = self.cap(row);
+        let max = (softmax::max(row) * scale).max(sink.unwrap_or(f32::NEG_INFINITY));
+        let sum = softmax::exp_in_place(row, scale, -max) + sink.map_or(0.0, |sink| (sink - max).exp());
+        (max, sum)
+    }
+
     /// Caps a row of products, if scores are capped, and returns what they are still to be multiplied by.
     fn cap(&self, row: &mut [f32]) -> f32 {
         let Some(cap) = self.softcap else { return self.scale };
@@ -174,15 +185,57 @@ impl<'a> Heads<'a> {
     }
 }
 
+/// Keys or values, as they are stored.
+pub trait Rows: Copy + Sync {
+    /// Positions asked for at a time, at most.
+    const AT_ONCE: usize;
+
+    /// How far ahead of the elements in use those are asked for that come next, in bytes; 0 where the elements are copies.
+    const AHEAD: usize;
+
+    /// Floats of scratch that [`rows`](Self::rows) needs.
+    fn scratch(head_dim: usize) -> usize;
+
+    /// Some positions of a head, where they lie or copied to scratch. `[positions.len(), head_dim]`
+    fn rows<'s>(
+        &'s self,
+        batch: usize,
+        head: usize,
+        positions: Range<usize>,
+        head_dim: usize,
+        scratch: &'s mut [f32],
+    ) -> Mat<'s>;
+}
+
+impl Rows for Heads<'_> {
+    const AT_ONCE: usize = usize::MAX;
+    const AHEAD: usize = 8192;
+
+    fn scratch(_: usize) -> usize {
+        0
+    }
+
+    fn rows<'s>(
+        &'s self,
+        batch: usize,
+        head: usize,
+        positions: Range<usize>,
+        head_dim: usize,
+        _: &'s mut [f32],
+    ) -> Mat<'s> {
+        self.positions(batch, head, positions, head_dim)
+    }
+}
+
 /// What attention reads.
 #[derive(Clone, Copy, Debug)]
-pub struct Input<'a> {
+pub struct Input<'a, R = Heads<'a>> {
     /// `batch` sequences of `seq_len` positions of `n_head` heads.
     pub q: Heads<'a>,
     /// `batch` sequences of at least `start + seq_len` positions of `n_kv_head` heads; later positions are never read.
-    pub k: Heads<'a>,
+    pub k: R,
     /// As `k`.
-    pub v: Heads<'a>,
+    pub v: R,
     /// The sink of each head, where heads have one. `[n_head]`
     pub sinks: Option<&'a [f32]>,
 }
@@ -195,7 +248,7 @@ pub struct Input<'a> {
 ///
 /// # Panics
 /// If the sizes contradict each other or the buffers.
-pub fn forward(dims: &Dims, input: Input, out: &mut [f32], lse: Option<&mut [f32]>) {
+pub fn forward<R: Rows>(dims: &Dims, input: Input<R>, out: &mut [f32], lse: Option<&mut [f32]>) {
     dims.check();
     let Dims { batch, seq_len, n_head, head_dim, .. } = *dims;
     let n_sinks = input.sinks.map(<[f32]>::len);
@@ -208,27 +261,24 @@ pub fn forward(dims: &Dims, input: Input, out: &mut [f32], lse: Option<&mut [f32
     );
     let out = SharedSlice::new(out);
     let lse = lse.map(SharedSlice::new);
+    if seq_len == 1 {
+        return Decode { dims, input, out, lse }.run();
+    }
     let task = Forward { dims, input, out, lse };
     let n_seen = dims.window.unwrap_or(usize::MAX).min(dims.start + seq_len);
     let work = batch * n_head * seq_len * n_seen * head_dim * 2;
-    if seq_len == 1 {
-        for_each_task(batch * dims.n_kv_head, work, |i| {
-            task.attend_group(i / dims.n_kv_head, i % dims.n_kv_head)
-        });
-    } else {
-        let n_blocks = seq_len.div_ceil(BLOCK);
-        for_each_task(batch * n_head * n_blocks, work, |i| {
-            let (i, block) = (i / n_blocks, i % n_blocks);
-            task.attend_block(i / n_head, i % n_head, block * BLOCK);
-        });
-    }
+    let n_blocks = seq_len.div_ceil(BLOCK);
+    for_each_task(batch * n_head * n_blocks, work, |i| {
+        let (i, block) = (i / n_blocks, i % n_blocks);
+        task.attend_block(i / n_head, i % n_head, block * BLOCK);
+    });
 }
 
-fn for_each_task(n_tasks: usize, work: usize, task: impl Fn(usize) + Send + Sync) {
+fn for_each_task(n_tasks: usize, work: usize, task: impl Fn(usize) + Sync) {
     if work < MIN_PARALLEL_WORK {
         (0..n_tasks).for_each(task);
     } else {
-        (0..n_tasks).into_par_iter().for_each(task);
+        threads::run(n_tasks, task);
     }
 }
 
@@ -263,6 +313,20 @@ impl<'a> SharedSlice<'a> {
         // SAFETY: the elements lie in the slice, and the caller promises that they are this matrix's alone.
         unsafe { MatMut::from_raw(self.ptr.wrapping_add(offset), rows, cols, row_stride) }
     }
+
+    /// The same to read.
+    ///
+    /// # Safety
+    /// While the matrix lives nothing may write between its first element and its last.
+    ///
+    /// # Panics
+    /// If it reaches past the end of the slice.
+    unsafe fn read(&self, offset: usize, shape: [usize; 2], row_stride: usize) -> Mat<'a> {
+        assert!(offset <= self.len);
+        let len = self.len.min(offset + shape[0] * row_stride) - offset;
+        // SAFETY: the elements lie in the slice, and the caller promises that nobody writes to them.
+        Mat::strided(unsafe { std::slice::from_raw_parts(self.ptr.add(offset), len) }, shape, [row_stride, 1])
+    }
 }
 
 thread_local! {
@@ -281,115 +345,75 @@ fn with_scratch<R>(n: usize, f: impl FnOnce(&mut [f32]) -> R) -> R {
 }
 
 /// What all tasks of a forward pass share.
-struct Forward<'a> {
+struct Forward<'a, R> {
     dims: &'a Dims,
-    input: Input<'a>,
+    input: Input<'a, R>,
     out: SharedSlice<'a>,
     lse: Option<SharedSlice<'a>>,
 }
 
-/// Queries that share their keys.
-struct QueryBlock<'a> {
-    q: Mat<'a>,              // [rows, head_dim]
-    k: Mat<'a>,              // [n_keys, head_dim]
-    v: Mat<'a>,              // [n_keys, head_dim]
-    out: MatMut<'a>,         // [rows, head_dim]
-    lse: Option<MatMut<'a>>, // [1, rows]
-    /// Keys that the first row sees; if it is fewer than `n_keys`, each further row sees one more, and with a window
-    /// loses the first.
-    visible: usize,
-    /// One for each row, one for all of them, or none.
-    sinks: &'a [f32],
-    dims: &'a Dims,
-}
-
-impl Forward<'_> {
-    /// The sinks of some heads, empty if there are none.
-    fn sinks(&self, heads: Range<usize>) -> &[f32] {
-        self.input.sinks.map_or(&[], |sinks| &sinks[heads])
-    }
-
-    /// The only query of each head in a group.
-    fn attend_group(&self, batch: usize, kv_head: usize) {
-        let Dims { n_head, head_dim, start, .. } = *self.dims;
-        let group = self.dims.group();
-        let first = kv_head * group;
-        let row = batch * n_head + first;
-        let seen = self.dims.seen(start);
-        attend(QueryBlock {
-            q: self.input.q.heads(batch, first, group, head_dim),
-            k: self.input.k.positions(batch, kv_head, seen.clone(), head_dim),
-            v: self.input.v.positions(batch, kv_head, seen.clone(), head_dim),
-            // SAFETY: each (batch, head) belongs to one task, and its row of `out` and `lse` with it.
-            out: unsafe { self.out.matrix(row * head_dim, [group, head_dim], head_dim) },
-            // SAFETY: as above.
-            lse: self.lse.map(|lse| unsafe { lse.matrix(row, [1, group], group) }),
-            visible: seen.len(),
-            sinks: self.sinks(first..first + group),
-            dims: self.dims,
-        });
-    }
-
+impl<R: Rows> Forward<'_, R> {
     /// Queries `first..first + BLOCK` of a head.
     fn attend_block(&self, batch: usize, head: usize, first: usize) {
-        let Dims { seq_len, n_head, head_dim, start, .. } = *self.dims;
+        let Dims { seq_len, n_head, head_dim, start, window, .. } = *self.dims;
         let rows = BLOCK.min(seq_len - first);
         let kv_head = head / self.dims.group();
         let keys = self.dims.seen_by_any(start + first..start + first + rows);
+        let n_keys = keys.len();
+        let q = self.input.q.positions(batch, head, first..first + rows, head_dim);
+        let (row, out_width) = (batch * seq_len + first, n_head * head_dim);
+        let lse_offset = (batch * n_head + head) * seq_len + first;
+        // SAFETY: each (batch, head, block) is one task: its positions' rows, its head's columns.
+        let mut out =
+            unsafe { self.out.matrix(row * out_width + head * head_dim, [rows, head_dim], out_width) };
+        // SAFETY: as above.
+        let mut lse = self.lse.map(|lse| unsafe { lse.matrix(lse_offset, [1, rows], rows) });
+        // Keys that the first row sees; if it is fewer than all, each further row sees one more, and with a window loses
+        // the first.
         let visible = self.dims.seen(start + first).len();
-        let row = batch * seq_len + first;
-        let out_width = n_head * head_dim;
-        attend(QueryBlock {
-            q: self.input.q.positions(batch, head, first..first + rows, head_dim),
-            k: self.input.k.positions(batch, kv_head, keys.clone(), head_dim),
-            v: self.input.v.positions(batch, kv_head, keys, head_dim),
-            // SAFETY: each (batch, head, block) is one task: its positions' rows, its head's columns.
-            out: unsafe { self.out.matrix(row * out_width + head * head_dim, [rows, head_dim], out_width) },
-            // SAFETY: as above.
-            lse: self
-                .lse
-                .map(|lse| unsafe { lse.matrix((batch * n_head + head) * seq_len + first, [1, rows], rows) }),
-            visible,
-            sinks: self.sinks(head..head + 1),
-            dims: self.dims,
+        let stretches =
+            |n: usize| (0..n).step_by(R::AT_ONCE).map(move |at| at..n.min(at.saturating_add(R::AT_ONCE)));
+        let positions = |of: &Range<usize>| keys.start + of.start..keys.start + of.end;
+        with_scratch(rows * n_keys + rows + R::scratch(head_dim), |scratch| {
+            let (scores, scratch) = scratch.split_at_mut(rows * n_keys);
+            let (sums, scratch) = scratch.split_at_mut(rows);
+            for of in stretches(n_keys) {
+                let k = self.input.k.rows(batch, kv_head, positions(&of), head_dim, scratch);
+                matmul_serial(q, k.t(), MatMut::new(scores, rows, n_keys).sub_cols(of.start, of.len()));
+            }
+            for (r, (row, sum)) in scores.chunks_exact_mut(n_keys).zip(&mut *sums).enumerate() {
+                let visible = n_keys.min(visible + r);
+                // What has left the window weighs nothing. It is multiplied by zero, which adds nothing to a sum.
+                let (left, row) =
+                    row[..visible].split_at_mut(visible - visible.min(window.unwrap_or(visible)));
+                left.fill(0.0);
+                let (max, total) = self.dims.weigh(row, self.input.sinks.map(|sinks| sinks[head]));
+                *sum = total;
+                if let Some(lse) = &mut lse {
+                    lse.row(0)[r] = max + total.ln();
+                }
+            }
+            let weights = Mat::new(scores, rows, n_keys);
+            // The keys that all rows see, then for each row the rest of its own.
+            for of in stretches(visible) {
+                let v = self.input.v.rows(batch, kv_head, positions(&of), head_dim, scratch);
+                let weights = weights.sub_cols(of.start, of.len());
+                match of.start {
+                    0 => matmul_serial(weights, v, out.sub_rows(0, rows)),
+                    _ => matmul_add_serial(weights, v, out.sub_rows(0, rows)),
+                }
+            }
+            if visible < n_keys {
+                let of = visible..n_keys;
+                let v = self.input.v.rows(batch, kv_head, positions(&of), head_dim, scratch);
+                add_triangle(weights.sub_cols(visible, of.len()), v, &mut out, 0..rows);
+            }
+            for (r, sum) in sums.iter().enumerate() {
+                // Dividing by the sum at the end costs head_dim products, not n_keys.
+                softmax::scale(out.row(r), 1.0 / sum);
+            }
         });
     }
-}
-
-fn attend(block: QueryBlock) {
-    let QueryBlock { q, k, v, mut out, mut lse, visible, sinks, dims } = block;
-    let (rows, n_keys) = (q.rows(), k.rows());
-    let visible_to = |row: usize| (visible + row).min(n_keys);
-    with_scratch(rows * n_keys + rows, |scratch| {
-        let (scores, sums) = scratch.split_at_mut(rows * n_keys);
-        matmul_serial(q, k.t(), MatMut::new(scores, rows, n_keys));
-        for (r, (row, sum)) in scores.chunks_exact_mut(n_keys).zip(&mut *sums).enumerate() {
-            let visible = visible_to(r);
-            // What has left the window weighs nothing. It is multiplied by zero, which adds nothing to a sum.
-            let (left, row) =
-                row[..visible].split_at_mut(visible - visible.min(dims.window.unwrap_or(visible)));
-            left.fill(0.0);
-            let scale = dims.cap(row);
-            let sink = sinks.get(r % sinks.len().max(1)).copied();
-            let max = (softmax::max(row) * scale).max(sink.unwrap_or(f32::NEG_INFINITY));
-            *sum = softmax::exp_in_place(row, scale, -max) + sink.map_or(0.0, |sink| (sink - max).exp());
-            if let Some(lse) = &mut lse {
-                lse.row(0)[r] = max + sum.ln();
-            }
-        }
-        let scores = Mat::new(scores, rows, n_keys);
-        // The keys that all rows see, then for each row the rest of its own.
-        let shared = scores.sub_cols(0, visible);
-        matmul_serial(shared, v.sub_rows(0, visible), out.sub_rows(0, rows));
-        if visible < n_keys {
-            let more = n_keys - visible;
-            add_triangle(scores.sub_cols(visible, more), v.sub_rows(visible, more), &mut out, 0..rows);
-        }
-        for (r, sum) in sums.iter().enumerate() {
-            // Dividing by the sum at the end costs head_dim products, not n_keys.
-            softmax::scale(out.row(r), 1.0 / sum);
-        }
-    });
 }
 
 /// Adds to each row `r` of a range the values `range.start..r`, weighted: by halves, so that most of the

@@ -18,7 +18,7 @@
 //!
 //! # How a kernel is written
 //! Once, generic over a vector type (`simd`); `dispatch!` compiles it for every instruction set and picks
-//! one at run time. Threads come from rayon's current pool and are used above a measured size only.
+//! one at run time. Threads are as many as rayon's current pool has and are used above a measured size only.
 
 pub mod isa;
 pub mod limits;

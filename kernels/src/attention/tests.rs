@@ -163,6 +163,46 @@ fn cached_is_whole_to_the_bit_and_never_reads_ahead() {
 }
 
 #[test]
+fn a_long_cache_gives_a_query_the_same_bits_on_any_number_of_threads_and_among_others() {
+    on_each(|| {
+        // Groups of one, two, five, and of seven, which is cut into four and three; odd sizes of heads, long enough that
+        // steps are shared out one by one.
+        for (batch, n_head, n_kv_head, head_dim) in
+            [(1, 3, 3, 72), (2, 2, 1, 80), (1, 5, 1, 64), (1, 14, 2, 17)]
+        {
+            let n_keys = 2900;
+            let shape = dims(batch, 2, n_head, n_kv_head, head_dim);
+            let q = values(batch * 2 * n_head * head_dim, 11);
+            let [k, v] = [12, 13].map(|seed| values(batch * n_kv_head * n_keys * head_dim, seed));
+            let heads = |data, n_head, n: usize| Heads {
+                data,
+                batch_stride: n_head * n * head_dim,
+                head_stride: n * head_dim,
+                pos_stride: head_dim,
+            };
+            let [k, v] = [&k, &v].map(|data| heads(data, n_kv_head, n_keys));
+            for window in [None, Some(2500)] {
+                let run = |seq_len: usize, n_threads: usize| {
+                    let dims = Dims { seq_len, start: n_keys - seq_len, window, ..shape };
+                    let mut q = heads(&q, n_head, 2);
+                    q.data = &q.data[(2 - seq_len) * head_dim..];
+                    let mut out = vec![f32::NAN; batch * seq_len * n_head * head_dim];
+                    on_threads(n_threads, || forward(&dims, Input { q, k, v, sinks: None }, &mut out, None));
+                    out
+                };
+                // The last of two queries, which are a prompt and go another way.
+                let width = n_head * head_dim;
+                let two = run(2, 1);
+                let last: Vec<u32> = two.chunks(2 * width).flat_map(|rows| bits(&rows[width..])).collect();
+                for n_threads in [1, 2, 3, 7, 16] {
+                    assert_eq!(bits(&run(1, n_threads)), last, "{n_threads} threads, {shape:?}");
+                }
+            }
+        }
+    });
+}
+
+#[test]
 fn later_keys_of_the_same_block_do_not_leak() {
     on_each(|| {
         let dims = dims(1, 70, 2, 1, 8);
