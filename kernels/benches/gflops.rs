@@ -8,10 +8,10 @@ use std::hint::black_box;
 use std::time::{Duration, Instant};
 
 use kernels::activation;
-use kernels::attention::{self, Dims, Heads, Input, Saved};
+use kernels::attention::{self, Dims, Heads, Input, Packed, Packing, Rows, Saved};
 use kernels::matmul::{Mat, MatMut, matmul};
 use kernels::optim::AdamW;
-use kernels::packed::{Bits, Group, Kind, Matrix, Part, Rows, Scales};
+use kernels::packed::{self, Bits, Group, Kind, Matrix, Part, Scales};
 use kernels::{Isa, limits, loss, norm, optim, rope};
 
 fn main() {
@@ -37,8 +37,8 @@ fn main() {
     }
 }
 
-/// Elements that no cache of the machine holds (256 MiB).
-const CACHE_LEN: usize = 1 << 26;
+/// More than the caches of the machine hold.
+const LAYERS_BYTES: usize = 1 << 28;
 
 /// What the machine can do at most.
 struct Limits {
@@ -198,41 +198,72 @@ impl Bench<'_> {
             for n_keys in [512, 4096, 8192] {
                 let dims = Dims { start: n_keys - 1, ..Dims::new(n_head, n_kv_head, head_dim) };
                 self.decode(dims);
+                [Packing::F16, Packing::Q8].into_iter().for_each(|packing| self.decode_packed(dims, packing));
             }
         }
     }
 
     fn decode(&self, dims: Dims) {
-        let Dims { n_head, n_kv_head, head_dim, .. } = dims;
-        let (n_keys, name) = (dims.start + 1, format!("{n_head}/{n_kv_head} x {head_dim}"));
-        let name = format!("attention decode {name} keys={n_keys}");
-        if !name.contains(self.filter) {
+        if !decode_name(dims, "f32").contains(self.filter) {
             return;
         }
-        let len = n_kv_head * n_keys * head_dim;
-        // As many layers as no cache of the machine holds: a model comes back to a layer after all others.
+        let n_keys = dims.start + 1;
+        let len = dims.n_kv_head * n_keys * dims.head_dim;
+        let keys = numbers(len);
+        let one = || {
+            let mut cache = kernels::memory::zeroed(len);
+            cache.copy_from_slice(&keys);
+            cache
+        };
+        let layers = layers(8 * len, one);
+        let heads = |data| Heads {
+            data,
+            batch_stride: 0,
+            head_stride: n_keys * dims.head_dim,
+            pos_stride: dims.head_dim,
+        };
         let layers: Vec<_> =
-            (0..(CACHE_LEN / (2 * len)).max(2)).map(|_| [cache_of(len), cache_of(len)]).collect();
+            layers.iter().map(|layer| layer.each_ref().map(|data| heads(&data[..]))).collect();
+        self.decode_over(dims, "f32", 8 * len, &layers);
+    }
+
+    fn decode_packed(&self, dims: Dims, packing: Packing) {
+        let kind = format!("{packing:?}").to_lowercase();
+        if !decode_name(dims, &kind).contains(self.filter) {
+            return;
+        }
+        let n_keys = dims.start + 1;
+        let bytes = 2 * dims.n_kv_head * n_keys * packing.row_bytes(dims.head_dim);
+        let keys = numbers(dims.n_kv_head * n_keys * dims.head_dim);
+        let one = || {
+            let mut packed = Packed::new(packing, [1, dims.n_kv_head, n_keys, dims.head_dim]);
+            for (head, rows) in keys.chunks(n_keys * dims.head_dim).enumerate() {
+                packed.store(0, head, 0, rows);
+            }
+            packed
+        };
+        let layers = layers(bytes, one);
+        let layers: Vec<_> = layers.iter().map(|layer| layer.each_ref()).collect();
+        self.decode_over(dims, &kind, bytes, &layers);
+    }
+
+    /// One query over the keys and values of one layer after another, each of `bytes`.
+    fn decode_over<R: Rows>(&self, dims: Dims, kind: &str, bytes: usize, layers: &[[R; 2]]) {
+        let Dims { n_head, head_dim, start, .. } = dims;
         let query = vec![0.0; n_head * head_dim];
-        let heads =
-            |data, n| Heads { data, batch_stride: 0, head_stride: n * head_dim, pos_stride: head_dim };
+        let q = Heads { data: &query, batch_stride: 0, head_stride: head_dim, pos_stride: head_dim };
         let mut out = vec![0.0; n_head * head_dim];
-        let work = Work { flops: 4 * n_head * n_keys * head_dim, bytes: 8 * len };
         let mut layer = layers.iter().cycle();
         let run = || {
-            let [k, v] = layer.next().expect("a layer").each_ref().map(|data| heads(data, n_keys));
-            attention::forward(
-                &dims,
-                Input { q: heads(&query, 1), k, v, sinks: None },
-                black_box(&mut out),
-                None,
-            );
+            let [k, v] = *layer.next().expect("a layer");
+            attention::forward(&dims, Input { q, k, v, sinks: None }, black_box(&mut out), None);
         };
-        if self.line(&name, work, run) {
+        let work = Work { flops: 4 * n_head * (start + 1) * head_dim, bytes };
+        if self.line(&decode_name(dims, kind), work, run) {
             // A query of zeros takes the mean of all values.
-            let values = layers[0][1].iter().step_by(head_dim).take(n_keys);
-            let mean = values.map(|v| f64::from(*v)).sum::<f64>() / n_keys as f64;
-            assert_close(out[0], mean, 1e-4);
+            let values = numbers((start + 1) * head_dim);
+            let mean = values.iter().step_by(head_dim).map(|v| f64::from(*v)).sum::<f64>();
+            assert_close(out[0], mean / (start + 1) as f64, 1e-3);
         }
     }
 
@@ -350,7 +381,7 @@ fn fastest(mut f: impl FnMut()) -> Duration {
 
 /// Rows of a kind, of arbitrary numbers.
 fn part(kind: Kind, n_out: usize, n_in: usize) -> Part {
-    let read = |rows: std::ops::Range<usize>, out: &mut Rows| {
+    let read = |rows: std::ops::Range<usize>, out: &mut packed::Rows| {
         let n = rows.len() * n_in;
         if let Kind::Ints { .. } = kind {
             for i in 0..n / kind.block_len() {
@@ -374,11 +405,14 @@ fn part(kind: Kind, n_out: usize, n_in: usize) -> Part {
     Part::new(kind, n_out, n_in, read).expect("nothing fails")
 }
 
-/// [`numbers`] in memory as a model's cache has it.
-fn cache_of(n: usize) -> Vec<f32> {
-    let mut cache = kernels::memory::zeroed(n);
-    cache.copy_from_slice(&numbers(n));
-    cache
+fn decode_name(dims: Dims, kind: &str) -> String {
+    let Dims { n_head, n_kv_head, head_dim, start, .. } = dims;
+    format!("decode {n_head}/{n_kv_head} x {head_dim} keys={} {kind}", start + 1)
+}
+
+/// Keys and values of as many layers as no cache of the machine holds: a model comes back to one after all others.
+fn layers<T>(layer_bytes: usize, one: impl Fn() -> T) -> Vec<[T; 2]> {
+    (0..(LAYERS_BYTES / layer_bytes).max(2)).map(|_| [one(), one()]).collect()
 }
 
 /// Numbers in [-0.5, 0.5), the same every time.

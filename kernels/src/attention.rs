@@ -19,11 +19,14 @@
 //! by zero but left out, so not even a NaN in them can leak.
 
 mod decode;
+mod packed;
 
 use std::cell::RefCell;
 use std::ops::Range;
 
 use decode::Decode;
+pub use packed::{Packed, Packing};
+pub(crate) use packed::{f16_to_f32, f32_to_f16};
 
 use crate::matmul::{Mat, MatMut, matmul_add_serial, matmul_serial};
 use crate::simd::{self, Simd, dispatch, map};

@@ -9,7 +9,7 @@ use std::sync::{Mutex, PoisonError};
 pub enum Isa {
     /// Plain Rust on arrays of 8, which LLVM vectorises for the build's target. Runs everywhere.
     Portable,
-    /// 256-bit vectors with fused multiply-add: Intel since Haswell, AMD since Zen.
+    /// 256-bit vectors with fused multiply-add, and numbers of 16 bits: Intel since Haswell, AMD since Zen.
     Avx2,
     /// The same, and dot products of bytes (AVX-512 VNNI) for packed weights: Intel since Ice Lake, AMD since Zen 4.
     Vnni,

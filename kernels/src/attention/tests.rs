@@ -4,12 +4,12 @@ use super::*;
 use crate::isa::on_each;
 use crate::reference::{assert_all_close, bits, on_threads, values};
 
-fn dims(batch: usize, seq_len: usize, n_head: usize, n_kv_head: usize, head_dim: usize) -> Dims {
+pub(super) fn dims(batch: usize, seq_len: usize, n_head: usize, n_kv_head: usize, head_dim: usize) -> Dims {
     Dims { batch, seq_len, ..Dims::new(n_head, n_kv_head, head_dim) }
 }
 
 /// The same with a window, with a soft cap and with both.
-fn causal_variants(plain: Dims) -> [Dims; 4] {
+pub(super) fn causal_variants(plain: Dims) -> [Dims; 4] {
     let (window, softcap) = (Some(20), Some(1.5));
     [plain, Dims { window, ..plain }, Dims { softcap, ..plain }, Dims { window, softcap, ..plain }]
 }

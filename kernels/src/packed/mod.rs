@@ -12,6 +12,7 @@ mod ints;
 
 use std::cell::RefCell;
 use std::ops::Range;
+use std::sync::Mutex;
 
 use rayon::prelude::*;
 
@@ -19,6 +20,7 @@ pub use ints::Group;
 
 use crate::matmul::{Mat, MatMut};
 use crate::memory::Buffer;
+use crate::threads;
 
 /// How the numbers of a part of a matrix are stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -279,8 +281,7 @@ pub struct Matrix {
 }
 
 thread_local! {
-    /// Rows rounded to 8 bits, of a product that this thread began. Taken out meanwhile, as rayon may let this thread begin
-    /// another one while it waits.
+    /// Rows rounded to 8 bits, of a product that this thread began.
     static INPUT: RefCell<Vec<input::Block>> = const { RefCell::new(Vec::new()) };
 }
 
@@ -390,7 +391,7 @@ impl Matrix {
         let product = Product { x, m, n_in: self.n_in, input: &input };
         let tasks = split(&parts, rows.start, m);
         let y = MatMut::new(y, m, n_out);
-        run(&product, tasks, y);
+        run(&product, &tasks, y);
         INPUT.set(input);
     }
 }
@@ -437,23 +438,24 @@ fn split<'a>(parts: &[(usize, &'a Part)], first_row: usize, m: usize) -> Vec<Tas
 }
 
 /// Runs tasks, whose columns lie side by side in order, on all threads.
-fn run(product: &Product, tasks: Vec<Task>, y: MatMut) {
-    let mut rest = Some(y);
-    let mut done = 0;
-    let with_output: Vec<(Task, MatMut)> = tasks
-        .into_iter()
+fn run(product: &Product, tasks: &[Task], y: MatMut) {
+    if let [task] = tasks {
+        return product.run(task, y);
+    }
+    let (mut rest, mut done) = (Some(y), 0);
+    let outputs: Vec<Mutex<Option<MatMut>>> = tasks
+        .iter()
         .map(|task| {
             let (left, right) = rest.take().expect("columns left").split_cols(task.columns.end - done);
             done = task.columns.end;
             rest = Some(right);
-            (task, left)
+            Mutex::new(Some(left))
         })
         .collect();
-    if with_output.len() == 1 {
-        with_output.into_iter().for_each(|(task, y)| product.run(&task, y));
-    } else {
-        with_output.into_par_iter().with_max_len(1).for_each(|(task, y)| product.run(&task, y));
-    }
+    threads::run(tasks.len(), |i| {
+        let y = outputs[i].lock().ok().and_then(|mut y| y.take()).expect("each task is run once");
+        product.run(&tasks[i], y);
+    });
 }
 
 impl Product<'_> {

@@ -1,4 +1,4 @@
-//! [`Simd`] with AVX2 and FMA: eight floats in a 256-bit register.
+//! [`Simd`] with AVX2, FMA and F16C: eight floats in a 256-bit register.
 //!
 //! The arithmetic intrinsics are `unsafe` here only because this code has no `#[target_feature]` of its
 //! own: it is inlined into functions that have it (see `dispatch!`).
@@ -10,7 +10,7 @@ use super::{Rows, Simd};
 
 const LANES: usize = 8;
 
-/// Eight floats in a register. By the contract of [`Simd`] one exists only where the CPU has AVX2 and FMA.
+/// Eight floats in a register. By the contract of [`Simd`] one exists only where the CPU has AVX2, FMA and F16C.
 #[derive(Clone, Copy)]
 pub(crate) struct Avx2(pub(super) __m256);
 
@@ -104,6 +104,30 @@ impl Simd for Avx2 {
         let [[a, b, c, d], [e, f, g, h]] =
             unsafe { [load_transposed_half(rows, offset), load_transposed_half(rows, offset + 4)] };
         [a, b, c, d, e, f, g, h]
+    }
+
+    #[inline(always)]
+    fn load_f16(src: &[u16]) -> Self {
+        assert!(src.len() >= LANES);
+        // SAFETY: the slice has LANES elements; `dispatch!` leads here only if the CPU has F16C.
+        Self(unsafe { _mm256_cvtph_ps(_mm_loadu_si128(src.as_ptr().cast())) })
+    }
+
+    #[inline(always)]
+    fn store_f16(self, dst: &mut [u16]) {
+        assert!(dst.len() >= LANES);
+        // SAFETY: the slice has LANES elements; the operand exists, so the CPU has F16C.
+        unsafe {
+            let halves = _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(self.0);
+            _mm_storeu_si128(dst.as_mut_ptr().cast(), halves);
+        }
+    }
+
+    #[inline(always)]
+    fn load_i8(src: &[i8]) -> Self {
+        assert!(src.len() >= LANES);
+        // SAFETY: the slice has LANES elements; `dispatch!` leads here only if the CPU has AVX2.
+        Self(unsafe { _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(src.as_ptr().cast()))) })
     }
 
     #[inline(always)]

@@ -68,6 +68,15 @@ pub(crate) trait Simd:
     /// The first `LANES` pointers must be valid for reading `LANES` floats at `offset`.
     unsafe fn load_transposed(rows: &Rows, offset: usize) -> Self::Tile;
 
+    /// Reads the first `LANES` of numbers in binary16.
+    fn load_f16(src: &[u16]) -> Self;
+
+    /// Writes the binary16 nearest to each lane, the even one of two, to the first `LANES` of a slice.
+    fn store_f16(self, dst: &mut [u16]);
+
+    /// Reads the first `LANES` of whole numbers of 8 bits.
+    fn load_i8(src: &[i8]) -> Self;
+
     /// Asks for the cache line of an address that is about to be used; any address will do.
     fn prefetch(address: *const f32);
 
@@ -271,13 +280,13 @@ macro_rules! dispatch {
         $(#[$attr])*
         $vis fn $name($($arg: $ty),*) $(-> $ret)? {
             #[cfg(target_arch = "x86_64")]
-            #[target_feature(enable = "avx2,fma")]
+            #[target_feature(enable = "avx2,fma,f16c")]
             fn avx2($($arg: $ty),*) $(-> $ret)? {
                 $kernel::<$crate::simd::Avx2>($($arg),*)
             }
             match $crate::Isa::current() {
                 #[cfg(target_arch = "x86_64")]
-                // SAFETY: `current` is one of these only after finding avx2 and fma on this CPU.
+                // SAFETY: `current` is one of these only after finding avx2, fma and f16c on this CPU.
                 $crate::Isa::Avx2 | $crate::Isa::Vnni => unsafe { avx2($($arg),*) },
                 _ => $kernel::<$crate::simd::Portable>($($arg),*),
             }

@@ -4,6 +4,7 @@
 use std::ops::{Add, Div, Mul, Sub};
 
 use super::{Rows, Simd};
+use crate::attention::{f16_to_f32, f32_to_f16};
 
 const LANES: usize = 8;
 
@@ -84,6 +85,31 @@ impl Simd for Portable {
             }
         }
         tile
+    }
+
+    #[inline(always)]
+    fn load_f16(src: &[u16]) -> Self {
+        let mut lanes = [0.0; LANES];
+        for (lane, half) in lanes.iter_mut().zip(&src[..LANES]) {
+            *lane = f16_to_f32(*half);
+        }
+        Self(lanes)
+    }
+
+    #[inline(always)]
+    fn store_f16(self, dst: &mut [u16]) {
+        for (half, lane) in dst[..LANES].iter_mut().zip(self.0) {
+            *half = f32_to_f16(lane);
+        }
+    }
+
+    #[inline(always)]
+    fn load_i8(src: &[i8]) -> Self {
+        let mut lanes = [0.0; LANES];
+        for (lane, x) in lanes.iter_mut().zip(&src[..LANES]) {
+            *lane = f32::from(*x);
+        }
+        Self(lanes)
     }
 
     #[inline(always)]
