@@ -27,8 +27,8 @@ const LOOKS: usize = 32;
 
 /// Calls `task` once for each of `0..n_tasks`, on this thread and on workers, and returns when all are done.
 ///
-/// The size of rayon's current pool is the number of threads at most, this one included. A call from within a task, or
-/// while another thread has the workers, runs on this thread alone.
+/// The size of rayon's current pool is the number of threads at most, this one included. A call that finds the workers at
+/// work, from within a task or for another thread, runs on this thread alone.
 ///
 /// Threads begin at different tasks: each has a range, of which it does the first task first, and takes from the others'
 /// ranges when its own is done. So a thread meets the same part of the data in each call, unless it is late.
@@ -277,12 +277,14 @@ mod tests {
     }
 
     #[test]
-    fn nested_calls_run_on_the_thread_of_their_task() {
+    fn calls_from_within_tasks() {
         on_threads(3, || {
+            let outer = AtomicUsize::new(0);
             run(6, |_| {
-                let own = thread::current().id();
-                run(6, |_| assert_eq!(thread::current().id(), own));
+                assert_eq!(calls(6), [1; 6]);
+                outer.fetch_add(1, Ordering::Relaxed);
             });
+            assert_eq!(outer.into_inner(), 6);
         });
     }
 

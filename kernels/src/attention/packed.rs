@@ -24,6 +24,7 @@ pub enum Packing {
 #[derive(Clone, Debug)]
 pub struct Packed {
     elements: Elements,
+    batch: usize,
     n_kv_head: usize,
     capacity: usize,
     head_dim: usize,
@@ -56,7 +57,7 @@ impl Packed {
                 Elements::Q8 { counts, scales }
             }
         };
-        Self { elements, n_kv_head, capacity, head_dim }
+        Self { elements, batch, n_kv_head, capacity, head_dim }
     }
 
     /// How elements are stored.
@@ -67,9 +68,9 @@ impl Packed {
         }
     }
 
-    /// Positions that there is room for.
-    pub fn capacity(&self) -> usize {
-        self.capacity
+    /// `[batch, n_kv_head, capacity, head_dim]`
+    pub fn shape(&self) -> [usize; 4] {
+        [self.batch, self.n_kv_head, self.capacity, self.head_dim]
     }
 
     /// Stores the rows of a head from a position on, rounded. `[n, head_dim]`
@@ -113,7 +114,7 @@ impl Packed {
         let moved = |first: usize, width: usize| {
             ((first + from.start) * width..(first + from.end) * width, (first + to) * width)
         };
-        for first in (0..self.n_rows()).step_by(capacity) {
+        for first in (0..self.batch * self.n_kv_head).map(|i| i * capacity) {
             let (elements, place) = moved(first, head_dim);
             match &mut self.elements {
                 Elements::F16(halves) => halves.copy_within(elements, place),
@@ -126,20 +127,13 @@ impl Packed {
         }
     }
 
-    /// Rows of all heads and sequences.
-    fn n_rows(&self) -> usize {
-        match &self.elements {
-            Elements::F16(halves) => halves.len() / self.head_dim,
-            Elements::Q8 { scales, .. } => scales.len(),
-        }
-    }
-
     /// Which rows of all these are.
     fn places(&self, batch: usize, head: usize, positions: Range<usize>) -> Range<usize> {
         let Self { n_kv_head, capacity, .. } = *self;
         assert!(
-            head < n_kv_head && positions.end <= capacity,
-            "head {head} of {n_kv_head}, positions {positions:?} of {capacity}"
+            batch < self.batch && head < n_kv_head && positions.end <= capacity,
+            "sequence {batch}, head {head}, positions {positions:?} of {:?}",
+            self.shape()
         );
         let first = (batch * n_kv_head + head) * capacity;
         first + positions.start..first + positions.end
