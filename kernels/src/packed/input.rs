@@ -23,6 +23,9 @@ pub(super) struct Block {
     pub sums: [i16; 2],
 }
 
+/// Numbers below which rayon's threads are not woken: on one thread they take some 20 µs.
+const PARALLEL: usize = 1 << 17;
+
 /// Rounds `m` rows of `n_in` numbers, a multiple of 32. Block `b` of row `i` is at `b * m + i`: a tile of weights meets
 /// the same block of all rows in one go.
 ///
@@ -31,7 +34,7 @@ pub(super) fn quantize(x: &[f32], m: usize, out: &mut Vec<Block>) {
     let n_blocks = x.len() / m / BLOCK;
     out.resize(m * n_blocks, Block::default());
     let task = |(b, out): (usize, &mut [Block])| quantize_column(x, b, out);
-    if m * BLOCK * n_blocks < crate::CHUNK {
+    if m * BLOCK * n_blocks < PARALLEL {
         out.chunks_exact_mut(m).enumerate().for_each(task);
     } else {
         out.par_chunks_exact_mut(m).with_min_len(8).enumerate().for_each(task);
