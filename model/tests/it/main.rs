@@ -36,5 +36,6 @@ mod overfit;
 
 mod gguf;
 mod lora;
+mod packed;
 mod stories;
 mod weights;

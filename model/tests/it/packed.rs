@@ -1,0 +1,94 @@
+//! Models with packed weights against the same models without: floats to the bit, blocks to what rounding the other factor
+//! to 8 bits costs; and their parameters, which are made of the packed matrices when they are asked for.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use burn::prelude::*;
+use model::config::Experts;
+use model::weights::{self, gguf};
+use model::{Cache, Config, FusedOps, Transformer};
+use quant::Format;
+
+use crate::cases::{self, Ids};
+use crate::numbers::{bits, values};
+use crate::parameters;
+
+on_cpu!(floats_are_the_same_to_the_bit, blocks_are_close, parameters_are_those_of_the_file);
+
+fn ids(config: &Config) -> Ids {
+    let values = (0..30).map(|i| (i * 11 % config.vocab_size) as i32).collect();
+    Ids { batch: 1, seq_len: 30, values }
+}
+
+fn both<B: FusedOps>(path: &Path) -> [Transformer<B>; 2] {
+    let device = Default::default();
+    let opened = weights::open(path).unwrap_or_else(|error| panic!("{path:?}: {error}"));
+    let packed = opened.load_packed(&device).unwrap_or_else(|error| panic!("{path:?}: {error}"));
+    [opened.load(&device).expect("loaded"), packed]
+}
+
+fn fixtures() -> Vec<PathBuf> {
+    let all = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/families");
+    fs::read_dir(all).expect("fixtures").map(|entry| entry.expect("an entry").path()).collect()
+}
+
+/// Every family, hence every order of rows and columns that files have; whole and cached.
+fn floats_are_the_same_to_the_bit<B: FusedOps>() {
+    for folder in fixtures() {
+        let [dense, packed] = both::<B>(&folder);
+        let ids = ids(dense.config());
+        let want = bits(dense.forward(ids.tensor()));
+        assert!(bits(packed.forward(ids.tensor())) == want, "{folder:?}");
+        let mut cache = Cache::new(packed.config(), 1, ids.seq_len, &Default::default());
+        let parts =
+            [0..7, 7..8, 8..30].map(|range| packed.forward_cached(ids.positions(range).tensor(), &mut cache));
+        assert!(bits(Tensor::cat(parts.to_vec(), 0)) == want, "{folder:?}, cached");
+    }
+}
+
+/// A model whose rows are whole blocks of every format.
+fn wide(experts: bool) -> Config {
+    let mut config = Config::new(61, 2, 256, 4, 32);
+    config.n_kv_head = Some(2);
+    if experts {
+        config.experts = Some(Experts { n: 4, n_active: 2, n_ff: Some(256), normalise: true, dense_layers: vec![] });
+    }
+    config
+}
+
+fn blocks_are_close<B: FusedOps>() {
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    for (experts, formats) in [(false, Format::ALL), (true, &[Format::Q4_K][..])] {
+        let model: Transformer<B> = cases::lively(&wide(experts), 3);
+        for &format in formats {
+            let path = dir.path().join("model.gguf");
+            gguf::save(&model, format, &[], &path).unwrap_or_else(|error| panic!("{format}: {error}"));
+            let [dense, packed] = both::<B>(&path);
+            let ids = ids(dense.config());
+            let want = values(dense.forward(ids.tensor()));
+            let got = packed.forward(ids.tensor());
+            let size: f32 = want.iter().map(|x| x * x).sum();
+            let error: f32 =
+                values(got.clone()).iter().zip(&want).map(|(got, want)| (got - want).powi(2)).sum();
+            let is_float = format.block_len() == 1 || format == Format::Q2_K;
+            let error = (error / size).sqrt();
+            assert!(error < if is_float { 1e-6 } else { 0.02 }, "{format}, experts {experts}: {error}");
+            assert!(is_float || error > 1e-6, "{format} was not packed");
+            let mut cache = Cache::new(packed.config(), 1, ids.seq_len, &Default::default());
+            let parts = [0..1, 1..9, 9..30]
+                .map(|range| packed.forward_cached(ids.positions(range).tensor(), &mut cache));
+            assert!(bits(Tensor::cat(parts.to_vec(), 0)) == bits(got), "{format}, cached");
+        }
+    }
+}
+
+fn parameters_are_those_of_the_file<B: FusedOps>() {
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    let path = dir.path().join("model.gguf");
+    let model: Transformer<B> = cases::lively(&wide(false), 3);
+    gguf::save(&model, Format::Q4_K, &[], &path).expect("saved");
+    let [dense, packed] = both::<B>(&path);
+    assert!(parameters::values(&packed) == parameters::values(&dense));
+    assert!(packed.bytes_per_token() < dense.bytes_per_token() / 6);
+}
