@@ -11,26 +11,128 @@
 //!   dropped, the others move up, and their keys are turned back by as many positions as they moved. Its positions are
 //!   thus those inside the cache and never grow, whatever the length of the sequence. A sliding layer keeps those of the
 //!   sequence.
+//!
+//! Numbers are `f32`, or rounded to fewer bits when they are stored ([`Kind`]).
+
+use std::ops::Range;
 
 use burn::prelude::*;
+use kernels::attention::{Packed, Packing};
 
 use crate::config::{Config, LayerKind, Position};
 use crate::position::{Ropes, Turns};
 
+/// How a cache stores keys and values.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Kind {
+    /// As they are computed: generating over it gives the logits of the whole text, bit for bit.
+    #[default]
+    F32,
+    /// In IEEE 754's binary16, half the memory.
+    F16,
+    /// In 8 bits, with a scale for each row of a head: a little more than a quarter of the memory.
+    Q8,
+}
+
+impl Kind {
+    /// How rows are packed, if they are.
+    fn packing(self) -> Option<Packing> {
+        match self {
+            Kind::F32 => None,
+            Kind::F16 => Some(Packing::F16),
+            Kind::Q8 => Some(Packing::Q8),
+        }
+    }
+}
+
 /// One layer's keys and values.
-///
-/// The tensors are taken out while an operation updates them: a tensor with a single owner is updated
-/// in place, one with two is copied.
 #[derive(Debug)]
 pub struct LayerCache<B: Backend> {
-    /// `[batch, n_kv_head, capacity, head_dim]`
-    pub(crate) kv: Option<(Tensor<B, 4>, Tensor<B, 4>)>,
+    pub(crate) rows: Rows<B>,
     kind: LayerKind,
     keep: Keep,
     /// Rows in use.
     len: usize,
     /// Positions that are no longer there.
     dropped: usize,
+}
+
+/// Keys and values, `[batch, n_kv_head, capacity, head_dim]` each.
+#[derive(Debug)]
+pub(crate) enum Rows<B: Backend> {
+    /// Taken out while an operation updates them: a tensor with a single owner is updated in place, one with two is
+    /// copied.
+    F32(Option<(Tensor<B, 4>, Tensor<B, 4>)>),
+    /// In the memory of the host, whatever the device.
+    Packed { kv: Box<(Packed, Packed)>, device: B::Device },
+}
+
+impl<B: Backend> Rows<B> {
+    fn new(kind: Kind, shape: [usize; 4], device: &B::Device) -> Self {
+        if let Some(packing) = kind.packing() {
+            let kv = Box::new((Packed::new(packing, shape), Packed::new(packing, shape)));
+            return Rows::Packed { kv, device: device.clone() };
+        }
+        // Memory that is not touched before a position comes.
+        let zeros = || {
+            let zeros: Vec<f32> = kernels::memory::zeroed(shape.iter().product());
+            Tensor::from_data(TensorData::new(zeros, shape), device)
+        };
+        Rows::F32(Some((zeros(), zeros())))
+    }
+
+    /// `[batch, n_kv_head, capacity, head_dim]`
+    fn shape(&self) -> [usize; 4] {
+        match self {
+            Rows::F32(kv) => kv.as_ref().expect("an operation always puts the cache back").0.dims(),
+            Rows::Packed { kv, .. } => kv.0.shape(),
+        }
+    }
+
+    /// The `n` rows from `from` on to `to`, the keys changed on the way.
+    fn move_up(&mut self, from: usize, n: usize, to: usize, change: impl Fn(Tensor<B, 4>) -> Tensor<B, 4>) {
+        let [batch, n_kv_head, _, head_dim] = self.shape();
+        match self {
+            Rows::F32(kv) => {
+                let (k, v) = kv.take().expect("an operation always puts the cache back");
+                // Copies, so that the cache itself has one owner again and is written in place.
+                let moved = |x: &Tensor<B, 4>| x.clone().narrow(2, from, n).mul_scalar(1.0);
+                let (later_k, later_v) = (change(moved(&k)), moved(&v));
+                let place = [0..batch, 0..n_kv_head, to..to + n, 0..head_dim];
+                *kv = Some((k.slice_assign(place.clone(), later_k), v.slice_assign(place, later_v)));
+            }
+            Rows::Packed { kv, device } => {
+                let (k, v) = &mut **kv;
+                let later = change(widened(k, from..from + n, device));
+                store(k, to, &later.into_data().iter::<f32>().collect::<Vec<_>>());
+                v.move_rows(from..from + n, to);
+            }
+        }
+    }
+}
+
+/// Some positions of a packed cache as a tensor. `[batch, n_kv_head, positions.len(), head_dim]`
+pub(crate) fn widened<B: Backend>(
+    packed: &Packed,
+    positions: Range<usize>,
+    device: &B::Device,
+) -> Tensor<B, 4> {
+    let [batch, n_kv_head, _, head_dim] = packed.shape();
+    let shape = [batch, n_kv_head, positions.len(), head_dim];
+    let mut rows = vec![0.0; shape.iter().product()];
+    for (i, rows) in rows.chunks_exact_mut((positions.len() * head_dim).max(1)).enumerate() {
+        packed.widen(i / n_kv_head, i % n_kv_head, positions.clone(), rows);
+    }
+    Tensor::from_data(TensorData::new(rows, shape), device)
+}
+
+/// Stores `[batch, n_kv_head, n, head_dim]` from a position on.
+pub(crate) fn store(packed: &mut Packed, position: usize, rows: &[f32]) {
+    let [batch, n_kv_head, ..] = packed.shape();
+    let n_heads = batch * n_kv_head;
+    for (i, rows) in rows.chunks_exact((rows.len() / n_heads).max(1)).enumerate() {
+        packed.store(i / n_kv_head, i % n_kv_head, position, rows);
+    }
 }
 
 /// What a layer that is full keeps.
@@ -49,17 +151,12 @@ enum Keep {
 pub const MAX_STEP: usize = 512;
 
 impl<B: Backend> LayerCache<B> {
-    fn new(kind: LayerKind, keep: Keep, shape: [usize; 4], device: &B::Device) -> Self {
-        // Memory that is not touched before a position comes.
-        let zeros = || {
-            let zeros = kernels::memory::zeroed(shape.iter().product());
-            Tensor::from_data(TensorData::new(zeros, shape), device)
-        };
-        Self { kv: Some((zeros(), zeros())), kind, keep, len: 0, dropped: 0 }
+    fn new(kind: LayerKind, keep: Keep, rows: Rows<B>) -> Self {
+        Self { rows, kind, keep, len: 0, dropped: 0 }
     }
 
     fn capacity(&self) -> usize {
-        self.kv.as_ref().map_or(0, |(k, _)| k.dims()[2])
+        self.rows.shape()[2]
     }
 
     /// Positions that a step may have at most.
@@ -95,21 +192,14 @@ impl<B: Backend> LayerCache<B> {
 
     /// Drops the `n` rows after the first `n_sink`; those behind move up.
     fn drop_rows(&mut self, n_sink: usize, n: usize, turns: &Turns<'_, B>) {
-        let (mut k, mut v) = self.kv.take().expect("an operation always puts the cache back");
         let n_kept = self.len - n_sink - n;
         if n_kept > 0 {
-            let [batch, n_kv_head, _, head_dim] = k.dims();
-            // Copies, so that the cache itself has one owner again and is written in place.
-            let moved = |x: &Tensor<B, 4>| x.clone().narrow(2, n_sink + n, n_kept).mul_scalar(1.0);
-            let (mut later_k, later_v) = (moved(&k), moved(&v));
-            if let Keep::Sinks(_) = self.keep {
-                later_k = turns.back(later_k, self.kind, n);
-            }
-            let place = [0..batch, 0..n_kv_head, n_sink..n_sink + n_kept, 0..head_dim];
-            k = k.slice_assign(place.clone(), later_k);
-            v = v.slice_assign(place, later_v);
+            let turned = |k| match self.keep {
+                Keep::Sinks(_) => turns.back(k, self.kind, n),
+                _ => k,
+            };
+            self.rows.move_up(n_sink + n, n_kept, n_sink, turned);
         }
-        self.kv = Some((k, v));
         self.len -= n;
         self.dropped += n;
     }
@@ -138,6 +228,7 @@ pub struct Cache<B: Backend> {
     batch: usize,
     capacity: usize,
     n_sink: Option<usize>,
+    kind: Kind,
 }
 
 impl<B: Backend> Cache<B> {
@@ -198,10 +289,30 @@ impl<B: Backend> Cache<B> {
                 _ => Keep::All,
             };
             let shape = [batch, config.n_kv_head(), rows, config.head_dim()];
-            LayerCache::new(kind, keep, shape, device)
+            LayerCache::new(kind, keep, Rows::new(Kind::F32, shape, device))
         };
         let layers = (0..config.n_layer).map(layer).collect();
-        Self { layers, ropes: None, len: 0, batch, capacity, n_sink }
+        Self { layers, ropes: None, len: 0, batch, capacity, n_sink, kind: Kind::F32 }
+    }
+
+    /// The same cache, empty, with its numbers stored in another way.
+    ///
+    /// On a CPU backend, attention reads them as they are stored. On others they are widened and copied to the device for
+    /// each layer of each step: that saves no time.
+    ///
+    /// Keys that an evicting cache moves are rounded again each time.
+    #[must_use]
+    pub fn stored_as(mut self, kind: Kind, device: &B::Device) -> Self {
+        for layer in &mut self.layers {
+            let rows = Rows::new(kind, layer.rows.shape(), device);
+            *layer = LayerCache::new(layer.kind, layer.keep, rows);
+        }
+        Self { len: 0, kind, ..self }
+    }
+
+    /// How keys and values are stored.
+    pub fn kind(&self) -> Kind {
+        self.kind
     }
 
     /// What turns the queries and keys of a step.
@@ -280,9 +391,15 @@ impl<B: Backend> Cache<B> {
         self.len = if all_have { len } else { 0 };
     }
 
-    /// The keys and values of one layer, `[batch, n_kv_head, capacity, head_dim]` each.
+    /// The keys and values of one layer, `[batch, n_kv_head, capacity, head_dim]` each; copies where they are packed.
     pub fn layer(&self, layer_idx: usize) -> (Tensor<B, 4>, Tensor<B, 4>) {
-        self.layers[layer_idx].kv.clone().expect("an operation always puts the cache back")
+        match &self.layers[layer_idx].rows {
+            Rows::F32(kv) => kv.clone().expect("an operation always puts the cache back"),
+            Rows::Packed { kv, device } => {
+                let all = |packed: &Packed| widened(packed, 0..packed.shape()[2], device);
+                (all(&kv.0), all(&kv.1))
+            }
+        }
     }
 }
 

@@ -10,7 +10,7 @@ use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
 use burn::tensor::backend::AutodiffBackend;
 use burn::tensor::ops::{FloatTensor, IntTensor};
 
-use super::{AdamW, Attended, AttentionDims, FusedOps, Gelu, NormSpec, RopeTables, TopK};
+use super::{AdamW, Attended, AttentionDims, FusedOps, Gelu, NormSpec, Packed, RopeTables, TopK};
 
 #[derive(Debug)]
 struct LinearBackward;
@@ -279,6 +279,17 @@ impl<B: FusedOps, C: CheckpointStrategy> FusedOps for Autodiff<B, C> {
             dims,
         );
         (constant::<B, C>(out), (constant::<B, C>(k), constant::<B, C>(v)))
+    }
+
+    fn fused_packed_attention(
+        qkv: FloatTensor<Self>,
+        sinks: Option<FloatTensor<Self>>,
+        rope: RopeTables<Self>,
+        cache: &mut (Packed, Packed),
+        dims: AttentionDims,
+    ) -> FloatTensor<Self> {
+        let (sinks, tables) = (sinks.map(|sinks| sinks.primitive), inner_tables::<B, C>(rope));
+        constant::<B, C>(B::fused_packed_attention(qkv.primitive, sinks, tables, cache, dims))
     }
 
     fn fused_cross_entropy(

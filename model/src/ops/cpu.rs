@@ -8,7 +8,7 @@ use std::ops::Range;
 use burn::prelude::*;
 use burn::tensor::TensorMetadata;
 use burn::tensor::ops::{FloatTensor, IntTensor};
-use kernels::attention::{self, Heads, Input, Saved};
+use kernels::attention::{self, Heads, Input, Packed, Saved};
 use kernels::matmul::{Mat, MatMut, matmul};
 use kernels::rope::{self, Rope};
 use kernels::{activation, loss, norm, optim, router};
@@ -313,6 +313,32 @@ fn cached_attention<B: Slices>(
     (out, (k, v))
 }
 
+fn packed_attention<B: Slices>(
+    qkv: FloatTensor<B>,
+    sinks: Option<FloatTensor<B>>,
+    tables: RopeTables<B>,
+    (k, v): &mut (Packed, Packed),
+    dims: AttentionDims,
+) -> FloatTensor<B> {
+    let AttentionDims { seq_len, start, n_head, n_kv_head, head_dim, .. } = dims;
+    let qkv = rotated::<B>(B::contiguous(qkv), &tables, dims, rope::rotate);
+    let sinks = sinks.map(B::contiguous);
+    let rows = B::slice(&qkv);
+    for (packed, first_head) in [(&mut *k, n_head), (&mut *v, n_head + n_kv_head)] {
+        for (row_idx, row) in rows.chunks_exact(dims.qkv_width()).enumerate() {
+            let heads = row[first_head * head_dim..].chunks_exact(head_dim).take(n_kv_head);
+            for (head_idx, head) in heads.enumerate() {
+                packed.store(row_idx / seq_len, head_idx, start + row_idx % seq_len, head);
+            }
+        }
+    }
+    filled::<B>([dims.batch * seq_len, n_head * head_dim], |out| {
+        let [q, ..] = dims.split_qkv(rows);
+        let input = Input { q, k: &*k, v: &*v, sinks: sinks.as_ref().map(B::slice) };
+        attention::forward(&dims, input, out, None);
+    })
+}
+
 /// A cache `[batch, n_kv_head, capacity, head_dim]` seen head by head.
 fn cache_heads(data: &[f32], dims: AttentionDims) -> Heads<'_> {
     let head_stride = data.len() / (dims.batch * dims.n_kv_head);
@@ -470,6 +496,16 @@ macro_rules! fused_ops {
                 dims: AttentionDims,
             ) -> (FloatTensor<Self>, (FloatTensor<Self>, FloatTensor<Self>)) {
                 cached_attention::<Self>(qkv, sinks, rope, cache, dims)
+            }
+
+            fn fused_packed_attention(
+                qkv: FloatTensor<Self>,
+                sinks: Option<FloatTensor<Self>>,
+                rope: RopeTables<Self>,
+                cache: &mut (Packed, Packed),
+                dims: AttentionDims,
+            ) -> FloatTensor<Self> {
+                packed_attention::<Self>(qkv, sinks, rope, cache, dims)
             }
 
             fn fused_cross_entropy(

@@ -18,12 +18,12 @@ use burn::prelude::*;
 use burn::tensor::TensorPrimitive;
 use burn::tensor::ops::{FloatTensor, IntTensor};
 
-pub use kernels::attention::Dims as AttentionDims;
+pub use kernels::attention::{Dims as AttentionDims, Packed};
 pub use kernels::optim::AdamW;
 pub use kernels::packed::Matrix;
 pub use kernels::router::TopK;
 
-use crate::cache::LayerCache;
+use crate::cache::{LayerCache, Rows};
 use crate::position::Rope;
 
 /// Which normalisation, and the number added under its root.
@@ -201,6 +201,18 @@ pub trait FusedOps: Backend {
         reference::cached_attention::<Self>(qkv, sinks, rope, cache, dims)
     }
 
+    /// [`fused_cached_attention`](Self::fused_cached_attention) over packed keys and values: the new ones are rounded when
+    /// they are stored, and seen as they are stored.
+    fn fused_packed_attention(
+        qkv: FloatTensor<Self>,
+        sinks: Option<FloatTensor<Self>>,
+        rope: RopeTables<Self>,
+        cache: &mut (Packed, Packed),
+        dims: AttentionDims,
+    ) -> FloatTensor<Self> {
+        reference::packed_attention::<Self>(qkv, sinks, rope, cache, dims)
+    }
+
     /// Sum over rows of `-log softmax(logits)[target]`, times `scale`, and its gradient for the logits.
     /// Rows with a negative target do not count.
     fn fused_cross_entropy(
@@ -300,7 +312,7 @@ pub fn attention<B: FusedOps>(
     wrap(B::fused_attention(unwrap(qkv), sinks.map(unwrap), tables(rope), dims).out)
 }
 
-/// [`FusedOps::fused_cached_attention`] on tensors.
+/// [`FusedOps::fused_cached_attention`] on tensors, or [`FusedOps::fused_packed_attention`].
 pub fn attention_cached<B: FusedOps>(
     qkv: Tensor<B, 2>,
     sinks: Option<Tensor<B, 1>>,
@@ -308,12 +320,17 @@ pub fn attention_cached<B: FusedOps>(
     cache: &mut LayerCache<B>,
     dims: AttentionDims,
 ) -> Tensor<B, 2> {
-    // Taken out, so that the operation holds the only handle and can write in place.
-    let (k, v) = cache.kv.take().expect("an operation always puts the cache back");
     let (qkv, sinks, tables) = (unwrap(qkv), sinks.map(unwrap), tables(rope));
-    let (out, (k, v)) = B::fused_cached_attention(qkv, sinks, tables, (unwrap(k), unwrap(v)), dims);
-    cache.kv = Some((wrap(k), wrap(v)));
-    wrap(out)
+    wrap(match &mut cache.rows {
+        Rows::F32(kv) => {
+            // Taken out, so that the operation holds the only handle and can write in place.
+            let (k, v) = kv.take().expect("an operation always puts the cache back");
+            let (out, (k, v)) = B::fused_cached_attention(qkv, sinks, tables, (unwrap(k), unwrap(v)), dims);
+            *kv = Some((wrap(k), wrap(v)));
+            out
+        }
+        Rows::Packed { kv, .. } => B::fused_packed_attention(qkv, sinks, tables, kv, dims),
+    })
 }
 
 /// [`FusedOps::fused_cross_entropy`] on tensors: the loss, `[1]`.

@@ -8,10 +8,11 @@ use burn::prelude::*;
 use burn::tensor::activation::{self, log_softmax, sigmoid, softmax};
 use burn::tensor::ops::{FloatTensor, IntTensor};
 
+use crate::cache;
 use crate::position::turn;
 
 use super::{
-    AdamW, Attended, AttentionDims, FusedOps, Gelu, Matrix, NormSpec, RopeTables, TopK, unwrap, wrap,
+    AdamW, Attended, AttentionDims, FusedOps, Gelu, Matrix, NormSpec, Packed, RopeTables, TopK, unwrap, wrap,
 };
 
 /// See [`FusedOps::fused_linear`](super::FusedOps::fused_linear).
@@ -364,16 +365,44 @@ pub fn cached_attention<B: Backend>(
     cache: (FloatTensor<B>, FloatTensor<B>),
     dims: AttentionDims,
 ) -> (FloatTensor<B>, (FloatTensor<B>, FloatTensor<B>)) {
-    let AttentionDims { batch, seq_len, start, n_kv_head, head_dim, n_head, .. } = dims;
+    let AttentionDims { batch, seq_len, start, n_kv_head, head_dim, .. } = dims;
     let seen = start + seq_len;
     let place = [0..batch, 0..n_kv_head, start..seen, 0..head_dim];
     let [q, k, v] = split_and_turn::<B>(qkv, rope, dims);
     let all_k = wrap::<B, 4>(cache.0).slice_assign(place.clone(), k);
     let all_v = wrap::<B, 4>(cache.1).slice_assign(place, v);
-    let scores = scores(q, all_k.clone().narrow(2, 0, seen), dims);
-    let (p, _) = probabilities(scores, sinks, dims);
-    let out = p.matmul(all_v.clone().narrow(2, 0, seen)).reshape([batch, n_head, seq_len, head_dim]);
-    (unwrap(rows(out)), (unwrap(all_k), unwrap(all_v)))
+    let [seen_k, seen_v] = [&all_k, &all_v].map(|all| all.clone().narrow(2, 0, seen));
+    let out = attend(q, seen_k, seen_v, sinks, dims);
+    (unwrap(out), (unwrap(all_k), unwrap(all_v)))
+}
+
+/// See [`FusedOps::fused_packed_attention`](super::FusedOps::fused_packed_attention).
+pub fn packed_attention<B: Backend>(
+    qkv: FloatTensor<B>,
+    sinks: Option<FloatTensor<B>>,
+    rope: RopeTables<B>,
+    cache: &mut (Packed, Packed),
+    dims: AttentionDims,
+) -> FloatTensor<B> {
+    let [q, k, v] = split_and_turn::<B>(qkv, rope, dims);
+    let device = q.device();
+    let [seen_k, seen_v] = [(&mut cache.0, k), (&mut cache.1, v)].map(|(packed, new)| {
+        cache::store(packed, dims.start, &new.into_data().iter::<f32>().collect::<Vec<_>>());
+        cache::widened(packed, 0..dims.start + dims.seq_len, &device)
+    });
+    unwrap(attend(q, seen_k, seen_v, sinks, dims))
+}
+
+/// Queries `[B, H, T, D]` over the keys and values `[B, K, S, D]` up to theirs: `[B * T, H * D]`.
+fn attend<B: Backend>(
+    q: Tensor<B, 4>,
+    k: Tensor<B, 4>,
+    v: Tensor<B, 4>,
+    sinks: Option<FloatTensor<B>>,
+    dims: AttentionDims,
+) -> Tensor<B, 2> {
+    let (p, _) = probabilities(scores(q, k, dims), sinks, dims);
+    rows(p.matmul(v).reshape([dims.batch, dims.n_head, dims.seq_len, dims.head_dim]))
 }
 
 /// See [`FusedOps::fused_cross_entropy`](super::FusedOps::fused_cross_entropy).

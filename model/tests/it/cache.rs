@@ -3,7 +3,7 @@
 
 use burn::prelude::*;
 use burn::tensor::ops::FloatTensor;
-use model::cache::MAX_STEP;
+use model::cache::{Kind, MAX_STEP};
 use model::config::Position;
 use model::position::RopeScaling;
 use model::rng::Rng;
@@ -21,13 +21,20 @@ on_cpu!(
     what_is_left_of_an_evicting_cache_stands_side_by_side,
     a_window_that_fits_evicts_nothing_it_sees,
     models_without_rotary_positions_cannot_evict,
+    packed_caches_do_not_depend_on_the_pieces_and_are_close,
+    packed_caches_evict,
 );
 
 const SEQ_LEN: usize = 150;
 
 /// Logits of a text fed in pieces of the given lengths, in the order of `forward`.
 fn in_pieces<B: FusedOps>(model: &Transformer<B>, ids: &Ids, pieces: &[usize]) -> Vec<u32> {
-    let mut cache = Cache::new(model.config(), ids.batch, ids.seq_len, &Default::default());
+    in_pieces_over(Kind::F32, model, ids, pieces)
+}
+
+fn in_pieces_over<B: FusedOps>(kind: Kind, model: &Transformer<B>, ids: &Ids, pieces: &[usize]) -> Vec<u32> {
+    let device = Default::default();
+    let mut cache = Cache::new(model.config(), ids.batch, ids.seq_len, &device).stored_as(kind, &device);
     let vocab_size = model.config().vocab_size;
     let mut logits = vec![0; ids.batch * ids.seq_len * vocab_size];
     let mut start = 0;
@@ -242,4 +249,56 @@ fn models_without_rotary_positions_cannot_evict<B: FusedOps>() {
     assert!(error.to_string().contains("Learned"), "{error}");
     let error = evicting(&cases::llama_like(), 5).expect_err("no room");
     assert!(error.to_string().contains("5 positions with 4 sinks"), "{error}");
+}
+
+/// The error of the logits beside their size, as roots of mean squares.
+fn relative_error(got: &[f32], want: &[f32]) -> f32 {
+    let size = |x: &mut dyn Iterator<Item = f32>| x.map(|x| x * x).sum::<f32>().sqrt();
+    size(&mut got.iter().zip(want).map(|(got, want)| got - want)) / size(&mut want.iter().copied())
+}
+
+fn packed_caches_do_not_depend_on_the_pieces_and_are_close<B: FusedOps>() {
+    for config in cases::all() {
+        let model = cases::lively::<B>(&config, 15);
+        let ids = Ids::random(&config, 2, SEQ_LEN, 16);
+        let whole = values(model.forward(ids.tensor()));
+        for (kind, most) in [(Kind::F16, 2e-3), (Kind::Q8, 5e-2)] {
+            let at_once = in_pieces_over(kind, &model, &ids, &[SEQ_LEN]);
+            for n in [1, 7, 64] {
+                let pieces = in_pieces_over(kind, &model, &ids, &equal_pieces(n));
+                assert!(pieces == at_once, "{kind:?}, pieces of {n}, {config:?}");
+            }
+            let logits: Vec<f32> = at_once.iter().copied().map(f32::from_bits).collect();
+            let error = relative_error(&logits, &whole);
+            assert!(error > 0.0 && error < most, "{kind:?}: {error:e}, {config:?}");
+        }
+    }
+}
+
+/// A packed cache drops the same positions as another, and what stays is what was stored, but for the rounding of keys that
+/// were turned back.
+fn packed_caches_evict<B: FusedOps>() {
+    let config = Config { n_layer: 1, ..cases::llama_like() };
+    let sliding = Config { window: Some(20), context: 1300, ..config.clone() };
+    for (config, n) in [(config, 30), (sliding, 700)] {
+        let model = cases::lively::<B>(&config, 17);
+        let ids = Ids::random(&config, 1, 2 * n, 18);
+        let device = Default::default();
+        let logits = |kind: Kind| {
+            let cache = Cache::evicting(&config, 1, 24, 3, &device).expect("rotary");
+            let mut cache = cache.stored_as(kind, &device);
+            let mut logits = Vec::new();
+            for first in (0..2 * n).step_by(5) {
+                let ids = ids.positions(first..first + 5).tensor();
+                logits.extend(values(model.forward_cached(ids, &mut cache)));
+            }
+            (logits, cache.n_evicted())
+        };
+        let (want, n_evicted) = logits(Kind::F32);
+        for (kind, most) in [(Kind::F16, 2e-3), (Kind::Q8, 5e-2)] {
+            let (got, n) = logits(kind);
+            let error = relative_error(&got, &want);
+            assert!(n == n_evicted && error > 0.0 && error < most, "{kind:?}: {error:e}, {config:?}");
+        }
+    }
 }

@@ -10,6 +10,7 @@
 use burn::backend::Autodiff;
 use burn::prelude::*;
 use burn::tensor::ops::{FloatTensor, IntTensor};
+use kernels::attention::{Packed, Packing};
 use model::config::LayerKind;
 use model::ops::{self, AdamW, Attended, AttentionDims, Gelu, NormSpec, TopK, reference};
 use model::position::Ropes;
@@ -36,6 +37,7 @@ on_cpu!(
     grouped_linear,
     attention,
     cached_attention,
+    packed_attention,
     cross_entropy,
     adamw,
     sum_of_squares,
@@ -342,6 +344,46 @@ fn cached_attention<B: FusedOps>() {
         let (got, want) = (output_keys_values::<B>(got), output_keys_values::<Oracle>(want));
         for (got, want) in got.iter().zip(&want) {
             assert_close(&format!("{dims:?}, rotary {rotary}"), got, want, TOLERANCE);
+        }
+    }
+}
+
+fn packed_attention<B: FusedOps>() {
+    let rng = &mut Rng::new(7);
+    for case in 0..24 {
+        let (dims, rotary) = attention_case(rng, case);
+        let packing = [Packing::F16, Packing::Q8][case / 4 % 2];
+        let what = format!("{packing:?}, {dims:?}, rotary {rotary}");
+        let shape = [dims.batch, dims.n_kv_head, 3 * dims.seq_len + 2, dims.head_dim];
+        let pair = || (Packed::new(packing, shape), Packed::new(packing, shape));
+        let (mut own_cache, mut want_cache) = (pair(), pair());
+        let sinks = sinks::<B>(rng, case / 2, dims);
+        let mut start = 0;
+        for seq_len in [dims.seq_len, 1, dims.seq_len, 1] {
+            let dims = AttentionDims { start, seq_len, ..dims };
+            let qkv = normal::<B, 2>(rng, [dims.batch * seq_len, dims.qkv_width()]);
+            let want_sinks = sinks.as_ref().map(|sinks| oracle(&sinks.clone().squeeze_dim::<1>(0)));
+            let want_tables = tables::<Oracle>(dims, rotary);
+            let want = reference::packed_attention::<Oracle>(
+                oracle(&qkv),
+                want_sinks,
+                want_tables,
+                &mut want_cache,
+                dims,
+            );
+            let own_sinks = sinks.clone().map(flat);
+            let got = B::fused_packed_attention(
+                primitive(qkv),
+                own_sinks,
+                tables::<B>(dims, rotary),
+                &mut own_cache,
+                dims,
+            );
+            // Where a turned key lies between two stored numbers, the last bit may decide which of them it becomes: a step
+            // of such a number, which one key in many then differs by.
+            let tolerance = if packing == Packing::F16 { 2e-3 } else { 2e-2 };
+            assert_close(&what, &values(tensor::<B, 2>(got)), &values(tensor::<Oracle, 2>(want)), tolerance);
+            start += seq_len;
         }
     }
 }

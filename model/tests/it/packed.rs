@@ -52,7 +52,8 @@ fn wide(experts: bool) -> Config {
     let mut config = Config::new(61, 2, 256, 4, 32);
     config.n_kv_head = Some(2);
     if experts {
-        config.experts = Some(Experts { n: 4, n_active: 2, n_ff: Some(256), normalise: true, dense_layers: vec![] });
+        config.experts =
+            Some(Experts { n: 4, n_active: 2, n_ff: Some(256), normalise: true, dense_layers: vec![] });
     }
     config
 }
