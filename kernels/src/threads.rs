@@ -2,7 +2,7 @@
 //!
 //! A model computes a token in hundreds of short steps, each of which all threads share. Waking a sleeping thread takes
 //! longer than such a step, so a worker that has nothing to do looks out for more for a while before it sleeps
-//! (see [`AWAKE`]): handing it a task then costs about what it takes a cache line to move from one core to another.
+//! (100 µs): handing it a task then costs about what it takes a cache line to move from one core to another.
 //!
 //! Workers belong to the process and are started as they are needed. How many take part follows rayon's current pool,
 //! whose size a program sets once for everything (`flint -t`), and which tests set for a part of the program.
