@@ -4,6 +4,8 @@
 //!   are. [`write()`] makes such a file, one tensor after the other.
 //! - [`Format`] says how many numbers are packed how, and turns bytes into `f32` and back.
 //!
+//! - [`Recipe`] says which tensor of a model gets which format.
+//!
 //! Keys and values are read and written by [`tokenizer::gguf`], since the vocabulary is among them.
 //!
 //! Two rules hold everywhere:
@@ -20,8 +22,11 @@ mod packed;
 mod block;
 mod gguf;
 
+pub mod recipe;
+
 mod error;
 
 pub use error::Error;
 pub use format::Format;
 pub use gguf::{Gguf, NewTensor, Tensor, write};
+pub use recipe::Recipe;
