@@ -1,5 +1,6 @@
 //! The command line: verbs and flags as plain values.
 
+mod quantize;
 mod tokenizer;
 
 use std::path::PathBuf;
@@ -10,6 +11,7 @@ use quant::Format;
 
 use crate::commands::Common;
 
+pub use quantize::Quantize;
 pub use tokenizer::{
     Color, CorpusArgs, DocumentKind, SpecialArgs, SplitArgs, Tokenizer, TokenizerDecode, TokenizerEncode,
     TokenizerEval, TokenizerInspect, TokenizerTrain, VocabularyKind,
@@ -55,6 +57,8 @@ pub enum Verb {
     Logits(Logits),
     /// Write a model in another format, and check that it is still the same
     Convert(Convert),
+    /// Write a model in fewer bits, and report what that costs
+    Quantize(Quantize),
     /// Say what a model is made of and what memory it needs
     Inspect(Inspect),
     /// Fetch a model from the Hugging Face hub

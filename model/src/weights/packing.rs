@@ -7,20 +7,21 @@ use quant::Format;
 
 use super::Error;
 use super::archive::Archive;
-use super::names::{Form, Piece};
+use super::names::Form;
+use super::parameters::Found;
 
-/// Reads tensors, each with its name in the files, one below the other. A row has `n_in` numbers.
+/// Reads tensors one below the other. A row has `n_in` numbers.
 ///
 /// # Errors
 /// If a file cannot be read.
-pub(super) fn pack(archive: &Archive, pieces: &[(String, Piece)], n_in: usize) -> Result<Matrix, Error> {
-    let parts = pieces.iter().map(|(name, piece)| part(archive, name, piece, n_in));
+pub(super) fn pack(archive: &Archive, found: &[Found], n_in: usize) -> Result<Matrix, Error> {
+    let parts = found.iter().map(|found| part(archive, found, n_in));
     Ok(Matrix::new(parts.collect::<Result<_, _>>()?))
 }
 
-fn part(archive: &Archive, name: &str, piece: &Piece, n_in: usize) -> Result<Part, Error> {
+fn part(archive: &Archive, found: &Found, n_in: usize) -> Result<Part, Error> {
+    let (name, form, n_rows) = (&found.name, found.piece.form, found.piece.rows);
     let format = archive.get(name).expect("a tensor that was found").format;
-    let (form, n_rows) = (piece.form, piece.rows);
     if matches!(form, Form::Transposed | Form::LessOne) {
         let mut values = kernels::memory::zeroed(n_rows * n_in);
         archive.read(name, 0, &mut values)?;
@@ -34,7 +35,7 @@ fn part(archive: &Archive, name: &str, piece: &Piece, n_in: usize) -> Result<Par
             Ok(())
         });
     }
-    let first_row = piece.expert.map_or(0, |expert| expert.idx * n_rows);
+    let first_row = found.first() / n_in;
     let read = |rows: Range<usize>, out: &mut Rows| {
         let mut bytes = Vec::new();
         if form == Form::Same {

@@ -115,6 +115,79 @@ pub(super) struct Names<'a> {
     pub tied_head: Option<String>,
 }
 
+/// Rows of a parameter, and the tensor of the files that has them.
+#[derive(Clone, Debug)]
+pub(super) struct Found {
+    /// The tensor's name in the files.
+    pub name: String,
+    /// What it has.
+    pub piece: Piece,
+    /// Of the rows here.
+    pub shape: Vec<usize>,
+}
+
+impl Found {
+    /// Elements of the tensor before these rows, which those of other experts may precede.
+    pub(super) fn first(&self) -> usize {
+        self.piece.expert.map_or(0, |expert| expert.idx * self.shape.iter().product::<usize>())
+    }
+}
+
+impl Names<'_> {
+    /// The pieces of the parameter at a path, in order of its rows, in the way that the files have them.
+    ///
+    /// # Errors
+    /// If one is missing or has another shape.
+    pub(super) fn find(&self, archive: &Archive, path: &str, shape: &[usize]) -> Result<Vec<Found>, Error> {
+        let mut ways = (self.pieces)(path, shape[0]);
+        let is_there = |way: &Vec<Piece>| way.iter().any(|piece| find(archive, &piece.name).is_some());
+        // If they have none, the usual ones are missing.
+        let way = ways.iter().position(is_there).unwrap_or(0);
+        let found = |piece: Piece| {
+            let shape = [&[piece.rows], &shape[1..]].concat();
+            let Some(name) = find(archive, &piece.name) else {
+                return Err(Error::Missing { path: archive.path_of(&piece.name).into(), name: piece.name });
+            };
+            let (expected, found) = (piece.shape(&shape), archive.get(&name).map(|s| s.shape.clone()));
+            if found.as_ref() != Some(&expected) {
+                let path = archive.path_of(&name).into();
+                return Err(Error::Shape { path, name, found: found.unwrap_or_default(), expected });
+            }
+            Ok(Found { name, piece, shape })
+        };
+        ways.swap_remove(way).into_iter().map(found).collect()
+    }
+
+    /// The head that many files of tied models have as well. It must be the embedding, which is `embedding` there.
+    ///
+    /// # Errors
+    /// If it is not.
+    pub(super) fn check_tied_head(&self, archive: &Archive, embedding: &str) -> Result<Option<&str>, Error> {
+        let Some(name) = self.tied_head.as_ref().filter(|name| archive.get(name).is_some()) else {
+            return Ok(None);
+        };
+        match archive.are_same(name, embedding)? {
+            true => Ok(Some(name)),
+            false => Err(Error::Unused { path: archive.path_of(name).into(), name: name.clone() }),
+        }
+    }
+}
+
+/// The name that a tensor has in the files: that of the layout or the one that transformers has in memory, or either
+/// without the part before the first dot, which files of the bare decoder or encoder lack. Gains and biases of BERT's
+/// norms have other names in its oldest files.
+fn find(archive: &Archive, name: &str) -> Option<String> {
+    let bare = |name: &str| name.split_once('.').map_or(name, |(_, bare)| bare).to_owned();
+    let in_memory = names::in_memory(name);
+    let older = |name: &str| {
+        let (rest, kind) = name.rsplit_once("LayerNorm.")?;
+        Some(format!("{rest}LayerNorm.{}", if kind == "weight" { "gamma" } else { "beta" }))
+    };
+    let known = [name.to_owned(), bare(name), bare(&in_memory), in_memory];
+    let older = [older(name), older(&bare(name))];
+    known.into_iter().chain(older.into_iter().flatten()).find(|name| archive.get(name).is_some())
+}
+
 /// Replaces all parameters of a module by those in files, which together must hold exactly these; a tied head may be there
 /// too.
 ///
@@ -175,74 +248,28 @@ struct Filler<'a, B: Backend> {
 }
 
 impl<B: Backend> Filler<'_, B> {
-    /// The name that a tensor has in the files: that of the layout or the one that transformers has in memory, or either
-    /// without the part before the first dot, which files of the bare decoder or encoder lack. Gains and biases of BERT's
-    /// norms have other names in its oldest files.
-    fn find(&self, name: &str) -> Option<String> {
-        let bare = |name: &str| name.split_once('.').map_or(name, |(_, bare)| bare).to_owned();
-        let in_memory = names::in_memory(name);
-        let older = |name: &str| {
-            let (rest, kind) = name.rsplit_once("LayerNorm.")?;
-            Some(format!("{rest}LayerNorm.{}", if kind == "weight" { "gamma" } else { "beta" }))
-        };
-        let known = [name.to_owned(), bare(name), bare(&in_memory), in_memory];
-        let older = [older(name), older(&bare(name))];
-        known.into_iter().chain(older.into_iter().flatten()).find(|name| self.archive.get(name).is_some())
-    }
-
-    /// Many files of tied models have the head as well. It must be the embedding, which is `embedding` there.
-    fn check_tied_head(&mut self, embedding: &str) -> Result<(), Error> {
-        let Some(name) = self.names.tied_head.as_ref().filter(|name| self.archive.get(name).is_some()) else {
-            return Ok(());
-        };
-        if !self.archive.are_same(name, embedding)? {
-            return Err(Error::Unused { path: self.archive.path_of(name).into(), name: name.clone() });
-        }
-        self.unused.remove(name.as_str());
-        Ok(())
-    }
-
-    /// The pieces of the parameter at the current path, in the way that the files have them; if they have none, the
-    /// usual ones.
-    fn pieces(&self, rows: usize) -> Vec<Piece> {
-        let mut ways = (self.names.pieces)(&self.path.join("."), rows);
-        let found = ways.iter().position(|way| way.iter().any(|piece| self.find(&piece.name).is_some()));
-        ways.swap_remove(found.unwrap_or(0))
-    }
-
-    /// The tensors of the parameter at the current path, one below the other, each with its name in the files.
-    fn found(&mut self, shape: &[usize]) -> Result<Vec<(String, Piece)>, Error> {
-        let mut found = Vec::new();
-        for piece in self.pieces(shape[0]) {
-            let shape = [&[piece.rows], &shape[1..]].concat();
-            let Some(name) = self.find(&piece.name) else {
-                let path = self.archive.path_of(&piece.name).into();
-                return Err(Error::Missing { path, name: piece.name });
-            };
-            let (expected, in_file) = (piece.shape(&shape), self.archive.get(&name).map(|s| s.shape.clone()));
-            if in_file.as_ref() != Some(&expected) {
-                let path = self.archive.path_of(&name).into();
-                return Err(Error::Shape { path, name, found: in_file.unwrap_or_default(), expected });
+    /// The tensors of the parameter at the current path, one below the other.
+    fn found(&mut self, shape: &[usize]) -> Result<Vec<Found>, Error> {
+        let all = self.names.find(self.archive, &self.path.join("."), shape)?;
+        for found in &all {
+            self.unused.remove(found.name.as_str());
+            if self.path == ["embedding"]
+                && let Some(head) = self.names.check_tied_head(self.archive, &found.name)?
+            {
+                self.unused.remove(head);
             }
-            self.unused.remove(name.as_str());
-            if self.path == ["embedding"] {
-                self.check_tied_head(&name)?;
-            }
-            found.push((name, piece));
         }
-        Ok(found)
+        Ok(all)
     }
 
     /// The numbers of the parameter at the current path.
     fn read(&mut self, shape: &[usize]) -> Result<Vec<f32>, Error> {
         let mut values = kernels::memory::zeroed(shape.iter().product());
         let mut rest = values.as_mut_slice();
-        for (name, piece) in self.found(shape)? {
-            let shape = [&[piece.rows], &shape[1..]].concat();
-            let (part, after) = rest.split_at_mut(shape.iter().product());
-            let first = piece.expert.map_or(0, |expert| expert.idx * part.len());
-            self.archive.read(&name, first, part)?;
-            piece.form.undo(part, &shape);
+        for found in self.found(shape)? {
+            let (part, after) = rest.split_at_mut(found.shape.iter().product());
+            self.archive.read(&found.name, found.first(), part)?;
+            found.piece.form.undo(part, &found.shape);
             rest = after;
         }
         Ok(values)
@@ -293,7 +320,7 @@ impl<B: Backend> ModuleMapper<B> for Filler<'_, B> {
 
 impl Piece {
     /// The shape in the file of a tensor that has this shape here.
-    fn shape(&self, shape: &[usize]) -> Vec<usize> {
+    pub(super) fn shape(&self, shape: &[usize]) -> Vec<usize> {
         match (self.form, self.expert) {
             (Form::Transposed, _) => shape.iter().rev().copied().collect(),
             (_, Some(expert)) => [&[expert.n], shape].concat(),
@@ -335,7 +362,7 @@ impl Form {
     }
 
     /// The inverse.
-    fn apply(self, values: Vec<f32>, shape: &[usize]) -> Vec<f32> {
+    pub(super) fn apply(self, values: Vec<f32>, shape: &[usize]) -> Vec<f32> {
         match self {
             Self::Same => values,
             Self::Transposed => transposed(&values, shape[0], shape[1]),

@@ -40,10 +40,44 @@ pub fn score<B: FusedOps>(
     queries: &[Query],
     mut show: impl FnMut(usize),
 ) -> Vec<Vec<Scored>> {
+    let mut scored = vec![Vec::new(); queries.len()];
+    each_batch(model, queries, |batch, n_done| {
+        let mut tokens = Vec::with_capacity(batch.rows.len());
+        batch.logits([model], |[logits], targets| tokens.extend(score_rows(&logits, targets)));
+        let mut tokens = tokens.into_iter();
+        for &i in batch.queries {
+            let n_scored = queries[i].ids.len().saturating_sub(queries[i].first_scored);
+            scored[i] = tokens.by_ref().take(n_scored).collect();
+        }
+        show(n_done);
+    });
+    scored
+}
+
+/// Queries that go through a model together.
+pub(super) struct Batch<'a> {
+    /// Which.
+    queries: &'a [usize],
+    /// `[queries.len(), seq_len]`
+    ids: Vec<i32>,
+    /// The positions, over all queries, whose logits are wanted.
+    rows: Vec<i32>,
+    /// The token after each.
+    targets: Vec<i32>,
+}
+
+/// Shows all queries, batch by batch, with the number that is then done.
+///
+/// # Panics
+/// As [`score`].
+pub(super) fn each_batch<B: FusedOps>(
+    model: &Transformer<B>,
+    queries: &[Query],
+    mut on_batch: impl FnMut(&Batch<'_>, usize),
+) {
     let mut order: Vec<usize> = (0..queries.len()).collect();
     // Longest first, so that memory is at its most at once.
     order.sort_by_key(|&i| std::cmp::Reverse(queries[i].ids.len()));
-    let mut scored = vec![Vec::new(); queries.len()];
     let is_alone = model.config().rope_scaling.as_ref().is_some_and(RopeScaling::depends_on_length);
     let (mut rest, mut n_done) = (&order[..], 0);
     while let Some(&longest) = rest.first() {
@@ -51,44 +85,50 @@ pub fn score<B: FusedOps>(
         let seq_len = (queries[longest].ids.len() - 1).max(1);
         let n = if is_alone { 1 } else { (POSITIONS_TOGETHER / seq_len).clamp(1, rest.len()) };
         let (batch, later) = rest.split_at(n);
-        let queries: Vec<&Query> = batch.iter().map(|&i| &queries[i]).collect();
-        for (tokens, &i) in score_batch(model, &queries, seq_len).into_iter().zip(batch) {
-            scored[i] = tokens;
-        }
         rest = later;
         n_done += n;
-        show(n_done);
+        on_batch(&Batch::new(queries, batch, seq_len), n_done);
     }
-    scored
 }
 
-fn score_batch<B: FusedOps>(model: &Transformer<B>, queries: &[&Query], seq_len: usize) -> Vec<Vec<Scored>> {
-    let mut ids = Vec::with_capacity(queries.len() * seq_len);
-    let (mut rows, mut targets) = (Vec::new(), Vec::new());
-    for query in queries {
-        let first = query.first_scored;
-        assert!(first > 0, "a token is scored by those before it: {query:?}");
-        let start = ids.len();
-        let read = query.ids.len().saturating_sub(1);
-        rows.extend((first - 1..read.max(first - 1)).map(|position| (start + position) as i32));
-        targets.extend_from_slice(query.ids.get(first..).unwrap_or_default());
-        ids.extend_from_slice(&query.ids[..read]);
-        ids.resize(start + seq_len, 0);
+impl<'a> Batch<'a> {
+    fn new(all: &[Query], queries: &'a [usize], seq_len: usize) -> Self {
+        let mut ids = Vec::with_capacity(queries.len() * seq_len);
+        let (mut rows, mut targets) = (Vec::new(), Vec::new());
+        for query in queries.iter().map(|&i| &all[i]) {
+            let first = query.first_scored;
+            assert!(first > 0, "a token is scored by those before it: {query:?}");
+            let start = ids.len();
+            let read = query.ids.len().saturating_sub(1);
+            rows.extend((first - 1..read.max(first - 1)).map(|position| (start + position) as i32));
+            targets.extend_from_slice(query.ids.get(first..).unwrap_or_default());
+            ids.extend_from_slice(&query.ids[..read]);
+            ids.resize(start + seq_len, 0);
+        }
+        Self { queries, ids, rows, targets }
     }
-    let device = model.device();
-    let ids = Tensor::from_data(TensorData::new(ids, [queries.len(), seq_len]), &device);
-    let hidden = model.hidden(ids);
-    let n_rows = (LOGITS_TOGETHER / model.config().vocab_size).max(1);
-    let mut all = Vec::with_capacity(rows.len());
-    for (rows, targets) in rows.chunks(n_rows).zip(targets.chunks(n_rows)) {
-        let rows = Tensor::from_data(TensorData::from(rows), &device);
-        let logits = model.logits(hidden.clone().select(0, rows)).into_data();
-        let logits: Vec<f32> = logits.convert::<f32>().into_vec().expect("converted to f32");
-        all.extend(score_rows(&logits, targets));
+
+    /// Shows what models of one vocabulary say of some positions at a time, `[targets.len(), vocab_size]` of each, with the
+    /// tokens that follow there.
+    pub(super) fn logits<B: FusedOps, const N: usize>(
+        &self,
+        models: [&Transformer<B>; N],
+        mut show: impl FnMut([Vec<f32>; N], &[i32]),
+    ) {
+        let device = models[0].device();
+        let shape = [self.queries.len(), self.ids.len() / self.queries.len()];
+        let ids = Tensor::from_data(TensorData::new(self.ids.clone(), shape), &device);
+        let hidden = models.map(|model| model.hidden(ids.clone()));
+        let n_rows = (LOGITS_TOGETHER / models[0].config().vocab_size).max(1);
+        for (rows, targets) in self.rows.chunks(n_rows).zip(self.targets.chunks(n_rows)) {
+            let rows = Tensor::from_data(TensorData::from(rows), &device);
+            let logits = std::array::from_fn(|i| {
+                let hidden = hidden[i].clone().select(0, rows.clone());
+                model::weights::values(&models[i].logits(hidden))
+            });
+            show(logits, targets);
+        }
     }
-    let mut all = all.into_iter();
-    let n_scored = |query: &&Query| query.ids.len().saturating_sub(query.first_scored);
-    queries.iter().map(|query| all.by_ref().take(n_scored(query)).collect()).collect()
 }
 
 /// Each target by its row of logits `[targets.len(), vocab_size]`.

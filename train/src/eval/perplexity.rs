@@ -69,10 +69,7 @@ pub fn measure<B: FusedOps>(
 ) -> Result<Perplexity, Error> {
     let (context, stride) = check(model, windows)?;
     let ids = ids(model, tokenizer, text, windows)?;
-    let (queries, n_new) = match windows {
-        Windows::Halves { .. } => (halves(&ids, context, tokenizer.around().0.first())?, Vec::new()),
-        Windows::Sliding { .. } => sliding(&ids, context, stride)?.into_iter().unzip(),
-    };
+    let (queries, n_new) = cut(&ids, tokenizer, windows)?;
     let scored = likelihood::score(model, &queries, |n_done| show(n_done, queries.len()));
     let nll = match windows {
         Windows::Halves { .. } => mean(scored.iter().flatten().map(|token| token.nll)),
@@ -98,6 +95,28 @@ pub fn measure<B: FusedOps>(
             Windows::Sliding { .. } => "transformers",
         },
     })
+}
+
+/// The text's windows, as [`measure`] scores them.
+///
+/// # Errors
+/// As [`measure`].
+pub(super) fn queries<B: FusedOps>(
+    model: &Transformer<B>,
+    tokenizer: &Tokenizer,
+    text: &str,
+    windows: Windows,
+) -> Result<Vec<Query>, Error> {
+    check(model, windows)?;
+    Ok(cut(&ids(model, tokenizer, text, windows)?, tokenizer, windows)?.0)
+}
+
+/// Windows, and for each sliding one the number of its tokens that the one before did not reach.
+fn cut(ids: &[i32], tokenizer: &Tokenizer, windows: Windows) -> Result<(Vec<Query>, Vec<usize>), Error> {
+    match windows {
+        Windows::Halves { context } => Ok((halves(ids, context, tokenizer.around().0.first())?, Vec::new())),
+        Windows::Sliding { context, stride } => Ok(sliding(ids, context, stride)?.into_iter().unzip()),
+    }
 }
 
 /// Tokens of a window and from window to window.

@@ -1,0 +1,68 @@
+//! `flint quantize`: its flags.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use quant::{Format, Recipe};
+
+/// `flint quantize`
+///
+/// Reads a model some rows at a time and writes it as a GGUF whose matrices take fewer bits. At the end stands a report:
+/// bits per weight, sizes, what every tensor lost, and with --text the perplexity of that text before and after, how far
+/// the predictions are apart (Kullback-Leibler divergence) and tokens per second. The report is stored in the file
+/// (`flint.quantize.*`).
+///
+/// Recipes are llama.cpp's, with its names: a mixture such as q4_k_m gives more bits to the tensors that a model suffers
+/// most from. Norms, biases and routers stay F32; what has rows that are no whole number of blocks gets a format of
+/// smaller blocks, which is reported.
+#[derive(Debug, Args)]
+pub struct Quantize {
+    /// Model or run folder, or GGUF file
+    pub model: PathBuf,
+
+    /// Recipe: q8_0, q6_k, q5_k_m, q4_k_m, q4_0, iq4_xs, q3_k_m, q2_k, ...
+    #[arg(long, value_name = "RECIPE", value_parser = recipe)]
+    pub format: Recipe,
+
+    /// GGUF file to write, which must not be there yet
+    #[arg(short, long, value_name = "FILE")]
+    pub out: PathBuf,
+
+    /// Another format for tensors whose name contains PART, as in `ffn_down=q6_k`; may be repeated, the first that fits
+    /// counts
+    #[arg(long, value_name = "PART=FORMAT", value_parser = tensor)]
+    pub tensor: Vec<(String, Format)>,
+
+    /// The same format for all matrices, without a mixture
+    #[arg(long)]
+    pub pure: bool,
+
+    /// Measure on this text what is lost; both models are then loaded
+    #[arg(long, value_name = "FILE")]
+    pub text: Option<PathBuf>,
+
+    /// Tokens of a window of --text [default: 512 or the model's context if that is less]
+    #[arg(long, value_name = "N", requires = "text")]
+    pub context: Option<usize>,
+
+    /// The report as JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+fn recipe(name: &str) -> Result<Recipe, String> {
+    Recipe::from_name(name)
+        .ok_or_else(|| format!("choose one of {}", Recipe::names().collect::<Vec<_>>().join(", ")))
+}
+
+fn tensor(text: &str) -> Result<(String, Format), String> {
+    let (part, name) = text.rsplit_once('=').ok_or("must be a part of a name, `=`, and a format")?;
+    if part.is_empty() {
+        return Err("a part of a name must stand before `=`".to_owned());
+    }
+    let format = Format::from_name(name).ok_or_else(|| {
+        let known: Vec<_> = Format::ALL.iter().map(|format| format.name().to_lowercase()).collect();
+        format!("`{name}` is no format: choose one of {}", known.join(", "))
+    })?;
+    Ok((part.to_owned(), format))
+}
