@@ -9,6 +9,7 @@ both must agree. The fixture has, in hexadecimal, for each format
 
     "dequantize": blocks of random bytes, and one with every bit of its numbers set; and the numbers they stand for
     "quantize":   the blocks of the numbers in "values"
+    "weighed":    those of the same numbers in rows of 512 whose columns have the importance in "importance"
 
 Numbers are f32, little-endian. A block of zeros as IQ4_NL has what was in memory for its numbers: here, zeros. Blocks whose numbers are not all finite are drawn again.
 """
@@ -92,6 +93,30 @@ def by_library(library, name, numbers):
     return out
 
 
+def weighed(library, name, numbers, importance):
+    """As llama.cpp's tools quantize with an importance matrix."""
+    n_elements, n_bytes = GGML_QUANT_SIZES[Type[name]]
+    function = getattr(library, f"quantize_{name[:-2].lower()}{name[-2:].replace('NL', 'nl').replace('XS', 'xs')}")
+    function.restype = ctypes.c_size_t
+    n_columns = len(importance)
+    n_rows = len(numbers) // n_columns
+    out = np.zeros((len(numbers) // n_elements, n_bytes), dtype=np.uint8)
+    numbers = np.ascontiguousarray(numbers, dtype=np.float32)
+    pointers = [ctypes.c_void_p(array.ctypes.data) for array in (numbers, out, importance)]
+    written = function(*pointers[:2], ctypes.c_int64(n_rows), ctypes.c_int64(n_columns), pointers[2])
+    assert written == out.nbytes, (name, written)
+    return out
+
+
+def columns(rng):
+    """Mean squares as activations have them: of any size, some alike, some nothing."""
+    importance = rng.lognormal(0, 2, 512)
+    importance[64:96] = 1
+    importance[100:110] = 0
+    importance[300] = 1e4
+    return importance.astype(np.float32)
+
+
 def main():
     library = ctypes.CDLL(sys.argv[1])
     rng = np.random.default_rng(20250914)
@@ -110,6 +135,11 @@ def main():
         fixture["quantize"][name] = made
     for name in BY_LIBRARY:
         fixture["quantize"][name] = hexadecimal(by_library(library, name, numbers))
+    importance = columns(rng)
+    fixture["importance"] = hexadecimal(importance)
+    fixture["weighed"] = {
+        name: hexadecimal(weighed(library, name, numbers, importance)) for name in READ if "Q" in name
+    }
     OUT.parent.mkdir(parents=True, exist_ok=True)
     OUT.write_text(json.dumps(fixture, indent=1) + "\n")
     print(f"{OUT}: {OUT.stat().st_size} bytes")

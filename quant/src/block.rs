@@ -46,6 +46,18 @@ fn each_row<const BYTES: usize, const N: usize>(
     values.as_chunks().0.iter().for_each(|values| out.extend_from_slice(&block(values)));
 }
 
+/// Appends the block of every `N` numbers, each with the importance of its column.
+fn each_weighed<const BYTES: usize, const N: usize>(
+    row: &[f32],
+    importance: &[f32],
+    out: &mut Vec<u8>,
+    block: impl Fn(&[f32; N], &[f32; N]) -> [u8; BYTES],
+) {
+    let columns = importance.as_chunks().0;
+    let blocks = row.as_chunks().0.iter().zip(columns);
+    blocks.for_each(|(values, importance)| out.extend_from_slice(&block(values, importance)));
+}
+
 /// The `f16` at the start of `bytes`.
 fn half_at(bytes: &[u8]) -> f32 {
     f16::from_le_bytes([bytes[0], bytes[1]]).to_f32()

@@ -19,11 +19,16 @@ struct Layout {
     n_bytes: usize,
     dequantize: fn(&[u8], &mut [f32]),
     quantize: fn(&[f32], &mut Vec<u8>),
+    /// A row with the importance of its columns, where that changes how it is rounded.
+    weighed: Option<Weighed>,
 }
 
-/// Defines [`Format`] by a table: name, number, `[elements; bytes]` of a block, and the two functions.
+type Weighed = fn(&[f32], &[f32], &mut Vec<u8>);
+
+/// Defines [`Format`] by a table: name, number, `[elements; bytes]` of a block, and the functions: both
+/// directions, and rounding with a regard to importance.
 macro_rules! formats {
-    ($($name:ident $number:literal [$n_elements:expr; $n_bytes:expr] $dequantize:path, $quantize:path, $doc:literal;)*) => {
+    ($($name:ident $number:literal [$n_elements:expr; $n_bytes:expr] $dequantize:path, $quantize:path, $weighed:expr, $doc:literal;)*) => {
         /// How a tensor's numbers are stored: ggml's type of the same name.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
         #[allow(non_camel_case_types, reason = "these are ggml's names")]
@@ -44,6 +49,7 @@ macro_rules! formats {
                         n_bytes: $n_bytes,
                         dequantize: $dequantize,
                         quantize: $quantize,
+                        weighed: $weighed,
                     },)*
                 }
             }
@@ -52,21 +58,21 @@ macro_rules! formats {
 }
 
 formats! {
-    F32 0 [1; 4] float::dequantize_f32, float::quantize_f32, "Single precision.";
-    F16 1 [1; 2] float::dequantize_f16, float::quantize_f16, "IEEE half precision.";
-    BF16 30 [1; 2] float::dequantize_bf16, float::quantize_bf16, "The upper half of single precision.";
-    Q8_0 8 [32; q8::Q8_0] q8::dequantize_q8_0, q8::quantize_q8_0, "8 bits and a scale.";
-    Q4_0 2 [32; q4::Q4_0] q4::dequantize_q4_0, q4::quantize_q4_0, "4 bits and a scale.";
-    Q4_1 3 [32; q4::Q4_1] q4::dequantize_q4_1, q4::quantize_q4_1, "4 bits, a scale and a minimum.";
-    Q5_0 6 [32; q5::Q5_0] q5::dequantize_q5_0, q5::quantize_q5_0, "5 bits and a scale.";
-    Q5_1 7 [32; q5::Q5_1] q5::dequantize_q5_1, q5::quantize_q5_1, "5 bits, a scale and a minimum.";
-    Q2_K 10 [256; q2_k::Q2_K] q2_k::dequantize, q2_k::quantize, "2 bits, with a scale and a minimum of 4 bits for 16 numbers.";
-    Q3_K 11 [256; q3_k::Q3_K] q3_k::dequantize, q3_k::quantize, "3 bits, with a scale of 6 bits for 16 numbers.";
-    Q4_K 12 [256; q4_k::Q4_K] q4_k::dequantize, q4_k::quantize, "4 bits, with a scale and a minimum of 6 bits for 32 numbers.";
-    Q5_K 13 [256; q5_k::Q5_K] q5_k::dequantize, q5_k::quantize, "5 bits, with a scale and a minimum of 6 bits for 32 numbers.";
-    Q6_K 14 [256; q6_k::Q6_K] q6_k::dequantize, q6_k::quantize, "6 bits, with a scale of 8 bits for 16 numbers.";
-    IQ4_NL 20 [32; iq4::IQ4_NL] iq4::dequantize_nl, iq4::quantize_nl, "4 bits that choose from a table, and a scale.";
-    IQ4_XS 23 [256; iq4::IQ4_XS] iq4::dequantize_xs, iq4::quantize_xs, "As IQ4_NL, with a scale of 6 bits for 32 numbers.";
+    F32 0 [1; 4] float::dequantize_f32, float::quantize_f32, None, "Single precision.";
+    F16 1 [1; 2] float::dequantize_f16, float::quantize_f16, None, "IEEE half precision.";
+    BF16 30 [1; 2] float::dequantize_bf16, float::quantize_bf16, None, "The upper half of single precision.";
+    Q8_0 8 [32; q8::Q8_0] q8::dequantize_q8_0, q8::quantize_q8_0, None, "8 bits and a scale.";
+    Q4_0 2 [32; q4::Q4_0] q4::dequantize_q4_0, q4::quantize_q4_0, Some(q4::weighed_q4_0), "4 bits and a scale.";
+    Q4_1 3 [32; q4::Q4_1] q4::dequantize_q4_1, q4::quantize_q4_1, Some(q4::weighed_q4_1), "4 bits, a scale and a minimum.";
+    Q5_0 6 [32; q5::Q5_0] q5::dequantize_q5_0, q5::quantize_q5_0, Some(q5::weighed_q5_0), "5 bits and a scale.";
+    Q5_1 7 [32; q5::Q5_1] q5::dequantize_q5_1, q5::quantize_q5_1, Some(q5::weighed_q5_1), "5 bits, a scale and a minimum.";
+    Q2_K 10 [256; q2_k::Q2_K] q2_k::dequantize, q2_k::quantize, Some(q2_k::weighed), "2 bits, with a scale and a minimum of 4 bits for 16 numbers.";
+    Q3_K 11 [256; q3_k::Q3_K] q3_k::dequantize, q3_k::quantize, Some(q3_k::weighed), "3 bits, with a scale of 6 bits for 16 numbers.";
+    Q4_K 12 [256; q4_k::Q4_K] q4_k::dequantize, q4_k::quantize, Some(q4_k::weighed), "4 bits, with a scale and a minimum of 6 bits for 32 numbers.";
+    Q5_K 13 [256; q5_k::Q5_K] q5_k::dequantize, q5_k::quantize, Some(q5_k::weighed), "5 bits, with a scale and a minimum of 6 bits for 32 numbers.";
+    Q6_K 14 [256; q6_k::Q6_K] q6_k::dequantize, q6_k::quantize, Some(q6_k::weighed), "6 bits, with a scale of 8 bits for 16 numbers.";
+    IQ4_NL 20 [32; iq4::IQ4_NL] iq4::dequantize_nl, iq4::quantize_nl, Some(iq4::weighed_nl), "4 bits that choose from a table, and a scale.";
+    IQ4_XS 23 [256; iq4::IQ4_XS] iq4::dequantize_xs, iq4::quantize_xs, Some(iq4::weighed_xs), "As IQ4_NL, with a scale of 6 bits for 32 numbers.";
 }
 
 /// ggml's types of today that are not read, for messages.
@@ -155,15 +161,25 @@ impl Format {
         (self.layout().quantize)(values, out);
     }
 
-    /// Appends the blocks of a row, rounded so that errors in important columns are small; as [`quantize`](Self::quantize)
-    /// where nothing is known of columns.
+    /// Appends the blocks of a row as llama.cpp's tools make them: rounded so that errors in important columns are small.
+    /// `importance` is the mean square of what each column is multiplied by; without it, this is
+    /// [`quantize`](Self::quantize), but that IQ4_NL searches for its scale.
     ///
     /// # Panics
     /// If the row is no whole number of blocks, or has not as many columns as `importance` says.
     pub fn quantize_row(self, row: &[f32], importance: Option<&[f32]>, out: &mut Vec<u8>) {
         let n_columns = importance.map_or(row.len(), <[f32]>::len);
         assert!(n_columns == row.len(), "{self}: a row of {} for {n_columns} columns", row.len());
-        self.quantize(row, out);
+        assert!(
+            self.n_bytes(row.len()).is_some(),
+            "{self}: {} numbers are no whole number of blocks",
+            row.len()
+        );
+        match (self.layout().weighed, importance) {
+            (Some(weighed), Some(importance)) => weighed(row, importance, out),
+            (Some(_), None) if self == Self::IQ4_NL => iq4::search_nl(row, out),
+            _ => self.quantize(row, out),
+        }
     }
 
     /// All names, for messages.

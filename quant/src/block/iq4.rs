@@ -7,8 +7,8 @@
 //! | | 4 | the lower 4 bits of s, lower halves first |
 //! | 16 | 128 | q, 4 bits: byte b of each 16 has number b of 32 in its lower half, b + 16 in the upper |
 
-use super::fit::{TINY, extreme, nearest};
-use super::{HALF, LARGE, SMALL, each_block, each_row, half, half_at, inverse};
+use super::fit::{TINY, extreme, mean_square, nearest, squares, weights};
+use super::{HALF, LARGE, SMALL, each_block, each_row, each_weighed, half, half_at, inverse};
 
 /// What q chooses from: values that lie closer where weights are more frequent.
 pub const TABLE: [i8; 16] = [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];
@@ -63,7 +63,7 @@ pub fn quantize_nl(values: &[f32], out: &mut Vec<u8>) {
             return block;
         }
         let first = 1.0 / (extreme / f32::from(TABLE[0]));
-        let (products, squares) = sums(values, first);
+        let (products, squares) = sums(values, &squares(values), first);
         let scale = if squares > 0.0 { products / squares } else { 0.0 };
         block[..HALF].copy_from_slice(&half(scale));
         pack(values, first, &mut block[HALF..]);
@@ -71,40 +71,73 @@ pub fn quantize_nl(values: &[f32], out: &mut Vec<u8>) {
     });
 }
 
-/// Each group of 32 gets the best of several scales, these are quantized, then numbers choose by what they became.
-pub fn quantize_xs(values: &[f32], out: &mut Vec<u8>) {
-    each_row(values, out, |values: &[f32; LARGE]| {
-        let rows = values.as_chunks::<SMALL>().0;
-        let scales: [f32; LARGE / SMALL] = std::array::from_fn(|idx| best_scale(&rows[idx]));
-        let scale = -extreme(&scales) / 32.0;
-        let inverse_scale = inverse(scale);
-        let mut block = [0; IQ4_XS];
-        block[..HALF].copy_from_slice(&half(scale));
-        let mut high = 0;
-        for (idx, row) in rows.iter().enumerate() {
-            let quant = nearest(inverse_scale * scales[idx]).clamp(-32, 31);
-            let inverse = inverse(scale * quant as f32);
-            let s = (quant + 32) as u16;
-            block[HALF + 2 + idx / 2] |= (s as u8 & 15) << (idx % 2 * 4);
-            high |= s >> 4 << (2 * idx);
-            pack(row, inverse, &mut block[HALF + 2 + LARGE / 64 + idx * SMALL / 2..][..SMALL / 2]);
-        }
-        block[HALF..HALF + 2].copy_from_slice(&high.to_le_bytes());
-        block
+/// The scale is the best of several, as llama.cpp's tools have it; slower than the reference.
+pub fn search_nl(row: &[f32], out: &mut Vec<u8>) {
+    each_row(row, out, |values: &[f32; SMALL]| block_nl(values, &squares(values)));
+}
+
+/// The same for the important numbers.
+pub fn weighed_nl(row: &[f32], importance: &[f32], out: &mut Vec<u8>) {
+    each_weighed(row, importance, out, |values: &[f32; SMALL], importance| {
+        block_nl(values, &weights(values, importance, 2.0 * mean_square(values)))
     });
 }
 
+fn block_nl(values: &[f32; SMALL], weights: &[f32; SMALL]) -> [u8; IQ4_NL] {
+    let mut block = [0; IQ4_NL];
+    let scale = best_scale(values, weights);
+    block[..HALF].copy_from_slice(&half(scale));
+    pack(values, inverse(scale), &mut block[HALF..]);
+    block
+}
+
+/// Each group of 32 gets the best of several scales, these are quantized, then numbers choose by what they became.
+pub fn quantize_xs(values: &[f32], out: &mut Vec<u8>) {
+    each_row(values, out, |values: &[f32; LARGE]| block_xs(values, |_, row| squares(row)));
+}
+
+/// The same for the important numbers.
+pub fn weighed_xs(row: &[f32], importance: &[f32], out: &mut Vec<u8>) {
+    each_weighed(row, importance, out, |values: &[f32; LARGE], importance: &[f32; LARGE]| {
+        let around = 2.0 * mean_square(values);
+        let columns = importance.as_chunks::<SMALL>().0;
+        block_xs(values, |idx, row| weights(row, &columns[idx], around))
+    });
+}
+
+/// A block, by what errors weigh in each group.
+fn block_xs(values: &[f32; LARGE], weights: impl Fn(usize, &[f32; SMALL]) -> [f32; SMALL]) -> [u8; IQ4_XS] {
+    let rows = values.as_chunks::<SMALL>().0;
+    let scales: [f32; LARGE / SMALL] =
+        std::array::from_fn(|idx| best_scale(&rows[idx], &weights(idx, &rows[idx])));
+    let scale = -extreme(&scales) / 32.0;
+    let inverse_scale = inverse(scale);
+    let mut block = [0; IQ4_XS];
+    block[..HALF].copy_from_slice(&half(scale));
+    let mut high = 0;
+    for (idx, row) in rows.iter().enumerate() {
+        let quant = nearest(inverse_scale * scales[idx]).clamp(-32, 31);
+        let inverse = inverse(scale * quant as f32);
+        let s = (quant + 32) as u16;
+        block[HALF + 2 + idx / 2] |= (s as u8 & 15) << (idx % 2 * 4);
+        high |= s >> 4 << (2 * idx);
+        pack(row, inverse, &mut block[HALF + 2 + LARGE / 64 + idx * SMALL / 2..][..SMALL / 2]);
+    }
+    block[HALF..HALF + 2].copy_from_slice(&high.to_le_bytes());
+    block
+}
+
 /// The scale of 32 numbers that loses least.
-fn best_scale(values: &[f32; SMALL]) -> f32 {
+fn best_scale(values: &[f32; SMALL], weights: &[f32; SMALL]) -> f32 {
     let extreme = extreme(values);
     if extreme.abs() < TINY {
         return 0.0;
     }
-    let (products, squares) = sums(values, 1.0 / (-extreme / f32::from(TABLE[0])));
+    let (products, squares) = sums(values, weights, 1.0 / (-extreme / f32::from(TABLE[0])));
     let mut scale = if squares > 0.0 { products / squares } else { 0.0 };
     let mut best = scale * products;
     for tried in -N_TRIES..=N_TRIES {
-        let (products, squares) = sums(values, (tried + i32::from(TABLE[0])) as f32 / extreme);
+        let (products, squares) = sums(values, weights, (tried + i32::from(TABLE[0])) as f32 / extreme);
         if squares > 0.0 && products * products > best * squares {
             scale = products / squares;
             best = scale * products;
@@ -114,11 +147,10 @@ fn best_scale(values: &[f32; SMALL]) -> f32 {
 }
 
 /// The weighed products of numbers with their choices, and the choices' weighed squares.
-fn sums(values: &[f32; SMALL], inverse: f32) -> (f32, f32) {
+fn sums(values: &[f32; SMALL], weights: &[f32; SMALL], inverse: f32) -> (f32, f32) {
     let (mut products, mut squares) = (0.0f32, 0.0f32);
-    for value in values {
+    for (value, weight) in values.iter().zip(weights) {
         let chosen = f32::from(TABLE[choice(inverse * value)]);
-        let weight = value * value;
         products += weight * chosen * value;
         squares += weight * chosen * chosen;
     }

@@ -6,7 +6,8 @@
 //! | | 2 | min, f16 |
 //! | 16 | 16 | q, 4 bits: of the numbers 0 to 15 in the lower halves, of 16 to 31 in the upper ones |
 
-use super::{HALF, SMALL, each_block, each_row, half, half_at, inverse};
+use super::fit::{Steps, affine, mean_square, signed, weights};
+use super::{HALF, SMALL, each_block, each_row, each_weighed, half, half_at, inverse};
 
 /// Bytes of a block.
 pub const Q4_0: usize = HALF + SMALL / 2;
@@ -58,6 +59,31 @@ pub fn quantize_q4_1(values: &[f32], out: &mut Vec<u8>) {
         block[..HALF].copy_from_slice(&half(scale));
         block[HALF..2 * HALF].copy_from_slice(&half(min));
         pack(&mut block[2 * HALF..], |idx| ((values[idx] - min) * inverse + 0.5) as u8);
+        block
+    });
+}
+
+/// The scale is the best of several for the important numbers.
+pub fn weighed_q4_0(row: &[f32], importance: &[f32], out: &mut Vec<u8>) {
+    let around = mean_square(row);
+    each_weighed(row, importance, out, |values: &[f32; SMALL], importance| {
+        let group = signed(values, &weights(values, importance, around), 8);
+        let mut block = [0; Q4_0];
+        block[..HALF].copy_from_slice(&half(group.scale));
+        pack(&mut block[HALF..], |idx| group.quants[idx]);
+        block
+    });
+}
+
+/// The scale and the minimum, not above 0, are the best of several for the important numbers.
+pub fn weighed_q4_1(row: &[f32], importance: &[f32], out: &mut Vec<u8>) {
+    let around = mean_square(row);
+    each_weighed(row, importance, out, |values: &[f32; SMALL], importance| {
+        let group = affine(values, &weights(values, importance, around), &Steps::weighed(15));
+        let mut block = [0; Q4_1];
+        block[..HALF].copy_from_slice(&half(group.scale));
+        block[HALF..2 * HALF].copy_from_slice(&half(-group.min));
+        pack(&mut block[2 * HALF..], |idx| group.quants[idx]);
         block
     });
 }

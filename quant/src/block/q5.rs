@@ -7,8 +7,9 @@
 //! | 4 | 4 | the highest bit of q: of number n in bit n |
 //! | 16 | 16 | the lower 4 bits: of the numbers 0 to 15 in the lower halves, of 16 to 31 in the upper ones |
 
+use super::fit::{Steps, affine, mean_square, signed, weights};
 use super::q4::{bounds, extreme};
-use super::{HALF, SMALL, each_block, each_row, half, half_at, inverse};
+use super::{HALF, SMALL, each_block, each_row, each_weighed, half, half_at, inverse};
 
 /// Bytes of the highest bits.
 const HIGH: usize = SMALL / 8;
@@ -61,6 +62,31 @@ pub fn quantize_q5_1(values: &[f32], out: &mut Vec<u8>) {
         block[..HALF].copy_from_slice(&half(scale));
         block[HALF..2 * HALF].copy_from_slice(&half(min));
         pack(&mut block[2 * HALF..], values.map(|value| ((value - min) * inverse + 0.5) as u8));
+        block
+    });
+}
+
+/// The scale is the best of several for the important numbers.
+pub fn weighed_q5_0(row: &[f32], importance: &[f32], out: &mut Vec<u8>) {
+    let around = mean_square(row);
+    each_weighed(row, importance, out, |values: &[f32; SMALL], importance| {
+        let group = signed(values, &weights(values, importance, around), 16);
+        let mut block = [0; Q5_0];
+        block[..HALF].copy_from_slice(&half(group.scale));
+        pack(&mut block[HALF..], group.quants);
+        block
+    });
+}
+
+/// The scale and the minimum, not above 0, are the best of several for the important numbers.
+pub fn weighed_q5_1(row: &[f32], importance: &[f32], out: &mut Vec<u8>) {
+    let around = mean_square(row);
+    each_weighed(row, importance, out, |values: &[f32; SMALL], importance| {
+        let group = affine(values, &weights(values, importance, around), &Steps::weighed(31));
+        let mut block = [0; Q5_1];
+        block[..HALF].copy_from_slice(&half(group.scale));
+        block[HALF..2 * HALF].copy_from_slice(&half(-group.min));
+        pack(&mut block[2 * HALF..], group.quants);
         block
     });
 }

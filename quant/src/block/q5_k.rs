@@ -9,8 +9,8 @@
 //! | 128 | the lower 4 bits: byte b of each 32 has number b of 64 in its lower half, b + 32 in the upper |
 
 use super::fit::Steps;
-use super::q4_k::quantize_groups;
-use super::{HALF, LARGE, each_block, each_row, half_at, scale_and_min};
+use super::q4_k::{Groups, quantize_groups, weighed_groups};
+use super::{HALF, LARGE, each_block, each_row, each_weighed, half_at, scale_and_min};
 
 const SCALES: usize = 12;
 const HIGH: usize = LARGE / 8;
@@ -38,21 +38,28 @@ pub fn dequantize(bytes: &[u8], out: &mut [f32]) {
 }
 
 /// What is tried for the scales of groups.
-const STEPS: Steps = Steps { max: 31, first: -0.5, last: 15, absolute: false };
+const STEPS: Steps = Steps { max: 31, first: -0.5, step: 0.1, last: 15, absolute: false };
 
 pub fn quantize(values: &[f32], out: &mut Vec<u8>) {
-    each_row(values, out, |values: &[f32; LARGE]| {
-        let mut block = [0; Q5_K];
-        let (head, packed) = block.split_at_mut(2 * HALF + SCALES);
-        let quants = quantize_groups(values, &STEPS, head);
-        let (high, low) = packed.split_at_mut(HIGH);
-        for (idx, quant) in quants.iter().enumerate() {
-            high[idx % HIGH] |= (quant >> 4) << (idx / HIGH);
-        }
-        for (idx, byte) in low.iter_mut().enumerate() {
-            let first = idx / 32 * 64 + idx % 32;
-            *byte = quants[first] & 15 | quants[first + 32] << 4;
-        }
-        block
-    });
+    each_row(values, out, |values: &[f32; LARGE]| block(&quantize_groups(values, &STEPS)));
+}
+
+/// The same for the important numbers.
+pub fn weighed(row: &[f32], importance: &[f32], out: &mut Vec<u8>) {
+    each_weighed(row, importance, out, |values, importance| block(&weighed_groups(values, importance, 31)));
+}
+
+fn block(groups: &Groups) -> [u8; Q5_K] {
+    let mut block = [0; Q5_K];
+    let (head, packed) = block.split_at_mut(2 * HALF + SCALES);
+    head.copy_from_slice(&groups.head);
+    let (high, low) = packed.split_at_mut(HIGH);
+    for (idx, quant) in groups.quants.iter().enumerate() {
+        high[idx % HIGH] |= (quant >> 4) << (idx / HIGH);
+    }
+    for (idx, byte) in low.iter_mut().enumerate() {
+        let first = idx / 32 * 64 + idx % 32;
+        *byte = groups.quants[first] & 15 | groups.quants[first + 32] << 4;
+    }
+    block
 }

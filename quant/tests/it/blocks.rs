@@ -51,6 +51,35 @@ fn numbers_become_the_blocks_that_ggml_makes() {
     }
 }
 
+#[test]
+fn rows_with_importance_become_the_blocks_that_ggml_makes() {
+    let fixture = fixture();
+    let (values, importance) = (numbers(&fixture["values"]), numbers(&fixture["importance"]));
+    let mut n_changed = 0;
+    for &format in Format::ALL {
+        let quantize = |importance: Option<&[f32]>| {
+            let mut bytes = Vec::new();
+            values.chunks(512).for_each(|row| format.quantize_row(row, importance, &mut bytes));
+            bytes
+        };
+        let found = quantize(Some(&importance));
+        n_changed += usize::from(found != quantize(None));
+        match &fixture["weighed"][format.name()] {
+            Value::Null => assert_eq!(format.block_len(), 1, "{format}"),
+            expected => {
+                let expected = bytes(expected);
+                let blocks = found.chunks(format.block_bytes()).zip(expected.chunks(format.block_bytes()));
+                for (idx, (found, expected)) in blocks.enumerate() {
+                    assert_eq!(found, expected, "{format}, block {idx}");
+                }
+                assert_eq!(found.len(), expected.len());
+            }
+        }
+    }
+    // All but F32, F16, BF16 and Q8_0.
+    assert_eq!(n_changed, Format::ALL.len() - 4);
+}
+
 /// What a format loses of numbers like weights, as a part of their root mean square: measured, and a little more.
 #[test]
 fn what_is_lost_by_quantizing_is_bounded() {
