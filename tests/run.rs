@@ -6,6 +6,8 @@ mod measure;
 mod models;
 #[path = "run/pull.rs"]
 mod pull;
+#[path = "run/quantize.rs"]
+mod quantize;
 #[path = "run/tokenizer.rs"]
 mod tokenizer;
 

@@ -29,6 +29,7 @@ pub mod ops;
 pub mod files;
 pub mod memory;
 pub mod rng;
+pub mod tap;
 pub mod weights;
 
 pub use cache::Cache;

@@ -12,6 +12,7 @@ use kernels::packed::Matrix;
 
 use crate::ops::{self, FusedOps};
 use crate::rng::Rng;
+use crate::tap::Tap;
 
 /// Weight and optional bias of a linear layer.
 #[derive(Module, Debug)]
@@ -23,6 +24,8 @@ pub struct Linear<B: Backend> {
     /// The weight again, for products.
     #[module(skip)]
     pub(crate) packed: Packed,
+    #[module(skip)]
+    pub(crate) tap: Tap,
 }
 
 /// A matrix as products read it fastest, in the numbers of its file: beside a parameter, which then is made of it when it
@@ -46,6 +49,7 @@ impl<B: Backend> Linear<B> {
             weight: parameter([n_out, n_in], std, rng, device),
             bias: bias.then(|| Param::from_tensor(Tensor::zeros([n_out], device))),
             packed: Packed::default(),
+            tap: Tap::default(),
         }
     }
 
@@ -63,6 +67,7 @@ impl<B: FusedOps> Linear<B> {
     /// - output: `[rows, n_out]`
     pub fn forward(&self, x: Tensor<B, 2>) -> Tensor<B, 2> {
         let rows = x.dims()[0];
+        self.tap.hear(&x, &[rows]);
         let y = product(x, &self.weight, &self.packed, &[rows]);
         match &self.bias {
             Some(bias) => y + bias.val().unsqueeze::<2>(),
@@ -79,6 +84,7 @@ impl<B: FusedOps> Linear<B> {
     /// - `x`: `[rows, n_in]`, `counts` of them for each layer
     /// - output: `[rows, n_out / counts.len()]`
     pub fn forward_groups(&self, x: Tensor<B, 2>, counts: &[usize]) -> Tensor<B, 2> {
+        self.tap.hear(&x, counts);
         product(x, &self.weight, &self.packed, counts)
     }
 }

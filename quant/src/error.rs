@@ -35,6 +35,12 @@ pub enum Error {
         /// ggml's name of the type, if it has one, and its number.
         found: String,
     },
+    /// Statistics of a calibration are damaged, or another model's.
+    #[error("not usable as an imatrix: {reason}")]
+    Importance {
+        /// What is wrong with them, and where.
+        reason: String,
+    },
     /// What is to be written could not be.
     #[error("cannot write a GGUF: {0}")]
     Io(#[from] std::io::Error),

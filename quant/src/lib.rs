@@ -4,7 +4,7 @@
 //!   are. [`write()`] makes such a file, one tensor after the other.
 //! - [`Format`] says how many numbers are packed how, and turns bytes into `f32` and back.
 //!
-//! - [`Recipe`] says which tensor of a model gets which format.
+//! - [`Recipe`] says which tensor of a model gets which format; [`Importance`] which columns of each matter.
 //!
 //! Keys and values are read and written by [`tokenizer::gguf`], since the vocabulary is among them.
 //!
@@ -22,8 +22,10 @@ mod packed;
 mod block;
 mod gguf;
 
+pub mod budget;
 pub mod recipe;
 
+mod importance;
 mod lost;
 
 mod error;
@@ -31,5 +33,6 @@ mod error;
 pub use error::Error;
 pub use format::Format;
 pub use gguf::{Gguf, NewTensor, Put, Tensor, replace_values, write, write_in_pieces};
+pub use importance::Importance;
 pub use lost::Lost;
 pub use recipe::Recipe;

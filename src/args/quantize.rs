@@ -16,13 +16,19 @@ use quant::{Format, Recipe};
 /// most from. Norms, biases and routers stay F32; what has rows that are no whole number of blocks gets a format of
 /// smaller blocks, which is reported.
 #[derive(Debug, Args)]
+#[command(group = clap::ArgGroup::new("texts").multiple(true))]
 pub struct Quantize {
     /// Model or run folder, or GGUF file
     pub model: PathBuf,
 
     /// Recipe: q8_0, q6_k, q5_k_m, q4_k_m, q4_0, iq4_xs, q3_k_m, q2_k, ...
-    #[arg(long, value_name = "RECIPE", value_parser = recipe)]
-    pub format: Recipe,
+    #[arg(long, value_name = "RECIPE", value_parser = recipe, required_unless_present = "target_bpw")]
+    pub format: Option<Recipe>,
+
+    /// Instead of a recipe: at most so many bits per weight over all tensors, each in the format that measured errors
+    /// speak for
+    #[arg(long, value_name = "BITS", conflicts_with_all = ["format", "pure"], value_parser = bits)]
+    pub target_bpw: Option<f64>,
 
     /// GGUF file to write, which must not be there yet
     #[arg(short, long, value_name = "FILE")]
@@ -37,12 +43,21 @@ pub struct Quantize {
     #[arg(long)]
     pub pure: bool,
 
-    /// Measure on this text what is lost; both models are then loaded
+    /// Run the model over this text first, and round so that errors are small where inputs are large; what was found is
+    /// saved beside OUT as NAME.imatrix.gguf
+    #[arg(long, value_name = "FILE", conflicts_with = "imatrix", group = "texts")]
+    pub calibrate: Option<PathBuf>,
+
+    /// The same by what a calibration found earlier, here or in llama.cpp
     #[arg(long, value_name = "FILE")]
+    pub imatrix: Option<PathBuf>,
+
+    /// Measure on this text what is lost; both models are then loaded
+    #[arg(long, value_name = "FILE", group = "texts")]
     pub text: Option<PathBuf>,
 
-    /// Tokens of a window of --text [default: 512 or the model's context if that is less]
-    #[arg(long, value_name = "N", requires = "text")]
+    /// Tokens of a window of --text and --calibrate [default: 512 or the model's context if that is less]
+    #[arg(long, value_name = "N", requires = "texts")]
     pub context: Option<usize>,
 
     /// The report as JSON
@@ -53,6 +68,11 @@ pub struct Quantize {
 fn recipe(name: &str) -> Result<Recipe, String> {
     Recipe::from_name(name)
         .ok_or_else(|| format!("choose one of {}", Recipe::names().collect::<Vec<_>>().join(", ")))
+}
+
+fn bits(text: &str) -> Result<f64, String> {
+    let bits = text.parse().ok().filter(|bits: &f64| bits.is_finite() && *bits > 0.0);
+    bits.ok_or_else(|| "must be a number above 0, such as 4.5".to_owned())
 }
 
 fn tensor(text: &str) -> Result<(String, Format), String> {

@@ -3,20 +3,22 @@
 //! Tensors go from the source's files to the new one some rows at a time, so no model is in memory while that is done.
 //! Only what --text asks for loads both.
 
+mod budget;
+mod calibrate;
 mod measure;
 mod report;
 
-use std::fs;
 use std::path::Path;
 use std::process::ExitCode;
+use std::{fs, io};
 
 use anyhow::{Context, Result, bail};
 use model::backend::Job;
-use model::weights;
 use model::weights::gguf::stream::{Contents, Slab};
+use model::weights::{self, Opened};
 use model::{Config, FusedOps};
 use quant::recipe::{self, Choice};
-use quant::{Format, Lost};
+use quant::{Format, Importance, Lost, Recipe};
 use rayon::prelude::*;
 use tokenizer::gguf::Value;
 
@@ -49,13 +51,18 @@ impl Job for Run {
         let source = Source::read(&path, common)?;
         let text = args.text.as_deref().map(|text| measure::Text::read(text, &args, &source, &opened));
         let text = text.transpose()?;
-        let choices = choose(&args, &contents, opened.config())?;
+        let importance = importance::<B>(&args, &source, &opened, &contents, &device, common)?;
+        let importance = match &importance {
+            Some(importance) => calibrate::of_tensors(importance, &contents, common)?,
+            None => vec![None; contents.tensors().len()],
+        };
+        let choices = choose(&args, &contents, opened.config(), &importance, common)?;
         let formats: Vec<Format> = choices.iter().map(|choice| choice.format).collect();
-        let mut report = Report::new(&args, &contents, &choices);
+        let mut report = Report::new(&args, &contents, &choices, &importance);
         report.measured = text.as_ref().map(measure::Text::pending);
         let beside = source.pairs()?;
         let pairs = |report: &Report| {
-            contents.pairs(args.format.file_type(), &[&beside[..], &report.pairs()].concat())
+            contents.pairs(file_type(&args, &formats), &[&beside[..], &report.pairs()].concat())
         };
 
         // Beside the place where it will be, so that one rename puts it there.
@@ -69,8 +76,8 @@ impl Job for Run {
         let (mut lost, mut done) = (vec![Lost::default(); formats.len()], 0);
         contents.write(&file, &pending, &formats, |slab| {
             let idx = slab.tensor_idx;
-            let width = contents.tensors()[idx].shape.last().copied().unwrap_or(1);
-            let (bytes, lost_here) = quantize(slab, formats[idx], width);
+            let columns = Columns::new(&contents.tensors()[idx].shape, importance[idx].as_deref());
+            let (bytes, lost_here) = quantize(slab, formats[idx], columns);
             lost[idx] = lost[idx].and(lost_here);
             done += slab.values.len() as u64;
             bar.set(done);
@@ -94,8 +101,51 @@ impl Job for Run {
     }
 }
 
+/// What is known of columns: read, or found out and saved.
+fn importance<B: FusedOps>(
+    args: &args::Quantize,
+    source: &Source<'_>,
+    opened: &Opened,
+    contents: &Contents<'_>,
+    device: &B::Device,
+    common: Common,
+) -> Result<Option<Importance>> {
+    if let Some(path) = &args.imatrix {
+        return calibrate::read(path).map(Some);
+    }
+    let Some(path) = &args.calibrate else { return Ok(None) };
+    let file = calibrate::file_of(args);
+    if file.exists() {
+        bail!("{} is already there: use it by --imatrix, or remove it", file.display());
+    }
+    let text = measure::Text::read(path, args, source, opened)?;
+    let importance = calibrate::run::<B>(&text, opened, contents, device, common)?;
+    model::files::write_atomic(&file, |f| importance.write(f).map_err(io::Error::other))
+        .with_context(|| format!("cannot write {}", file.display()))?;
+    common.note(&format!("statistics saved: --imatrix {} uses them again", file.display()));
+    Ok(Some(importance))
+}
+
+/// llama.cpp's number of what the file is mostly.
+fn file_type(args: &args::Quantize, formats: &[Format]) -> u32 {
+    let most = || {
+        let count = |format: &&Format| formats.iter().filter(|other| other == format).count();
+        Format::ALL.iter().filter(|format| format.block_len() > 1).max_by_key(count)
+    };
+    match args.format {
+        Some(recipe) => recipe.file_type(),
+        None => most().map_or(0, |&format| Recipe::file_type_of(format)),
+    }
+}
+
 /// What every tensor gets.
-fn choose(args: &args::Quantize, contents: &Contents<'_>, config: &Config) -> Result<Vec<Choice>> {
+fn choose(
+    args: &args::Quantize,
+    contents: &Contents<'_>,
+    config: &Config,
+    importance: &[Option<Vec<f32>>],
+    common: Common,
+) -> Result<Vec<Choice>> {
     let tensors = contents.tensors();
     for (part, _) in &args.tensor {
         let fits = |name: &str, shape: &[usize]| name.contains(part) && recipe::is_quantized(name, shape);
@@ -103,17 +153,22 @@ fn choose(args: &args::Quantize, contents: &Contents<'_>, config: &Config) -> Re
             bail!("--tensor {part}=…: no matrix of the model has `{part}` in its name");
         }
     }
+    let recipe = match (args.format, args.target_bpw) {
+        (Some(recipe), _) => recipe,
+        (None, Some(bits)) => return budget::choose(bits, args, contents, importance, common),
+        (None, None) => bail!("--format or --target-bpw is wanted"),
+    };
     let model = recipe::Model {
         n_layer: config.n_layer,
         n_head: config.n_head,
         n_kv_head: config.n_kv_head(),
         n_expert: config.experts.as_ref().map_or(0, |experts| experts.n),
         has_output: !config.tie_embeddings,
-        has_importance: false,
+        has_importance: importance.iter().any(Option::is_some),
     };
     let choose = |name: &str, shape: &[usize]| match args.pure {
-        true => args.format.choose_pure(name, shape, &args.tensor),
-        false => args.format.choose(name, shape, &model, &args.tensor),
+        true => recipe.choose_pure(name, shape, &args.tensor),
+        false => recipe.choose(name, shape, &model, &args.tensor),
     };
     Ok(tensors.iter().map(|tensor| choose(&tensor.name, &tensor.shape)).collect())
 }
@@ -121,18 +176,42 @@ fn choose(args: &args::Quantize, contents: &Contents<'_>, config: &Config) -> Re
 /// Elements that one thread quantizes at a time, unless a row has more.
 const PIECE: usize = 1 << 15;
 
+/// The columns of a tensor, and how important each is where that is known.
+#[derive(Clone, Copy)]
+struct Columns<'a> {
+    width: usize,
+    /// Rows of each of the tensor's matrices.
+    n_rows: usize,
+    importance: Option<&'a [f32]>,
+}
+
+impl<'a> Columns<'a> {
+    fn new(shape: &[usize], importance: Option<&'a [f32]>) -> Self {
+        let n_rows = shape.len().checked_sub(2).map_or(1, |idx| shape[idx].max(1));
+        Self { width: shape.last().map_or(1, |&width| width.max(1)), n_rows, importance }
+    }
+
+    /// As rounding takes it for a row.
+    fn of_row(&self, row: usize) -> Option<&'a [f32]> {
+        self.importance.map(|all| &all[row / self.n_rows * self.width..][..self.width])
+    }
+}
+
 /// The blocks of some rows, and what they lost. Neither depends on the number of threads.
-fn quantize(slab: Slab<'_>, format: Format, width: usize) -> (Vec<u8>, Lost) {
-    let width = width.max(1);
-    let pieces: Vec<(Vec<u8>, Lost)> = slab
-        .values
-        .par_chunks((PIECE / width).max(1) * width)
-        .map(|rows| {
-            let mut bytes = Vec::new();
-            let lost = Lost::by_quantizing(format, rows, width, None, &mut bytes);
-            (bytes, lost)
-        })
-        .collect();
+fn quantize(slab: Slab<'_>, format: Format, columns: Columns<'_>) -> (Vec<u8>, Lost) {
+    let width = columns.width;
+    let n_rows = (PIECE / width).max(1);
+    let piece = |(i, rows): (usize, &[f32])| {
+        let (mut bytes, mut lost) = (Vec::new(), Lost::default());
+        let first = slab.first / width + i * n_rows;
+        for (row_idx, row) in rows.chunks_exact(width).enumerate() {
+            let importance = columns.of_row(first + row_idx);
+            lost = lost.and(Lost::by_quantizing(format, row, width, importance, &mut bytes));
+        }
+        (bytes, lost)
+    };
+    let pieces: Vec<(Vec<u8>, Lost)> =
+        slab.values.par_chunks(n_rows * width).enumerate().map(piece).collect();
     let lost = pieces.iter().fold(Lost::default(), |sum, (_, lost)| sum.and(*lost));
     (pieces.into_iter().map(|(bytes, _)| bytes).collect::<Vec<_>>().concat(), lost)
 }

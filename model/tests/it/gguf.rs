@@ -14,6 +14,7 @@ use crate::numbers::{bits, values};
 
 on_cpu!(
     what_is_written_is_the_same_model,
+    what_is_streamed_is_what_a_model_is_saved_as,
     experts_are_one_tensor,
     blocks_are_close,
     models_without_an_architecture_are_refused,
@@ -57,6 +58,50 @@ fn what_is_written_is_the_same_model<B: FusedOps>() {
         assert!(bits(got) == bits(model.forward(ids.tensor())), "{folder:?}");
     }
     assert!(n_written >= 10, "{n_written}");
+}
+
+/// From either layout, and a tensor that goes in several pieces.
+fn what_is_streamed_is_what_a_model_is_saved_as<B: FusedOps>() {
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    let (saved, streamed, large) =
+        (dir.path().join("saved.gguf"), dir.path().join("streamed.gguf"), dir.path().join("large"));
+    let config = Config { vocab_size: 140_000, ..cases::llama_like() };
+    let model: Transformer<B> = cases::lively(&config, 5);
+    fs::create_dir(&large).expect("made");
+    weights::save(&model, &large, &Default::default()).expect("saved");
+    let mut n_checked = 0;
+    for folder in fixtures().into_iter().chain([large]) {
+        let model = weights::load::<B>(&folder, &Default::default()).expect("loaded");
+        let more = [("general.name".to_owned(), Value::String("a name".into()))];
+        let opened = weights::open(&folder).expect("opened");
+        if let Err(error) = gguf::save(&model, Format::Q8_0, &more, &saved) {
+            let same = opened.contents::<B>(&Default::default()).err().expect("refused too").to_string();
+            assert_eq!(same.split(": ").last(), error.to_string().split(": ").last(), "{folder:?}");
+            continue;
+        }
+        let want = fs::read(&saved).expect("read");
+        // The other way round the blocks of the saved file are the source; from F32 they would be made again.
+        gguf::save(&model, Format::F32, &more, &saved).expect("saved");
+        for source in [&folder, &saved] {
+            let opened = weights::open(source).expect("opened");
+            let contents = opened.contents::<B>(&Default::default()).expect("a GGUF can have it");
+            let format = |tensor: &gguf::stream::Tensor| match tensor.shape[..] {
+                [_, .., width] if width.is_multiple_of(32) => Format::Q8_0,
+                [_, _, ..] => Format::F16,
+                _ => Format::F32,
+            };
+            let formats: Vec<Format> = contents.tensors().iter().map(format).collect();
+            let quantize = |slab: gguf::stream::Slab<'_>| {
+                let mut bytes = Vec::new();
+                formats[slab.tensor_idx].quantize(slab.values, &mut bytes);
+                bytes
+            };
+            contents.write(&streamed, &contents.pairs(7, &more), &formats, quantize).expect("written");
+            assert!(fs::read(&streamed).expect("read") == want, "{source:?}");
+            n_checked += 1;
+        }
+    }
+    assert!(n_checked >= 22, "{n_checked}");
 }
 
 /// Rows that are no whole number of blocks are kept in F16.

@@ -47,7 +47,7 @@ impl<'a> Text<'a> {
     /// Reads a text, and sees that it can be used before any work is done.
     pub fn read(path: &Path, args: &args::Quantize, source: &'a Source<'_>, opened: &Opened) -> Result<Self> {
         let Some(tokenizer) = &source.tokenizer else {
-            bail!("--text needs a tokenizer, which the model has not");
+            bail!("{} cannot be used: the model has no tokenizer", path.display());
         };
         let text =
             std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
@@ -65,6 +65,33 @@ impl<'a> Text<'a> {
             );
         }
         Ok(Self { path: path.into(), text, tokenizer, context })
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Tokens of a window.
+    pub fn context(&self) -> usize {
+        self.context
+    }
+
+    /// Windows side by side, each beginning with the tokenizer's first token where it has one; what is left is dropped.
+    pub fn windows(&self, vocab_size: usize) -> Result<Vec<Vec<i32>>> {
+        let first = self.tokenizer.around().0;
+        let ids = [first, &self.tokenizer.encode(&self.text)].concat();
+        if let Some(id) = ids.iter().find(|&&id| id as usize >= vocab_size) {
+            bail!("token {id} is not in the model's vocabulary of {vocab_size}");
+        }
+        let window = |window: &[u32]| {
+            let mut ids: Vec<i32> = window.iter().map(|&id| id as i32).collect();
+            if let Some(&id) = first.first() {
+                ids[0] = id as i32;
+            }
+            ids
+        };
+        Ok(ids.chunks_exact(self.context).map(window).collect())
     }
 
     /// What it will be stored as before it is measured, in as many bytes.

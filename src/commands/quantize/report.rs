@@ -20,7 +20,7 @@ const PREFIX: &str = "flint.quantize.";
 #[derive(Clone, Debug, Serialize)]
 pub struct Report {
     out: PathBuf,
-    recipe: &'static str,
+    recipe: String,
     /// Over all tensors.
     bits_per_weight: f64,
     source_bits_per_weight: f64,
@@ -33,6 +33,8 @@ pub struct Report {
     formats: BTreeMap<&'static str, usize>,
     /// Tensors that got another format than the recipe has for them, since their rows are no whole blocks of it.
     n_fallbacks: usize,
+    /// Tensors whose rounding was weighed by importance.
+    n_weighed: usize,
     tensors: Vec<TensorReport>,
     /// With a text.
     #[serde(flatten)]
@@ -51,14 +53,23 @@ pub struct TensorReport {
     bytes: u64,
     /// Relative: root mean square of the errors by that of the numbers.
     error: f64,
+    /// The same, weighed by the importance of columns, where that is known: what the matrix's output loses.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    output_error: Option<f64>,
 }
 
 impl Report {
     /// What is known before anything is done.
-    pub fn new(args: &args::Quantize, contents: &Contents<'_>, choices: &[Choice]) -> Self {
+    pub fn new(
+        args: &args::Quantize,
+        contents: &Contents<'_>,
+        choices: &[Choice],
+        importance: &[Option<Vec<f32>>],
+    ) -> Self {
         let mut formats = BTreeMap::new();
         let (mut tensors, mut n_elements) = (Vec::new(), 0u64);
-        for (tensor, choice) in contents.tensors().iter().zip(choices) {
+        let is_weighed = importance.iter().map(Option::is_some);
+        for ((tensor, choice), is_weighed) in contents.tensors().iter().zip(choices).zip(is_weighed) {
             let (n, format) = (tensor.n_elements(), choice.format);
             n_elements += n as u64;
             *formats.entry(format.name()).or_insert(0) += 1;
@@ -69,19 +80,24 @@ impl Report {
                 instead_of: (choice.wanted != format).then(|| choice.wanted.name()),
                 bytes: format.n_bytes(n).unwrap_or(0) as u64,
                 error: 0.0,
+                output_error: is_weighed.then_some(0.0),
             });
         }
         let bytes: u64 = tensors.iter().map(|tensor| tensor.bytes).sum();
         let bits = |bytes: u64| bytes as f64 * 8.0 / n_elements.max(1) as f64;
         Self {
             out: args.out.clone(),
-            recipe: args.format.name(),
+            recipe: match (args.format, args.target_bpw) {
+                (Some(recipe), _) => recipe.name().to_owned(),
+                (None, bits) => format!("at most {} bits per weight", bits.unwrap_or(0.0)),
+            },
             bits_per_weight: bits(bytes),
             source_bits_per_weight: bits(contents.source_bytes()),
             bytes,
             source_bytes: contents.source_bytes(),
             error: 0.0,
             formats,
+            n_weighed: importance.iter().flatten().count(),
             n_fallbacks: tensors.iter().filter(|tensor| tensor.instead_of.is_some()).count(),
             tensors,
             measured: None,
@@ -93,6 +109,7 @@ impl Report {
         self.error = lost.iter().fold(Lost::default(), |sum, lost| sum.and(*lost)).relative();
         for (tensor, lost) in self.tensors.iter_mut().zip(lost) {
             tensor.error = lost.relative();
+            tensor.output_error = tensor.output_error.map(|_| lost.relative_weighed());
         }
     }
 
@@ -100,12 +117,13 @@ impl Report {
     pub fn pairs(&self) -> Vec<(String, Value)> {
         let errors: Vec<f32> = self.tensors.iter().map(|tensor| tensor.error as f32).collect();
         let mut pairs = vec![
-            ("recipe", Value::from(self.recipe)),
+            ("recipe", Value::String(self.recipe.clone())),
             ("bits_per_weight", Value::F64(self.bits_per_weight)),
             ("bytes", Value::U64(self.bytes)),
             ("source_bytes", Value::U64(self.source_bytes)),
             ("error", Value::F64(self.error)),
             ("fallbacks", Value::U32(self.n_fallbacks as u32)),
+            ("weighed", Value::U32(self.n_weighed as u32)),
             // In the order of the table.
             ("tensor_errors", Value::from(errors)),
         ];
@@ -140,6 +158,12 @@ impl Report {
         )];
         let formats = self.formats.iter().map(|(name, n)| format!("{n} {name}"));
         lines.push(format!("  tensors     {}", formats.collect::<Vec<_>>().join(", ")));
+        if self.n_weighed > 0 {
+            lines.push(format!(
+                "  weighed     {} of them, by the importance of their columns",
+                self.n_weighed
+            ));
+        }
         lines.extend(self.fallbacks().map(|fallback| format!("  fallback    {fallback}")));
         lines.push(format!(
             "  error       {:.4} relative to all numbers; most in {}",

@@ -27,6 +27,7 @@ const SLAB: usize = 1 << 22;
 /// What a GGUF of a model will consist of, but for the formats.
 pub struct Contents<'a> {
     archive: &'a Archive,
+    layout: Layout,
     /// Keys of the model.
     pairs: Vec<(String, Value)>,
     tensors: Vec<Tensor>,
@@ -82,11 +83,12 @@ impl Opened {
             .map_err(|why| Error::Config { path: self.archive.path_of("").into(), why })?;
         // Its matrices take no memory, for nobody asks for them.
         let model = Transformer::<B>::empty(&self.config, device);
+        let layout = Layout::Gguf(family);
         let mut tensors = self.with_names(|names| {
             let (config, archive) = (&self.config, &self.archive);
             let unused = archive.names().collect();
-            let (path, layout) = (Vec::new(), Layout::Gguf(family));
-            let mut walk = Walk { path, config, layout, archive, names, unused, tensors: Ok(Vec::new()) };
+            let mut walk =
+                Walk { path: Vec::new(), config, layout, archive, names, unused, tensors: Ok(Vec::new()) };
             model.visit(&mut walk);
             let (tensors, mut unused) = (walk.tensors?, walk.unused);
             match unused.pop_first() {
@@ -100,7 +102,7 @@ impl Opened {
             let shape = vec![divisors.len()];
             tensors.push(Tensor { name: DIVISORS.to_owned(), shape, runs: vec![Run::Given(divisors)] });
         }
-        Ok(Contents { archive: &self.archive, pairs, tensors })
+        Ok(Contents { archive: &self.archive, layout, pairs, tensors })
     }
 }
 
@@ -194,6 +196,11 @@ impl Contents<'_> {
     /// The tensors, in the order of the file.
     pub fn tensors(&self) -> &[Tensor] {
         &self.tensors
+    }
+
+    /// How they are named.
+    pub fn layout(&self) -> Layout {
+        self.layout
     }
 
     /// Bytes of the tensors in the files that they come from.
