@@ -48,7 +48,9 @@ impl Job for Run {
         let path = loading::model_path(&args.model)?;
         let opened = weights::open(&path).context("cannot open the model")?;
         let contents = opened.contents::<B>(&device).context("cannot open the model")?;
+        check_names(&args, &contents)?;
         let source = Source::read(&path, common)?;
+        say_if_rounded(&opened, common);
         let text = args.text.as_deref().map(|text| measure::Text::read(text, &args, &source, &opened));
         let text = text.transpose()?;
         let importance = importance::<B>(&args, &source, &opened, &contents, &device, common)?;
@@ -101,6 +103,29 @@ impl Job for Run {
     }
 }
 
+/// Whether every --tensor means one.
+fn check_names(args: &args::Quantize, contents: &Contents<'_>) -> Result<()> {
+    for (part, _) in &args.tensor {
+        let fits = |name: &str, shape: &[usize]| name.contains(part) && recipe::is_quantized(name, shape);
+        if !contents.tensors().iter().any(|tensor| fits(&tensor.name, &tensor.shape)) {
+            bail!("--tensor {part}=…: no matrix of the model has `{part}` in its name");
+        }
+    }
+    Ok(())
+}
+
+/// Says that errors add up, where the source has been quantized before.
+fn say_if_rounded(opened: &Opened, common: Common) {
+    let archive = opened.archive();
+    let is_rounded = |name: &&str| archive.get(name).is_some_and(|stored| stored.format.block_len() > 1);
+    if let Some(name) = archive.names().find(is_rounded) {
+        let format = archive.get(name).map_or(Format::F32, |stored| stored.format);
+        common.note(&format!(
+            "the source is quantized already ({name} is {format}): what was lost then is not in the report"
+        ));
+    }
+}
+
 /// What is known of columns: read, or found out and saved.
 fn importance<B: FusedOps>(
     args: &args::Quantize,
@@ -146,13 +171,6 @@ fn choose(
     importance: &[Option<Vec<f32>>],
     common: Common,
 ) -> Result<Vec<Choice>> {
-    let tensors = contents.tensors();
-    for (part, _) in &args.tensor {
-        let fits = |name: &str, shape: &[usize]| name.contains(part) && recipe::is_quantized(name, shape);
-        if !tensors.iter().any(|tensor| fits(&tensor.name, &tensor.shape)) {
-            bail!("--tensor {part}=…: no matrix of the model has `{part}` in its name");
-        }
-    }
     let recipe = match (args.format, args.target_bpw) {
         (Some(recipe), _) => recipe,
         (None, Some(bits)) => return budget::choose(bits, args, contents, importance, common),
@@ -170,7 +188,7 @@ fn choose(
         true => recipe.choose_pure(name, shape, &args.tensor),
         false => recipe.choose(name, shape, &model, &args.tensor),
     };
-    Ok(tensors.iter().map(|tensor| choose(&tensor.name, &tensor.shape)).collect())
+    Ok(contents.tensors().iter().map(|tensor| choose(&tensor.name, &tensor.shape)).collect())
 }
 
 /// Elements that one thread quantizes at a time, unless a row has more.

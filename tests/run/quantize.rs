@@ -41,8 +41,9 @@ fn a_quantized_model_runs_and_its_report_stands_in_its_file() {
     let header = gguf.header();
     for key in ["perplexity", "source_perplexity", "kl_divergence", "same_top", "bits_per_weight", "error"] {
         let stored = header.float(&format!("flint.quantize.{key}")).expect("read").expect("there");
-        assert_eq!(report[key], stored, "{key}");
-        assert!(stored > 0.0, "{key}: {stored}");
+        // The parser of the tests is sometimes off by the last digit.
+        let reported = report[key].as_f64().expect("a number");
+        assert!(stored > 0.0 && (reported / stored - 1.0).abs() < 1e-14, "{key}: {reported} {stored}");
     }
     assert!(
         report["tokens_per_s"].as_f64() > Some(0.0) && report["source_tokens_per_s"].as_f64() > Some(0.0)
@@ -57,7 +58,7 @@ fn a_quantized_model_runs_and_its_report_stands_in_its_file() {
             (&reported["name"], &reported["format"]),
             (&stored.name.into(), &stored.format.name().into())
         );
-        assert_eq!(reported["error"].as_f64().map(|error| error as f32), Some(error));
+        assert!((reported["error"].as_f64().expect("a number") - f64::from(error)).abs() < 1e-7);
         // Matrices lose something, norms nothing.
         assert_eq!(error > 0.0, stored.shape.len() > 1, "{}", stored.name);
         bits += 8 * stored.data.len();
@@ -99,6 +100,9 @@ fn what_does_not_fit_gets_another_format_and_that_is_said() {
         tensor(&file, "blk.0.attn_k.weight")
     };
     assert_eq!(pure("run", "c.gguf"), pure("f32.gguf", "d.gguf"));
+    // What was rounded before is said to have been.
+    let said = stderr(&succeeds(dir.path(), &["quantize", "c.gguf", "--format", "q8_0", "-o", "e.gguf"]));
+    assert!(said.contains("quantized already") && said.contains("Q4_1"), "{said}");
 }
 
 #[test]

@@ -50,7 +50,7 @@ pub fn run<B: FusedOps>(
     device: &B::Device,
     common: Common,
 ) -> Result<Importance> {
-    let mut model = opened.load::<B>(device).context("cannot open the model")?;
+    let mut model = opened.load_packed::<B>(device).context("cannot open the model")?;
     let taps = Taps::listen(&mut model);
     let context = text.context();
     let windows = text.windows(opened.config().vocab_size)?;

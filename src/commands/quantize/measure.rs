@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use infer::{Sampler, Sampling, Session};
-use model::weights::{self, Opened};
+use model::weights::Opened;
 use model::{FusedOps, Transformer};
 use serde::Serialize;
 use tokenizer::Tokenizer;
@@ -13,6 +13,7 @@ use train::eval::comparison::{self, Comparison};
 use crate::args;
 use crate::bar::{Bar, Unit};
 use crate::commands::Common;
+use crate::loading;
 use crate::source::Source;
 
 /// Tokens of a window where nobody says, as llama.cpp has it.
@@ -119,8 +120,8 @@ impl<'a> Text<'a> {
         device: &B::Device,
         common: Common,
     ) -> Result<Measured> {
-        let source: Transformer<B> = source.load(device).context("cannot open the model")?;
-        let quantized: Transformer<B> = weights::load(file, device).context("the result does not open")?;
+        let source: Transformer<B> = source.load_packed(device).context("cannot open the model")?;
+        let quantized: Transformer<B> = loading::model(file, device).context("the result does not open")?;
         let mut bar = None;
         let show = |done: usize, all: usize| {
             let begin = || Bar::new("measuring", Unit::Items, Some(all as u64), common.quiet);
