@@ -64,11 +64,12 @@ fn a_quantized_model_runs_and_its_report_stands_in_its_file() {
         bits += 8 * stored.data.len();
     }
     assert_eq!(report["bytes"].as_u64(), Some(bits as u64 / 8));
-    // The perplexity is that which `eval` measures of the same file, and no worse than of a model without a clue.
+    // The perplexity is that which `eval` measures of the same file, but for the rounding of its single-precision kernel,
+    // and no worse than of a model without a clue.
     let args = ["eval", "a.gguf", "--ppl", "text.txt", "--json"];
     let again = json(&succeeds(dir.path(), &args))["perplexity"].as_f64().expect("a number");
     let first = report["perplexity"].as_f64().expect("a number");
-    assert!((again / first - 1.0).abs() < 1e-9 && first < 300.0, "{again} {first}");
+    assert!((again / first - 1.0).abs() < 1e-6 && first < 300.0, "{again} {first}");
     succeeds(dir.path(), &["generate", "a.gguf", "-p", "the cat", "-n", "4"]);
     let left: Vec<_> = fs::read_dir(dir.path()).expect("listed").flatten().map(|e| e.file_name()).collect();
     assert!(!left.iter().any(|name| name.to_string_lossy().starts_with('.')), "{left:?}");
