@@ -181,6 +181,41 @@ pub struct ContextArgs {
     /// Tokens at the front that `--when-full evict` keeps [default: 4]
     #[arg(long, value_name = "N")]
     pub sinks: Option<u32>,
+
+    /// How keys and values are stored: 16 and 8 bits take a half and a good quarter of the memory, and round
+    #[arg(long, value_enum, default_value_t = CacheKind::F32, value_name = "KIND")]
+    pub cache: CacheKind,
+}
+
+/// How keys and values are stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum CacheKind {
+    /// As they are computed
+    F32,
+    /// In half precision
+    F16,
+    /// In 8 bits with a scale for each row of a head
+    Q8,
+}
+
+impl CacheKind {
+    /// For the model.
+    pub fn kind(self) -> model::cache::Kind {
+        match self {
+            Self::F32 => model::cache::Kind::F32,
+            Self::F16 => model::cache::Kind::F16,
+            Self::Q8 => model::cache::Kind::Q8,
+        }
+    }
+
+    /// As on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::F32 => "f32",
+            Self::F16 => "f16",
+            Self::Q8 => "q8",
+        }
+    }
 }
 
 /// What to do when the context is full.
@@ -445,6 +480,10 @@ pub struct Inspect {
     #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     pub batch: u16,
 
+    /// How keys and values are stored
+    #[arg(long, value_enum, default_value_t = CacheKind::F32, value_name = "KIND")]
+    pub cache: CacheKind,
+
     /// List all tensors
     #[arg(long)]
     pub tensors: bool,
@@ -494,6 +533,10 @@ pub struct BenchModel {
     /// Sequences at once
     #[arg(short, long, default_value = "1", value_name = "N,…", value_delimiter = ',', value_parser = clap::value_parser!(u32).range(1..))]
     pub batch: Vec<u32>,
+
+    /// How keys and values are stored
+    #[arg(long, value_enum, default_value_t = CacheKind::F32, value_name = "KIND")]
+    pub cache: CacheKind,
 
     /// How often each is measured, after once that does not count
     #[arg(short, long, default_value_t = 5, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]

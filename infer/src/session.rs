@@ -7,7 +7,7 @@ use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
 use burn::prelude::*;
-use model::cache::CannotEvict;
+use model::cache::{CannotEvict, Kind};
 use model::{Cache, FusedOps, Transformer};
 
 use crate::sampler::{NotANumber, Sampler};
@@ -138,6 +138,11 @@ impl<'a, B: FusedOps> Session<'a, B> {
     fn over(model: &'a Transformer<B>, cache: Cache<B>) -> Self {
         let vocab_size = model.config().vocab_size;
         Self { model, cache, ids: Vec::new(), vocab_size, when_full: WhenFull::Refuse }
+    }
+
+    /// Keys and values are stored as `kind`.
+    pub fn with_cache(self, kind: Kind) -> Self {
+        Self { cache: self.cache.stored_as(kind, &self.model.device()), ..self }
     }
 
     /// Only ids below `n` may be picked: a model may have room for more than its tokenizer names.

@@ -35,6 +35,15 @@ pub enum Kind {
 }
 
 impl Kind {
+    /// Bytes of a row of a head.
+    pub fn row_bytes(self, head_dim: usize) -> usize {
+        match self {
+            Kind::F32 => 4 * head_dim,
+            Kind::F16 => 2 * head_dim,
+            Kind::Q8 => head_dim + 4,
+        }
+    }
+
     /// How rows are packed, if they are.
     fn packing(self) -> Option<Packing> {
         match self {

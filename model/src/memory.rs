@@ -1,6 +1,6 @@
 //! What a model will occupy, before anything is allocated.
 
-use crate::cache::{MAX_STEP, rows_of_layer};
+use crate::cache::{Kind, MAX_STEP, rows_of_layer};
 use crate::config::Config;
 
 /// Bytes by purpose, for f32 numbers.
@@ -53,7 +53,7 @@ impl Plan {
     }
 }
 
-/// What a model occupies while it generates, in bytes, with keys, values and what is computed as f32.
+/// What a model occupies while it generates, in bytes, with what is computed as f32.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Inference {
     /// The parameters.
@@ -70,13 +70,13 @@ pub struct Inference {
 const SCRATCH: u64 = 64 << 20;
 
 impl Inference {
-    /// The plan for `batch` sequences of `context` tokens in a cache of as many, with weights of which
+    /// The plan for `batch` sequences of `context` tokens in a cache of as many, stored as `kind`, with weights of which
     /// [`Opened::weights_bytes`](crate::weights::Opened::weights_bytes) knows.
     ///
     /// A step is what a prompt goes through the model in, [`MAX_STEP`] positions at most. Its largest moment is in a
     /// feed-forward part: stream, normalised stream, projections, and their product; or in attention: stream, queries,
     /// keys, values, and the output. At the end there are the logits of the last position, twice.
-    pub fn new(config: &Config, weights_bytes: u64, batch: usize, context: usize) -> Self {
+    pub fn new(config: &Config, weights_bytes: u64, kind: Kind, batch: usize, context: usize) -> Self {
         let step = context.min(MAX_STEP);
         let c = config.n_embd;
         let attention = 2 * c + config.qkv_width() + config.attention_width();
@@ -85,12 +85,12 @@ impl Inference {
             2 * c + n_active * (config.n_up() + 1) * config.layer_ff(layer_idx)
         };
         let widest = (0..config.n_layer).map(ff).max().unwrap_or(0).max(attention);
-        let width = 2 * (config.n_kv_head() * config.head_dim());
+        let row = 2 * config.n_kv_head() * kind.row_bytes(config.head_dim());
         let rows: usize = (0..config.n_layer).map(|i| rows_of_layer(config, i, context)).sum();
         let bytes = |n: &[usize]| n.iter().fold(4u64, |product, &n| product.saturating_mul(n as u64));
         Self {
             weights_bytes,
-            cache_bytes: bytes(&[batch, rows, width]),
+            cache_bytes: bytes(&[batch, rows, row]) / 4,
             activation_bytes: bytes(&[batch, step, widest]) + bytes(&[2, batch, config.vocab_size]),
             scratch_bytes: SCRATCH,
         }
@@ -104,6 +104,6 @@ impl Inference {
 }
 
 /// Bytes of the cache per position of one sequence, while no window is full.
-pub fn cache_bytes_per_token(config: &Config) -> u64 {
-    4 * 2 * (config.n_layer * config.n_kv_head() * config.head_dim()) as u64
+pub fn cache_bytes_per_token(config: &Config, kind: Kind) -> u64 {
+    2 * (config.n_layer * config.n_kv_head() * kind.row_bytes(config.head_dim())) as u64
 }

@@ -37,6 +37,7 @@ impl Job for Run {
         let context = self.args.context.context.map_or(MAX_CONTEXT, |n| n as usize);
         self.args.context.say_what_is_ignored(model.config(), self.common);
         let session = Session::with_end(&model, context, self.args.context.when_full())?
+            .with_cache(self.args.context.cache.kind())
             .with_vocabulary(tokenizer.vocab_size());
         let system: Vec<_> = self.args.system.iter().map(|text| Message::new(Role::System, text)).collect();
         let mut chat = Conversation {

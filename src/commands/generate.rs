@@ -70,6 +70,7 @@ impl Job for Run {
         let context = args.context.context.map_or(whole_text, |n| n as usize);
         args.context.say_what_is_ignored(model.config(), common);
         let mut session = Session::with_end(&model, context, args.context.when_full())?
+            .with_cache(args.context.cache.kind())
             .with_vocabulary(tokenizer.vocab_size());
         let mut whole = String::new();
         let request =

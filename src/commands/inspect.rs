@@ -8,6 +8,7 @@ use anyhow::{Context, Result};
 use burn::tensor::{Tensor, TensorData};
 use indicatif::HumanCount;
 use model::backend::Job;
+use model::cache::Kind;
 use model::memory::{Inference, cache_bytes_per_token};
 use model::weights::names::Layout;
 use model::weights::{self, Opened};
@@ -29,9 +30,12 @@ pub fn run(args: args::Inspect, common: Common) -> Result<ExitCode> {
     let context = args.context.map_or(config.context.min(CONTEXT), |n| n as usize);
     let backend = common.backend()?;
     let packs = backend.packs();
-    let plan = Inference::new(config, opened.weights_bytes(packs), args.batch.into(), context);
+    let cache = args.cache.kind();
+    let plan = Inference::new(config, opened.weights_bytes(packs), cache, args.batch.into(), context);
     let measured = match args.measure {
-        true => Some(common.on_backend(Measure { opened: &opened, batch: args.batch.into(), context })?),
+        true => {
+            Some(common.on_backend(Measure { opened: &opened, cache, batch: args.batch.into(), context })?)
+        }
         false => None,
     };
     let tokenizer = tokenizer(&path);
@@ -49,12 +53,12 @@ pub fn run(args: args::Inspect, common: Common) -> Result<ExitCode> {
             "memory": {
                 "backend": backend.name(),
                 "weights": if packs { "as in the file" } else { "f32" },
-                "cache": "f32",
+                "cache": args.cache.name(),
                 "context": context,
                 "batch": args.batch,
                 "weights_bytes": plan.weights_bytes,
                 "cache_bytes": plan.cache_bytes,
-                "cache_bytes_per_token": cache_bytes_per_token(config),
+                "cache_bytes_per_token": cache_bytes_per_token(config, cache),
                 "activation_bytes": plan.activation_bytes,
                 "scratch_bytes": plan.scratch_bytes,
                 "total_bytes": plan.total_bytes(),
@@ -101,11 +105,12 @@ pub fn run(args: args::Inspect, common: Common) -> Result<ExitCode> {
     }
     output::line(&format!("  tokenizer: {}", tokenizer.as_ref().map_or("none".into(), Value::to_string)))?;
     output::line(&format!(
-        "  memory on {backend}: weights {}{}, cache {} in f32 ({} a token, {context} tokens x {}), activations {}, scratch {}: {}",
+        "  memory on {backend}: weights {}{}, cache {} in {} ({} a token, {context} tokens x {}), activations {}, scratch {}: {}",
         mib(plan.weights_bytes),
         if packs { " packed as in the file" } else { " in f32" },
         mib(plan.cache_bytes),
-        kib(cache_bytes_per_token(config)),
+        args.cache.name(),
+        kib(cache_bytes_per_token(config, cache)),
         args.batch,
         mib(plan.activation_bytes),
         mib(plan.scratch_bytes),
@@ -121,6 +126,7 @@ pub fn run(args: args::Inspect, common: Common) -> Result<ExitCode> {
 /// Loads the model and fills a cache; the most memory that this took.
 struct Measure<'a> {
     opened: &'a Opened,
+    cache: Kind,
     batch: usize,
     context: usize,
 }
@@ -129,10 +135,10 @@ impl Job for Measure<'_> {
     type Output = Result<u64>;
 
     fn run<B: FusedOps>(self, device: B::Device) -> Result<u64> {
-        let Self { opened, batch, context } = self;
+        let Self { opened, cache, batch, context } = self;
         let before = resident_bytes().context("this system does not tell how much memory a process has")?;
         let model = opened.load_packed::<B>(&device).context("cannot open the model")?;
-        let mut cache = Cache::new(model.config(), batch, context, &device);
+        let mut cache = Cache::new(model.config(), batch, context, &device).stored_as(cache, &device);
         let n = cache.capacity();
         let ids = TensorData::new(vec![0i32; batch * n], [batch, n]);
         let _ = weights::values(&model.next_logits(Tensor::from_data(ids, &device), &mut cache));

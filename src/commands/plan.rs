@@ -4,6 +4,7 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use anyhow::{Result, bail};
+use model::cache::Kind;
 use model::memory::{Plan, cache_bytes_per_token};
 use serde_json::json;
 use train::RunConfig;
@@ -39,7 +40,7 @@ pub fn run(args: &args::Plan, common: Common) -> Result<ExitCode> {
                 "activations": memory.activation_bytes,
                 "total": memory.total_bytes(),
             },
-            "cache_bytes_per_token": cache_bytes_per_token(model),
+            "cache_bytes_per_token": cache_bytes_per_token(model, Kind::F32),
             "phases": phases,
         }))?;
         return Ok(ExitCode::SUCCESS);
@@ -66,7 +67,10 @@ pub fn run(args: &args::Plan, common: Common) -> Result<ExitCode> {
         mib(memory.optimizer_bytes),
         mib(memory.activation_bytes)
     ))?;
-    output::line(&format!("  cache while generating: {} bytes a token", cache_bytes_per_token(model)))?;
+    output::line(&format!(
+        "  cache while generating: {} bytes a token",
+        cache_bytes_per_token(model, Kind::F32)
+    ))?;
     for (idx, p) in phases.iter().enumerate() {
         output::line(&format!(
             "  phase {}: {} steps, {} tokens, {:.2e} floating-point operations, about {} at {gflops:.0} GFLOP/s",

@@ -34,6 +34,7 @@ pub fn model(args: args::BenchModel, common: Common) -> Result<ExitCode> {
         "backend": backend.name(),
         "instruction_set": kernels::Isa::current().name(),
         "threads": rayon::current_num_threads(),
+        "cache": args.cache.name(),
         "limits": { "flops_per_s": result.limits.flops, "read_bytes_per_s": result.limits.read_rate },
         "prompt_tokens_per_s": rate(true),
         "generate_tokens_per_s": rate(false),
@@ -194,7 +195,7 @@ impl Job for Run<'_> {
         for &depth in &args.depth {
             for &batch in &args.batch {
                 for &(prompt, n) in &whats {
-                    tests.push(measure(&model, args.repeat as usize, depth, batch as usize, [prompt, n])?);
+                    tests.push(measure(&model, args, depth, batch as usize, [prompt, n])?);
                     bar.set(tests.len() as u64);
                 }
             }
@@ -211,7 +212,7 @@ impl Job for Run<'_> {
 /// Fills a cache to `depth`, and reads a prompt or generates tokens from there, again and again.
 fn measure<B: FusedOps>(
     model: &Transformer<B>,
-    repeat: usize,
+    args: &args::BenchModel,
     depth: usize,
     batch: usize,
     [prompt, n]: [usize; 2],
@@ -225,7 +226,8 @@ fn measure<B: FusedOps>(
         );
     }
     let device = model.device();
-    let mut cache = Cache::new(config, batch, len, &device);
+    let kind = args.cache.kind();
+    let mut cache = Cache::new(config, batch, len, &device).stored_as(kind, &device);
     let ids = |n: usize| {
         // Any that there are, not all the same.
         let ids: Vec<i32> = (0..batch * n).map(|i| (i * 7919 % config.vocab_size) as i32).collect();
@@ -250,9 +252,9 @@ fn measure<B: FusedOps>(
         started.elapsed().as_secs_f64()
     };
     once();
-    let seconds = (0..repeat).map(|_| once()).collect();
+    let seconds = (0..args.repeat).map(|_| once()).collect();
     let middle = depth + new / 2;
-    let cache_bytes = batch as f64 * middle as f64 * cache_bytes_per_token(config) as f64;
+    let cache_bytes = batch as f64 * middle as f64 * cache_bytes_per_token(config, kind) as f64;
     Ok(Test {
         prompt,
         n,
