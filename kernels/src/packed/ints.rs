@@ -265,13 +265,14 @@ impl<I: Ints> Unpacked<I> {
         unsafe {
             let [sum, first_sum] = x.sums.map(i32::from);
             if S::PER_BLOCK == 1 {
-                let sums = I::dot::<BITS>(&self.q, x.q.as_ptr(), sum);
+                let sums = I::dot_32::<BITS>(self.q, x.q.as_ptr(), sum);
                 acc = I::to_floats(sums).mul_add(self.scales[0] * scale, acc);
             } else {
-                let (first, last) = self.q.split_at(VECTORS / 2);
-                let sums = I::dot::<BITS>(first, x.q.as_ptr(), first_sum);
+                let [a, b, c, d, e, f, g, h] = self.q;
+                let sums = I::dot_16::<BITS>([a, b, c, d], x.q.as_ptr(), first_sum);
                 acc = I::to_floats(sums).mul_add(self.scales[0] * scale, acc);
-                let sums = I::dot::<BITS>(last, x.q.as_ptr().add(BLOCK / 2), sum - first_sum);
+                let last = x.q.as_ptr().add(BLOCK / 2);
+                let sums = I::dot_16::<BITS>([e, f, g, h], last, sum - first_sum);
                 acc = I::to_floats(sums).mul_add(self.scales[1] * scale, acc);
             }
         }

@@ -6,7 +6,7 @@
 use std::arch::x86_64::*;
 
 use super::Avx2;
-use super::ints::{GROUP, Ints};
+use super::ints::{GROUP, Ints, VECTORS};
 
 /// [`Ints`] with AVX2.
 pub(crate) struct Avx2Ints;
@@ -24,9 +24,36 @@ unsafe fn group(x: *const i8, idx: usize) -> __m256i {
     unsafe { _mm256_set1_epi32(x.add(GROUP * idx).cast::<i32>().read_unaligned()) }
 }
 
-/// How many products of a number of so many bits and one of 8 can be added in 16 bits, in pairs.
-const fn additions(bits: u32) -> usize {
-    i16::MAX as usize / (2 * ((1 << bits) - 1) * 127)
+/// The sums in 16 bits, in pairs, of the products of four vectors; of at most 5 bits, where none overflows.
+///
+/// # Safety
+/// `x` must be valid for reading 16 bytes; the CPU must have AVX2.
+#[inline(always)]
+unsafe fn sums_of_pairs(q: [__m256i; 4], x: *const i8) -> __m256i {
+    const { assert!(4 * 2 * 31 * 127 <= i16::MAX as i32) };
+    // SAFETY: passed on from the caller.
+    unsafe {
+        let [a, b, c, d] = q;
+        let low =
+            _mm256_add_epi16(_mm256_maddubs_epi16(a, group(x, 0)), _mm256_maddubs_epi16(b, group(x, 1)));
+        let high =
+            _mm256_add_epi16(_mm256_maddubs_epi16(c, group(x, 2)), _mm256_maddubs_epi16(d, group(x, 3)));
+        _mm256_add_epi16(low, high)
+    }
+}
+
+/// The sums in 32 bits of products of numbers of 8 bits, of which 128 was added to those of `q`.
+///
+/// # Safety
+/// The CPU must have AVX2.
+#[inline(always)]
+unsafe fn signed_sums(q: __m256i, x: __m256i) -> __m256i {
+    // SAFETY: passed on from the caller.
+    unsafe {
+        let q = _mm256_xor_si256(q, _mm256_set1_epi8(-128));
+        let pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(q), _mm256_sign_epi8(x, q));
+        _mm256_madd_epi16(pairs, _mm256_set1_epi16(1))
+    }
 }
 
 impl Ints for Avx2Ints {
@@ -72,34 +99,48 @@ impl Ints for Avx2Ints {
     }
 
     #[inline(always)]
-    unsafe fn dot<const BITS: u32>(q: &[__m256i], x: *const i8, _: i32) -> __m256i {
-        // SAFETY: the operands exist, so the CPU has AVX2; the caller promises four bytes for each vector.
+    unsafe fn dot_16<const BITS: u32>(q: [__m256i; 4], x: *const i8, _: i32) -> __m256i {
+        // SAFETY: the operands exist, so the CPU has AVX2; the caller promises 16 bytes.
         unsafe {
             let ones = _mm256_set1_epi16(1);
-            if BITS == 8 {
-                let mut sums = _mm256_setzero_si256();
-                for (idx, &q) in q.iter().enumerate() {
-                    let q = _mm256_xor_si256(q, _mm256_set1_epi8(-128));
-                    let signed = _mm256_sign_epi8(group(x, idx), q);
-                    let pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(q), signed);
-                    sums = _mm256_add_epi32(sums, _mm256_madd_epi16(pairs, ones));
+            let [a, b, c, d] = q;
+            match BITS {
+                4 | 5 => _mm256_madd_epi16(sums_of_pairs(q, x), ones),
+                6 => {
+                    // Two products of 6 bits and one of 8 are all that 16 bits hold.
+                    const { assert!(2 * 2 * 63 * 127 <= i16::MAX as i32) };
+                    let low = _mm256_add_epi16(
+                        _mm256_maddubs_epi16(a, group(x, 0)),
+                        _mm256_maddubs_epi16(b, group(x, 1)),
+                    );
+                    let high = _mm256_add_epi16(
+                        _mm256_maddubs_epi16(c, group(x, 2)),
+                        _mm256_maddubs_epi16(d, group(x, 3)),
+                    );
+                    _mm256_add_epi32(_mm256_madd_epi16(low, ones), _mm256_madd_epi16(high, ones))
                 }
-                return sums;
-            }
-            let mut sums = _mm256_setzero_si256();
-            let run = additions(BITS);
-            let mut idx = 0;
-            while idx < q.len() {
-                let mut pairs = _mm256_maddubs_epi16(q[idx], group(x, idx));
-                idx += 1;
-                let mut left = run - 1;
-                while left > 0 && idx < q.len() {
-                    pairs = _mm256_add_epi16(pairs, _mm256_maddubs_epi16(q[idx], group(x, idx)));
-                    (idx, left) = (idx + 1, left - 1);
+                _ => {
+                    let low = _mm256_add_epi32(signed_sums(a, group(x, 0)), signed_sums(b, group(x, 1)));
+                    let high = _mm256_add_epi32(signed_sums(c, group(x, 2)), signed_sums(d, group(x, 3)));
+                    _mm256_add_epi32(low, high)
                 }
-                sums = _mm256_add_epi32(sums, _mm256_madd_epi16(pairs, ones));
             }
-            sums
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn dot_32<const BITS: u32>(q: [__m256i; VECTORS], x: *const i8, _: i32) -> __m256i {
+        // SAFETY: the operands exist, so the CPU has AVX2; the caller promises 32 bytes.
+        unsafe {
+            let [a, b, c, d, e, f, g, h] = q;
+            if BITS == 4 {
+                const { assert!(8 * 2 * 15 * 127 <= i16::MAX as i32) };
+                let first = sums_of_pairs([a, b, c, d], x);
+                let last = sums_of_pairs([e, f, g, h], x.add(4 * GROUP));
+                return _mm256_madd_epi16(_mm256_add_epi16(first, last), _mm256_set1_epi16(1));
+            }
+            let first = Self::dot_16::<BITS>([a, b, c, d], x, 0);
+            _mm256_add_epi32(first, Self::dot_16::<BITS>([e, f, g, h], x.add(4 * GROUP), 0))
         }
     }
 
@@ -137,6 +178,29 @@ impl Ints for Avx2Ints {
     }
 }
 
+/// What makes up for the 128 that was added to numbers of 8 bits.
+///
+/// # Safety
+/// The CPU must have AVX2.
+#[inline(always)]
+unsafe fn start<const BITS: u32>(sum_x: i32) -> __m256i {
+    // SAFETY: passed on from the caller.
+    unsafe { if BITS == 8 { _mm256_set1_epi32(-128 * sum_x) } else { _mm256_setzero_si256() } }
+}
+
+/// # Safety
+/// `x` must be valid for reading 16 bytes; the CPU must have AVX-512 VNNI for 256 bits.
+#[inline(always)]
+unsafe fn add_products(sums: __m256i, q: [__m256i; 4], x: *const i8) -> __m256i {
+    // SAFETY: passed on from the caller.
+    unsafe {
+        let sums = _mm256_dpbusd_epi32(sums, q[0], group(x, 0));
+        let sums = _mm256_dpbusd_epi32(sums, q[1], group(x, 1));
+        let sums = _mm256_dpbusd_epi32(sums, q[2], group(x, 2));
+        _mm256_dpbusd_epi32(sums, q[3], group(x, 3))
+    }
+}
+
 impl Ints for VnniInts {
     type Floats = Avx2;
     type Bytes = __m256i;
@@ -164,14 +228,19 @@ impl Ints for VnniInts {
     }
 
     #[inline(always)]
-    unsafe fn dot<const BITS: u32>(q: &[__m256i], x: *const i8, sum_x: i32) -> __m256i {
-        // SAFETY: `dispatch_ints!` promises VNNI for 256 bits, the caller four bytes for each vector.
+    unsafe fn dot_16<const BITS: u32>(q: [__m256i; 4], x: *const i8, sum_x: i32) -> __m256i {
+        // SAFETY: `dispatch_ints!` promises VNNI for 256 bits, the caller 16 bytes.
+        unsafe { add_products(start::<BITS>(sum_x), q, x) }
+    }
+
+    #[inline(always)]
+    unsafe fn dot_32<const BITS: u32>(q: [__m256i; VECTORS], x: *const i8, sum_x: i32) -> __m256i {
+        let [a, b, c, d, e, f, g, h] = q;
+        // SAFETY: `dispatch_ints!` promises VNNI for 256 bits, the caller 32 bytes.
         unsafe {
-            let mut sums = if BITS == 8 { _mm256_set1_epi32(-128 * sum_x) } else { _mm256_setzero_si256() };
-            for (idx, &q) in q.iter().enumerate() {
-                sums = _mm256_dpbusd_epi32(sums, q, group(x, idx));
-            }
-            sums
+            let first = add_products(start::<BITS>(sum_x), [a, b, c, d], x);
+            let last = add_products(_mm256_setzero_si256(), [e, f, g, h], x.add(4 * GROUP));
+            _mm256_add_epi32(first, last)
         }
     }
 

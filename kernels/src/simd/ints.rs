@@ -40,14 +40,19 @@ pub(crate) trait Ints {
     /// The `WIDTH` bits of every byte from bit `FROM` on, moved to begin at bit 4, added to `low`, which has none there.
     fn add_high_bits<const WIDTH: i32, const FROM: i32>(low: Self::Bytes, x: Self::Bytes) -> Self::Bytes;
 
-    /// For each row the sum over all groups of `q x`, exactly; with 8 bits that of `(q - 128) x`.
+    /// For each row the sum of `q x` over 16 numbers, exactly; with 8 bits that of `(q - 128) x`.
     ///
-    /// `q` are numbers of `BITS` bits without a sign, `x` numbers from -127 to 127, four for each vector of `q`, and
-    /// `sum_x` is their sum.
+    /// `q` are numbers of `BITS` bits without a sign, `x` numbers from -127 to 127 of which `sum_x` is the sum.
     ///
     /// # Safety
-    /// `x` must be valid for reading four bytes for each vector.
-    unsafe fn dot<const BITS: u32>(q: &[Self::Bytes], x: *const i8, sum_x: i32) -> Self::Sums;
+    /// `x` must be valid for reading 16 bytes.
+    unsafe fn dot_16<const BITS: u32>(q: [Self::Bytes; 4], x: *const i8, sum_x: i32) -> Self::Sums;
+
+    /// The same over 32 numbers.
+    ///
+    /// # Safety
+    /// `x` must be valid for reading 32 bytes.
+    unsafe fn dot_32<const BITS: u32>(q: [Self::Bytes; VECTORS], x: *const i8, sum_x: i32) -> Self::Sums;
 
     /// The sums as floats.
     fn to_floats(sums: Self::Sums) -> Self::Floats;

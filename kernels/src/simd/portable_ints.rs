@@ -2,7 +2,7 @@
 
 use half::{bf16, f16};
 
-use super::ints::{GROUP, Ints, ROWS};
+use super::ints::{GROUP, Ints, ROWS, VECTORS};
 use super::{Portable, Simd};
 
 /// [`Ints`] on arrays.
@@ -10,6 +10,23 @@ pub(crate) struct PortableInts;
 
 /// Bytes of a vector.
 const BYTES: usize = ROWS * GROUP;
+
+/// # Safety
+/// `x` must be valid for reading four bytes for each vector.
+#[inline(always)]
+unsafe fn dot<const BITS: u32>(q: &[[u8; BYTES]], x: *const i8, sum_x: i32) -> [i32; ROWS] {
+    let mut sums = [if BITS == 8 { -128 * sum_x } else { 0 }; ROWS];
+    for (idx, q) in q.iter().enumerate() {
+        // SAFETY: the caller promises four bytes for each vector.
+        let x = unsafe { x.add(GROUP * idx).cast::<[i8; GROUP]>().read_unaligned() };
+        for (sum, q) in sums.iter_mut().zip(q.as_chunks::<GROUP>().0) {
+            for (&q, &x) in q.iter().zip(&x) {
+                *sum += i32::from(q) * i32::from(x);
+            }
+        }
+    }
+    sums
+}
 
 impl Ints for PortableInts {
     type Floats = Portable;
@@ -38,18 +55,15 @@ impl Ints for PortableInts {
     }
 
     #[inline(always)]
-    unsafe fn dot<const BITS: u32>(q: &[[u8; BYTES]], x: *const i8, sum_x: i32) -> [i32; ROWS] {
-        let mut sums = [if BITS == 8 { -128 * sum_x } else { 0 }; ROWS];
-        for (idx, q) in q.iter().enumerate() {
-            // SAFETY: the caller promises four bytes for each vector.
-            let x = unsafe { x.add(GROUP * idx).cast::<[i8; GROUP]>().read_unaligned() };
-            for (sum, q) in sums.iter_mut().zip(q.as_chunks::<GROUP>().0) {
-                for (&q, &x) in q.iter().zip(&x) {
-                    *sum += i32::from(q) * i32::from(x);
-                }
-            }
-        }
-        sums
+    unsafe fn dot_16<const BITS: u32>(q: [[u8; BYTES]; 4], x: *const i8, sum_x: i32) -> [i32; ROWS] {
+        // SAFETY: passed on from the caller.
+        unsafe { dot::<BITS>(&q, x, sum_x) }
+    }
+
+    #[inline(always)]
+    unsafe fn dot_32<const BITS: u32>(q: [[u8; BYTES]; VECTORS], x: *const i8, sum_x: i32) -> [i32; ROWS] {
+        // SAFETY: passed on from the caller.
+        unsafe { dot::<BITS>(&q, x, sum_x) }
     }
 
     #[inline(always)]
