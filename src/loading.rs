@@ -10,6 +10,7 @@ use tokenizer::chat::ChatFormat;
 use tokenizer::{Error, Split, Tokenizer};
 
 use crate::args::LoraArgs;
+use crate::commands::Common;
 
 /// Where the model is: the path itself if it is a model folder or a GGUF file, or the `model` folder of a run.
 pub fn model_path(path: &Path) -> Result<PathBuf> {
@@ -38,10 +39,14 @@ pub fn model_path(path: &Path) -> Result<PathBuf> {
     )
 }
 
-/// The GGUF file of a folder that has just one.
+/// The GGUF file of a folder that has just one, besides statistics that `flint quantize` saved beside it.
 fn only_gguf(folder: &Path) -> Option<PathBuf> {
     let entries = folder.read_dir().ok()?.filter_map(|entry| Some(entry.ok()?.path()));
-    let mut files = entries.filter(|path| path.extension().is_some_and(|end| end == "gguf"));
+    let is_model = |path: &PathBuf| {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        name.ends_with(".gguf") && !name.ends_with(".imatrix.gguf")
+    };
+    let mut files = entries.filter(is_model);
     let first = files.next()?;
     files.next().is_none().then_some(first)
 }
@@ -52,11 +57,24 @@ pub fn model<B: FusedOps>(path: &Path, device: &B::Device) -> Result<Transformer
 }
 
 /// Reads the weights for inference and adds adapters.
-pub fn model_with<B: FusedOps>(path: &Path, lora: &LoraArgs, device: &B::Device) -> Result<Transformer<B>> {
+pub fn model_with<B: FusedOps>(
+    path: &Path,
+    lora: &LoraArgs,
+    device: &B::Device,
+    common: Common,
+) -> Result<Transformer<B>> {
     if lora.lora.is_empty() {
         return model(path, device);
     }
-    with_adapters(weights::load(path, device).context("cannot open the model")?, lora)
+    let opened = weights::open(path).context("cannot open the model")?;
+    let (packed, dense) = (opened.weights_bytes(B::PACKS), opened.weights_bytes(false));
+    if dense > packed {
+        let [packed, dense] = [packed, dense].map(|bytes| bytes >> 20);
+        common.note(&format!(
+            "adapters are added to weights in float32: {dense} MiB instead of {packed}; `flint convert --lora` writes the sum"
+        ));
+    }
+    with_adapters(opened.load(device).context("cannot open the model")?, lora)
 }
 
 /// Adds adapters to a model.

@@ -11,7 +11,8 @@ pub enum Isa {
     Portable,
     /// 256-bit vectors with fused multiply-add, and numbers of 16 bits: Intel since Haswell, AMD since Zen.
     Avx2,
-    /// The same, and dot products of bytes (AVX-512 VNNI) for packed weights: Intel since Ice Lake, AMD since Zen 4.
+    /// The same, and dot products of bytes (AVX-512 VNNI) for packed weights: Intel's servers since
+    /// Ice Lake, AMD since Zen 4.
     Vnni,
 }
 

@@ -79,10 +79,12 @@ impl Desk {
 struct Staff {
     desks: Vec<&'static Desk>,
     workers: Vec<Thread>,
+    /// Whether the system gives no more threads.
+    is_complete: bool,
 }
 
 /// Locked while a job runs.
-static STAFF: Mutex<Staff> = Mutex::new(Staff { desks: Vec::new(), workers: Vec::new() });
+static STAFF: Mutex<Staff> = Mutex::new(Staff { desks: Vec::new(), workers: Vec::new(), is_complete: false });
 
 /// The workers of one job.
 struct Crew {
@@ -106,7 +108,7 @@ impl Crew {
             Err(TryLockError::Poisoned(staff)) => staff.into_inner(),
             Err(TryLockError::WouldBlock) => return None,
         };
-        if staff.workers.len() < n_workers {
+        if staff.workers.len() < n_workers && !staff.is_complete {
             staff.grow(n_workers);
         }
         let n_workers = n_workers.min(staff.workers.len());
@@ -152,7 +154,10 @@ impl Staff {
             let (desk, seat) = (Desk::new(), self.desks.len());
             let started =
                 thread::Builder::new().name(format!("kernels-{seat}")).spawn(move || work(desk, seat));
-            let Ok(handle) = started else { return };
+            let Ok(handle) = started else {
+                self.is_complete = true;
+                return;
+            };
             self.desks.push(desk);
             self.workers.push(handle.thread().clone());
         }
@@ -181,7 +186,13 @@ impl Job<'_> {
             }
         }));
         if let Err(panic) = result {
-            self.panic.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(panic);
+            let mut first = self.panic.lock().unwrap_or_else(PoisonError::into_inner);
+            match *first {
+                // What comes with a panic may panic when it is dropped, and this must return.
+                Some(_) => std::mem::forget(panic),
+                None => *first = Some(panic),
+            }
+            drop(first);
             // The tasks behind the one that panicked are still to be done.
             self.take_part(seat);
         }

@@ -530,6 +530,14 @@ impl Config {
         experts.n as u128 * ((n_up + 1) * width * c + c)
     }
 
+    /// Of so many positions those that a query of a layer sees.
+    pub fn seen(&self, layer_idx: usize, positions: usize) -> usize {
+        match (self.layer(layer_idx), self.window) {
+            (LayerKind::Sliding, Some(window)) => window.min(positions),
+            _ => positions,
+        }
+    }
+
     /// Floating-point operations of one training step per token: 6 for each weight that takes part in
     /// a matrix product, and 12 · layers · width · context for full attention (Chowdhery et al. 2022,
     /// appendix B; the causal half is counted, as is usual, in full). Of experts those count that a token takes.
@@ -541,11 +549,7 @@ impl Config {
         };
         let block = |layer_idx| self.qkv_width() * c + width * c + ff(layer_idx);
         let weights = ((0..self.n_layer).map(block).sum::<usize>() + self.vocab_size * c) as f64;
-        let seen = |layer_idx| match (self.layer(layer_idx), self.window) {
-            (LayerKind::Sliding, Some(window)) => window.min(seq_len),
-            _ => seq_len,
-        };
-        let seen: usize = (0..self.n_layer).map(seen).sum();
+        let seen: usize = (0..self.n_layer).map(|layer_idx| self.seen(layer_idx, seq_len)).sum();
         6.0 * weights + 12.0 * (width * seen) as f64
     }
 }

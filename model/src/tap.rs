@@ -73,7 +73,8 @@ impl Taps {
                 ("mlp.down", &mut mlp.down),
             ] {
                 linear.tap = Tap(Some(Arc::default()));
-                let rows = linear.weight.dims()[0];
+                // Its shape alone: asking for a packed matrix as a tensor would unpack it.
+                let rows = linear.weight.lazy_shape()[0];
                 taps.push((format!("blocks.{i}.{name}.weight"), rows, linear.tap.clone()));
             }
         }
@@ -90,6 +91,7 @@ impl Taps {
             let counts: Vec<f32> = heard.iter().map(|heard| heard.rows as f32).collect();
             let mut names: Vec<String> =
                 names::pieces(path, *rows, config, layout).into_iter().map(|piece| piece.name).collect();
+            names.sort_unstable();
             names.dedup();
             names.iter().for_each(|name| importance.add(name, sums.clone(), counts.clone()));
         }

@@ -161,6 +161,11 @@ impl Format {
         (self.layout().quantize)(values, out);
     }
 
+    /// Whether [`quantize_row`](Self::quantize_row) regards the importance of columns.
+    pub fn is_weighed(self) -> bool {
+        self.layout().weighed.is_some()
+    }
+
     /// Appends the blocks of a row as llama.cpp's tools make them: rounded so that errors in important columns are small.
     /// `importance` is the mean square of what each column is multiplied by; without it, this is
     /// [`quantize`](Self::quantize), but that IQ4_NL searches for its scale.

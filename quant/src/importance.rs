@@ -53,9 +53,7 @@ impl Importance {
     /// [`Error::Importance`] says what is wrong with it, and where; as [`Gguf::parse`] for a GGUF.
     pub fn parse(bytes: &[u8]) -> Result<Self, Error> {
         let found = if bytes.starts_with(b"GGUF") { parse_gguf(bytes)? } else { parse_older(bytes)? };
-        for (name, entry) in &found.entries {
-            entry.check().map_err(|why| wrong(format!("`{}`: {why}", name.escape_debug())))?;
-        }
+        found.check()?;
         match found.entries.is_empty() {
             true => Err(wrong("it has no statistics".to_owned())),
             false => Ok(found),
@@ -75,6 +73,17 @@ impl Importance {
             counts.len()
         );
         self.entries.insert(name.to_owned(), Entry { sums, counts });
+    }
+
+    /// Whether all are sums of squares.
+    ///
+    /// # Errors
+    /// [`Error::Importance`] names the first that is not, for instance since what was summed was not finite.
+    pub fn check(&self) -> Result<(), Error> {
+        let check = |(name, entry): (&String, &Entry)| {
+            entry.check().map_err(|why| wrong(format!("`{}`: {why}", name.escape_debug())))
+        };
+        self.entries.iter().try_for_each(check)
     }
 
     /// How many matrices there are statistics of.
@@ -101,8 +110,13 @@ impl Importance {
         }
         let part = (sums.len() / counts.len()).max(1);
         let mean = |(sums, &count): (&[f32], &f32)| -> Vec<f32> {
-            // Nobody knows of an expert that was never asked.
-            sums.iter().map(|sum| if count > 0.0 { sum / count } else { 1.0 }).collect()
+            let total: f64 = sums.iter().map(|&sum| f64::from(sum)).sum();
+            // Nobody knows of an expert that was never asked, or whose inputs were all zero.
+            if count == 0.0 || total == 0.0 {
+                return vec![1.0; sums.len()];
+            }
+            let least = LEAST_SHARE * (total / sums.len() as f64) as f32;
+            sums.iter().map(|&sum| if sum == 0.0 { least } else { sum } / count).collect()
         };
         Ok(Some(sums.chunks(part).zip(counts).flat_map(mean).collect()))
     }
@@ -138,15 +152,22 @@ impl Importance {
     }
 }
 
+/// The largest sum that is believed: errors weighed by it stay finite.
+const MAX_SUM: f32 = 1e20;
+
+/// The share of the mean that a column has whose inputs were all zero: it may have others in another text, so its weights are
+/// not free to be anything.
+const LEAST_SHARE: f32 = 1e-6;
+
 impl Entry {
     fn check(&self) -> Result<(), String> {
         let (n, n_counts) = (self.sums.len(), self.counts.len());
         if n == 0 || n_counts == 0 || !n.is_multiple_of(n_counts) {
             return Err(format!("{n} sums for {n_counts} counts"));
         }
-        let is_wrong = |number: &&f32| !(number.is_finite() && **number >= 0.0);
+        let is_wrong = |number: &&f32| !(0.0..=MAX_SUM).contains(*number);
         match self.sums.iter().chain(&self.counts).find(is_wrong) {
-            Some(number) => Err(format!("{number} is no sum of squares")),
+            Some(number) => Err(format!("{number} is no sum of squares of at most {MAX_SUM:e}")),
             None => Ok(()),
         }
     }

@@ -32,7 +32,7 @@ impl Job for Run {
         let path = loading::model_path(&self.args.model)?;
         let tokenizer = loading::tokenizer(&path)?;
         let format = loading::chat_format(&path, &tokenizer)?;
-        let model = loading::model_with::<B>(&path, &self.args.lora, &device)?;
+        let model = loading::model_with::<B>(&path, &self.args.lora, &device, self.common)?;
         // The cache takes memory for all of it, and few conversations need what some models could attend to.
         let context = self.args.context.context.map_or(MAX_CONTEXT, |n| n as usize);
         self.args.context.say_what_is_ignored(model.config(), self.common);

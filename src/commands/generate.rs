@@ -64,7 +64,7 @@ impl Job for Run {
         let path = loading::model_path(&args.model)?;
         let tokenizer = loading::tokenizer(&path)?;
         let (ids, stop) = prompt(&args, &path, &tokenizer)?;
-        let model = loading::model_with::<B>(&path, &args.lora, &device)?;
+        let model = loading::model_with::<B>(&path, &args.lora, &device, common)?;
         // The cache holds what is asked for, not what a model could attend to at most.
         let whole_text = ids.len().saturating_add(args.sampling.n);
         let context = args.context.context.map_or(whole_text, |n| n as usize);

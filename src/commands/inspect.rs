@@ -52,7 +52,7 @@ pub fn run(args: args::Inspect, common: Common) -> Result<ExitCode> {
             "tokenizer": tokenizer,
             "memory": {
                 "backend": backend.name(),
-                "weights": if packs { "as in the file" } else { "f32" },
+                "weights": if packs { "packed" } else { "f32" },
                 "cache": args.cache.name(),
                 "context": context,
                 "batch": args.batch,
@@ -107,7 +107,7 @@ pub fn run(args: args::Inspect, common: Common) -> Result<ExitCode> {
     output::line(&format!(
         "  memory on {backend}: weights {}{}, cache {} in {} ({} a token, {context} tokens x {}), activations {}, scratch {}: {}",
         mib(plan.weights_bytes),
-        if packs { " packed as in the file" } else { " in f32" },
+        if packs { " packed" } else { " in f32" },
         mib(plan.cache_bytes),
         args.cache.name(),
         kib(cache_bytes_per_token(config, cache)),

@@ -25,7 +25,8 @@ impl Job for Run {
 
     fn run<B: FusedOps>(self, device: B::Device) -> Result<ExitCode> {
         let Self { args, common } = self;
-        let model = loading::model_with::<B>(&loading::model_path(&args.model)?, &args.lora, &device)?;
+        let model =
+            loading::model_with::<B>(&loading::model_path(&args.model)?, &args.lora, &device, self.common)?;
         let (n, vocab_size, context) = (args.ids.len(), model.config().vocab_size, model.config().context);
         if n > context {
             bail!("{n} ids are more than the model's context of {context}");

@@ -45,6 +45,10 @@ impl Job for Run {
         if args.out.exists() {
             bail!("{} is already there: remove it or choose another -o", args.out.display());
         }
+        // Beside the place where it will be, so that one rename puts it there; and now, before any work could be lost.
+        let parent = args.out.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let scratch = tempfile::Builder::new().prefix(".quantize-").tempdir_in(parent);
+        let scratch = scratch.with_context(|| format!("cannot write to {}", parent.display()))?;
         let path = loading::model_path(&args.model)?;
         let opened = weights::open(&path).context("cannot open the model")?;
         let contents = opened.contents::<B>(&device).context("cannot open the model")?;
@@ -67,10 +71,6 @@ impl Job for Run {
             contents.pairs(file_type(&args, &formats), &[&beside[..], &report.pairs()].concat())
         };
 
-        // Beside the place where it will be, so that one rename puts it there.
-        let parent = args.out.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        let scratch = tempfile::Builder::new().prefix(".quantize-").tempdir_in(parent);
-        let scratch = scratch.with_context(|| format!("cannot write to {}", parent.display()))?;
         let file = scratch.path().join("model.gguf");
         let pending = pairs(&report);
         let n_elements = contents.tensors().iter().map(|tensor| tensor.n_elements() as u64).sum();

@@ -172,9 +172,6 @@ fn by_blocks<E: Element>(tiles: &[u8], x: Mat, y: &mut MatMut) {
                 blocked::multiply_block(packed_x, packed_w, block_k, y.sub_cols(first, columns), start);
             }
         }
-        if depth == 0 {
-            (0..m).for_each(|row| y.row(row).fill(0.0));
-        }
     });
 }
 

@@ -17,6 +17,7 @@
 //! are exact; they are scaled and added up in floats, in order of the blocks.
 
 use super::input::{self, BLOCK};
+use crate::matmul::MatMut;
 use crate::simd::Simd;
 use crate::simd::ints::{GROUP, Ints, ROWS, VECTORS, dispatch_ints};
 
@@ -155,18 +156,8 @@ pub(super) struct Job<'a> {
     pub m: usize,
 }
 
-/// Where the sums of a job go.
-pub(super) struct Output {
-    /// That of the first row of `x` and the first row of weights.
-    pub y: *mut f32,
-    /// From a row of `x` to the next.
-    pub stride: usize,
-    /// Rows of weights that exist; a last tile may have fewer than eight.
-    pub n: usize,
-}
-
-/// Rows of the other factor that meet a tile in one go: their blocks of one row of weights (2048 x 128 bytes) stay in L2,
-/// and a block of weights is unpacked once for all of them.
+/// Rows of the other factor that meet a tile in one go: a block of weights is unpacked once for all of them, and their blocks
+/// (with 2048 columns 384 KiB) stay in a core's caches until the next tile.
 const ROWS_AT_ONCE: usize = 128;
 
 /// Bytes of a block, scales included.
@@ -301,11 +292,11 @@ macro_rules! each_block {
 }
 
 #[inline(always)]
-fn multiply_impl<I: Ints, S: Scales, const BITS: u32>(job: &Job, out: &Output) {
+fn multiply_impl<I: Ints, S: Scales, const BITS: u32>(job: &Job, y: &mut MatMut) {
     let Job { tiles, n_blocks, x, m } = *job;
     let tile_bytes = tile_bytes::<S>(BITS, n_blocks);
     assert!(n_blocks.is_multiple_of(S::BLOCKS) && x.len() == n_blocks * m);
-    assert!(tiles.len() == out.n.div_ceil(ROWS) * tile_bytes);
+    assert!(y.rows() == m && tiles.len() == y.cols().div_ceil(ROWS) * tile_bytes);
     let mut acc = [[0.0; ROWS]; ROWS_AT_ONCE];
     for first in (0..m).step_by(ROWS_AT_ONCE) {
         let rows = ROWS_AT_ONCE.min(m - first);
@@ -326,25 +317,17 @@ fn multiply_impl<I: Ints, S: Scales, const BITS: u32>(job: &Job, out: &Output) {
                 });
             }
             let column = tile_idx * ROWS;
-            let n = ROWS.min(out.n - column);
+            let n = ROWS.min(y.cols() - column);
             for (row, acc) in (first..).zip(&acc[..rows]) {
-                // SAFETY: the caller of `multiply` promises `m` rows of `out.n` floats.
-                unsafe {
-                    std::ptr::copy_nonoverlapping(acc.as_ptr(), out.y.add(row * out.stride + column), n)
-                };
+                y.row(row)[column..][..n].copy_from_slice(&acc[..n]);
             }
         }
     }
 }
 
-dispatch_ints!([S: Scales, const BITS: u32] fn multiply_on(job: &Job, out: &Output) = multiply_impl::<_, S, BITS>);
-
-/// Every row of `x` times every row of the tiles.
-///
-/// # Safety
-/// `out` must be valid for writing `n` floats of each of `job.m` rows, and nothing else may use them meanwhile.
-pub(super) unsafe fn multiply<S: Scales, const BITS: u32>(job: &Job, out: &Output) {
-    multiply_on::<S, BITS>(job, out);
+dispatch_ints! {
+    /// Every row of `x` times every row of the tiles; a last tile may have rows that `y` has no columns for.
+    [S: Scales, const BITS: u32] pub(super) fn multiply(job: &Job, y: &mut MatMut) = multiply_impl::<_, S, BITS>
 }
 
 /// Packs eight rows of numbers, a byte each, and their groups, row after row of either.

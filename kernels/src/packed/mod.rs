@@ -470,9 +470,7 @@ impl Product<'_> {
             Kind::Ints { bits, scales } => {
                 let n_blocks = self.n_in / input::BLOCK;
                 let job = ints::Job { tiles, n_blocks, x: self.input, m: self.m };
-                let out = ints::Output { y: y.as_mut_ptr(), stride: y.row_stride(), n: y.cols() };
-                // SAFETY: `y` is ours alone, and has `m` rows of `n` elements.
-                with_kind!(bits, scales, |S, BITS| unsafe { ints::multiply::<S, BITS>(&job, &out) });
+                with_kind!(bits, scales, |S, BITS| ints::multiply::<S, BITS>(&job, &mut y));
             }
         }
     }

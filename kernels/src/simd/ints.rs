@@ -87,9 +87,9 @@ pub(crate) trait Ints {
 /// `dispatch_ints!([const PARAMETERS] fn name(args) = generic_kernel);` The parameters follow the instruction set in the
 /// kernel's list.
 macro_rules! dispatch_ints {
-    ($(#[$attr:meta])* [$($param:tt)*] fn $name:ident($($arg:ident: $ty:ty),* $(,)?) = $kernel:ident::<_ $(, $given:tt)*>) => {
+    ($(#[$attr:meta])* [$($param:tt)*] $vis:vis fn $name:ident($($arg:ident: $ty:ty),* $(,)?) = $kernel:ident::<_ $(, $given:tt)*>) => {
         $(#[$attr])*
-        fn $name<$($param)*>($($arg: $ty),*) {
+        $vis fn $name<$($param)*>($($arg: $ty),*) {
             #[cfg(target_arch = "x86_64")]
             #[target_feature(enable = "avx2,fma,f16c")]
             fn avx2<$($param)*>($($arg: $ty),*) {

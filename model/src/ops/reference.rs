@@ -11,9 +11,7 @@ use burn::tensor::ops::{FloatTensor, IntTensor};
 use crate::cache;
 use crate::position::turn;
 
-use super::{
-    AdamW, Attended, AttentionDims, FusedOps, Gelu, Matrix, NormSpec, Packed, RopeTables, TopK, unwrap, wrap,
-};
+use super::{AdamW, Attended, AttentionDims, Gelu, Matrix, NormSpec, Packed, RopeTables, TopK, unwrap, wrap};
 
 /// See [`FusedOps::fused_linear`](super::FusedOps::fused_linear).
 pub fn linear<B: Backend>(x: FloatTensor<B>, w: FloatTensor<B>) -> FloatTensor<B> {
@@ -163,8 +161,8 @@ fn matrix<B: Backend>(w: &Tensor<B, 2>, group: usize, n_groups: usize) -> Tensor
     w.clone().narrow(0, group * n_out, n_out)
 }
 
-/// See [`FusedOps::fused_packed_linear`]: the packed matrix as a tensor.
-pub fn packed_linear<B: FusedOps>(x: FloatTensor<B>, w: &Matrix, counts: &[usize]) -> FloatTensor<B> {
+/// See [`FusedOps::fused_packed_linear`](super::FusedOps::fused_packed_linear): the packed matrix as a tensor.
+pub fn packed_linear<B: super::FusedOps>(x: FloatTensor<B>, w: &Matrix, counts: &[usize]) -> FloatTensor<B> {
     let data = TensorData::new(crate::linear::dense(w), [w.n_out(), w.n_in()]);
     let x = wrap::<B, 2>(x);
     let w = Tensor::<B, 2>::from_data(data, &x.device());

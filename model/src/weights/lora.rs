@@ -220,7 +220,9 @@ pub fn merge<B: FusedOps>(
     let layouts = [config_json::family_of(&config), Family::Phi3].map(Layout::HuggingFace);
     let mut merger =
         Merger { path: Vec::new(), config, layouts, adapters, used: BTreeSet::new(), error: None };
-    let model = model.map(&mut merger);
+    let mut model = model.map(&mut merger);
+    // What was packed is no longer what the parameters are.
+    model.packed_mut().into_iter().for_each(|(_, packed)| packed.0 = None);
     if let Some(error) = merger.error {
         return Err(error);
     }

@@ -22,7 +22,7 @@ pub(super) fn pack(archive: &Archive, found: &[Found], n_in: usize) -> Result<Ma
 fn part(archive: &Archive, found: &Found, n_in: usize) -> Result<Part, Error> {
     let (name, form, n_rows) = (&found.name, found.piece.form, found.piece.rows);
     let format = archive.get(name).expect("a tensor that was found").format;
-    if matches!(form, Form::Transposed | Form::LessOne) {
+    if form == Form::Transposed {
         let mut values = kernels::memory::zeroed(n_rows * n_in);
         archive.read(name, 0, &mut values)?;
         form.undo(&mut values, &[n_rows, n_in]);

@@ -9,9 +9,8 @@ use std::time::Instant;
 use anyhow::{Context, Result, bail};
 use burn::prelude::*;
 use kernels::limits;
-use model::backend::Job;
-use model::memory::cache_bytes_per_token;
-use model::{Cache, FusedOps, Transformer, weights};
+use model::backend::{Job, Kind};
+use model::{Cache, Config, FusedOps, Transformer, weights};
 use serde_json::{Value, json};
 
 use super::super::Common;
@@ -39,18 +38,23 @@ pub fn model(args: args::BenchModel, common: Common) -> Result<ExitCode> {
         "prompt_tokens_per_s": rate(true),
         "generate_tokens_per_s": rate(false),
         "bytes_per_s": result.tests.iter().find(|test| test.prompt == 0).map(|test| test.bytes_per_s()),
-        "peak_memory_bytes": peak_memory_bytes(),
+        "peak_memory_bytes": result.peak_bytes,
         "tests": tests,
     });
+    if args.json {
+        output::json(&record)?;
+    } else {
+        table(backend, &result)?;
+    }
     if let Some(path) = &args.out {
         let text = serde_json::to_string_pretty(&record)? + "\n";
         ::model::files::write_atomic(path, |f| std::io::Write::write_all(f, text.as_bytes()))
             .with_context(|| format!("cannot write {}", path.display()))?;
     }
-    if args.json {
-        output::json(&record)?;
-        return Ok(ExitCode::SUCCESS);
-    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn table(backend: Kind, result: &Measured) -> Result<()> {
     output::line(&format!(
         "{backend}, {}, {} threads; this machine: {:.0} GFLOP/s, reads {:.1} GB/s",
         kernels::Isa::current().name(),
@@ -65,7 +69,7 @@ pub fn model(args: args::BenchModel, common: Common) -> Result<ExitCode> {
     for test in &result.tests {
         output::line(&test.line(&result.limits))?;
     }
-    Ok(ExitCode::SUCCESS)
+    Ok(())
 }
 
 /// What the machine can do at most, in a second.
@@ -77,6 +81,7 @@ struct Limits {
 struct Measured {
     n_params: usize,
     bytes_per_token: usize,
+    peak_bytes: Option<u64>,
     limits: Limits,
     tests: Vec<Test>,
 }
@@ -179,16 +184,12 @@ impl Job for Run<'_> {
     fn run<B: FusedOps>(self, device: B::Device) -> Result<Measured> {
         let Self { args, common } = self;
         let path = loading::model_path(args.model.as_deref().context("name a model")?)?;
-        // Before weights fill the memory.
-        let limits = Limits { flops: limits::flops(), read_rate: limits::read_rate() };
         let opened = weights::open(&path).context("cannot open the model")?;
-        let model = opened.load_packed::<B>(&device).context("cannot open the model")?;
         let prompts = args.prompt.iter().filter(|&&n| n > 0).map(|&n| (n, 0));
         let generated = args.n.iter().filter(|&&n| n > 0).map(|&n| (0, n));
         let whats: Vec<(usize, usize)> = prompts.chain(generated).collect();
-        if whats.is_empty() {
-            bail!("nothing to measure: give -p or -n a number above 0");
-        }
+        check(args, &whats, opened.config())?;
+        let model = opened.load_packed::<B>(&device).context("cannot open the model")?;
         let n_tests = whats.len() * args.depth.len() * args.batch.len();
         let bar = Bar::new("measuring", Unit::Items, Some(n_tests as u64), common.quiet);
         let mut tests = Vec::with_capacity(n_tests);
@@ -200,13 +201,38 @@ impl Job for Run<'_> {
                 }
             }
         }
-        Ok(Measured {
-            n_params: model.config().n_params(),
-            bytes_per_token: model.bytes_per_token(),
-            limits,
-            tests,
-        })
+        let peak_bytes = peak_memory_bytes();
+        // Last, as its own memory would count for the model's.
+        let limits = Limits { flops: limits::flops(), read_rate: limits::read_rate() };
+        let (n_params, bytes_per_token) = (model.config().n_params(), model.bytes_per_token());
+        Ok(Measured { n_params, bytes_per_token, peak_bytes, limits, tests })
     }
+}
+
+/// Most sequences at once.
+const MAX_BATCH: u32 = 1024;
+
+/// Whether everything asked for can be measured, before anything is.
+fn check(args: &args::BenchModel, whats: &[(usize, usize)], config: &Config) -> Result<()> {
+    if whats.is_empty() {
+        bail!("nothing to measure: give -p or -n a number above 0");
+    }
+    if let Some(batch) = args.batch.iter().find(|&&batch| batch > MAX_BATCH) {
+        bail!("-b {batch}: at most {MAX_BATCH} sequences at once");
+    }
+    for &depth in &args.depth {
+        for &(prompt, n) in whats {
+            let new = prompt.saturating_add(n);
+            if depth.saturating_add(new) > config.context {
+                bail!(
+                    "{depth} tokens in the cache and {new} more are {}, the model's context is {}",
+                    depth.saturating_add(new),
+                    config.context
+                );
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Fills a cache to `depth`, and reads a prompt or generates tokens from there, again and again.
@@ -218,13 +244,8 @@ fn measure<B: FusedOps>(
     [prompt, n]: [usize; 2],
 ) -> Result<Test> {
     let config = model.config();
-    let (len, new) = (depth + prompt + n, prompt + n);
-    if len > config.context {
-        bail!(
-            "{depth} tokens in the cache and {new} more are {len}, the model's context is {}",
-            config.context
-        );
-    }
+    let new = prompt + n;
+    let len = depth + new;
     let device = model.device();
     let kind = args.cache.kind();
     let mut cache = Cache::new(config, batch, len, &device).stored_as(kind, &device);
@@ -253,20 +274,20 @@ fn measure<B: FusedOps>(
     };
     once();
     let seconds = (0..args.repeat).map(|_| once()).collect();
+    // As of the token in the middle, in layers that see everything and in those that see a window.
     let middle = depth + new / 2;
-    let cache_bytes = batch as f64 * middle as f64 * cache_bytes_per_token(config, kind) as f64;
+    let rows: usize = (0..config.n_layer).map(|i| config.seen(i, middle)).sum();
+    let row = 2 * config.n_kv_head() * kind.row_bytes(config.head_dim());
+    // Of a prompt the last position alone gets logits.
+    let head = 2.0 * (config.vocab_size * config.n_embd) as f64;
+    let without_head = if prompt > 0 { head * (1.0 - 1.0 / prompt as f64) } else { 0.0 };
     Ok(Test {
         prompt,
         n,
         depth,
         batch,
         seconds,
-        flops: config.train_flops_per_token(1) / 3.0 + attention_flops(config, middle),
-        step_bytes: model.bytes_per_token() as f64 + cache_bytes,
+        flops: config.train_flops_per_token(middle) / 3.0 - without_head,
+        step_bytes: model.bytes_per_token() as f64 + (batch * rows * row) as f64,
     })
-}
-
-/// Operations of a token's attention to so many positions.
-fn attention_flops(config: &model::Config, positions: usize) -> f64 {
-    4.0 * (config.n_layer * config.attention_width()) as f64 * positions as f64
 }

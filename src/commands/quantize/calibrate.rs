@@ -63,6 +63,7 @@ pub fn run<B: FusedOps>(
     }
     drop(bar);
     let mut importance = taps.importance(opened.config(), contents.layout());
+    importance.check().context("the model computes no numbers on this text")?;
     importance.texts.push(text.path().display().to_string());
     importance.n_chunks = windows.len() as u32;
     importance.chunk_len = context as u32;

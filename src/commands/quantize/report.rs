@@ -97,7 +97,11 @@ impl Report {
             source_bytes: contents.source_bytes(),
             error: 0.0,
             formats,
-            n_weighed: importance.iter().flatten().count(),
+            n_weighed: importance
+                .iter()
+                .zip(choices)
+                .filter(|(known, choice)| known.is_some() && choice.format.is_weighed())
+                .count(),
             n_fallbacks: tensors.iter().filter(|tensor| tensor.instead_of.is_some()).count(),
             tensors,
             measured: None,
