@@ -279,6 +279,22 @@ mod tests {
     }
 
     #[test]
+    fn panics_with_something_that_panics_when_it_is_dropped() {
+        struct Bomb;
+        impl Drop for Bomb {
+            fn drop(&mut self) {
+                panic!("dropped");
+            }
+        }
+        on_threads(3, || {
+            let panicked = catch_unwind(|| run(6, |_| std::panic::panic_any(Bomb)));
+            // The first of them is handed on; the others are not dropped.
+            std::mem::forget(panicked.expect_err("tasks panicked"));
+            assert_eq!(calls(9), [1; 9]);
+        });
+    }
+
+    #[test]
     fn several_callers_at_once() {
         thread::scope(|scope| {
             for _ in 0..4 {

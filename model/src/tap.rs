@@ -145,6 +145,22 @@ mod tests {
     }
 
     #[test]
+    fn listening_to_a_packed_model_leaves_it_packed() {
+        let fixture = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/families/llama");
+        let opened = crate::weights::open(fixture.as_ref()).expect("opened");
+        let mut model = opened.load_packed::<Flex>(&Default::default()).expect("loaded");
+        let taps = Taps::listen(&mut model);
+        model.hidden(ids());
+        assert!(!taps.importance(model.config(), opened.layout()).is_empty());
+        for block in &model.blocks {
+            let linears = [&block.attention.qkv, &block.attention.out, &block.mlp.up, &block.mlp.down];
+            assert!(
+                linears.iter().all(|linear| linear.packed.0.is_some() && !linear.weight.is_initialized())
+            );
+        }
+    }
+
+    #[test]
     fn each_expert_has_inputs_of_its_own() {
         let experts = Experts { n: 3, n_active: 1, n_ff: None, normalise: true, dense_layers: Vec::new() };
         let config = Config { experts: Some(experts), ..config() };
