@@ -249,4 +249,38 @@ mod tests {
             }
         }
     }
+
+    /// The measures and bounds of ggml's `test-quantize-fns`: the root of the sum of squared errors, and the error of an inner
+    /// product, each by the number of elements.
+    #[test]
+    fn errors_are_within_ggmls_bounds_on_every_instruction_set() {
+        let n = 4096;
+        let wave = |offset: f32| (0..n).map(|i| 0.1 + 2.0 * (i as f32 + offset).cos()).collect::<Vec<f32>>();
+        let (values, others) = (wave(0.0), wave(1.0));
+        let exact: f64 = values.iter().zip(&others).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum();
+        for &format in Format::ALL {
+            let (mut bytes, mut back) = (Vec::new(), vec![0.0; n]);
+            format.quantize(&values, &mut bytes);
+            format.dequantize(&bytes, &mut back);
+            let squares: f32 = back.iter().zip(&values).map(|(a, b)| (a - b).powi(2)).sum();
+            let bound = match format {
+                Format::Q2_K => 0.0075,
+                Format::Q3_K => 0.004,
+                _ => 0.002,
+            };
+            let error = squares.sqrt() / n as f32;
+            assert!(error < bound, "{format}: {error}");
+            let read = |_: std::ops::Range<usize>, out: &mut Rows| {
+                format.append_to(&bytes, out);
+                Ok::<(), ()>(())
+            };
+            let matrix = Matrix::new(vec![Part::new(format.packed(), 1, n, read).expect("nothing fails")]);
+            for isa in kernels::Isa::available() {
+                let mut product = [0.0];
+                isa.force(|| matrix.multiply(&others, &mut product));
+                let error = (f64::from(product[0]) - exact).abs() / n as f64;
+                assert!(error < 0.02, "{format} on {}: {error}", isa.name());
+            }
+        }
+    }
 }
