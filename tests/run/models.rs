@@ -127,11 +127,11 @@ fn a_cache_is_stored_as_asked() {
         assert_eq!(ids(&dir, "run", &["--cache", kind]).as_array().map(Vec::len), Some(12), "{kind}");
         let args = ["inspect", "run", "--context", "40", "--json", "--cache", kind];
         let report = json(&succeeds(dir.path(), &args));
-        // Keys and values of one head of 16 numbers, in one layer.
+        // Keys and values of two heads of 8 numbers, in one layer.
         let row = match kind {
             "f32" => 4 * 16,
             "f16" => 2 * 16,
-            _ => 16 + 4,
+            _ => 2 * (8 + 4),
         };
         assert_eq!(
             (&report["memory"]["cache"], &report["memory"]["cache_bytes"]),
