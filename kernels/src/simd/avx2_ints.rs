@@ -8,11 +8,8 @@ use std::arch::x86_64::*;
 use super::Avx2;
 use super::ints::{GROUP, Ints, VECTORS};
 
-/// [`Ints`] with AVX2.
-pub(crate) struct Avx2Ints;
-
-/// [`Ints`] with AVX-512 VNNI on 256-bit registers; on Zen 4 wider ones are no faster.
-pub(crate) struct VnniInts;
+/// [`Ints`] with AVX2, or with AVX-512 VNNI besides: on 256-bit registers, as on Zen 4 wider ones are no faster.
+pub(crate) struct Avx2Ints<const VNNI: bool>;
 
 /// Four numbers, in every lane.
 ///
@@ -56,7 +53,30 @@ unsafe fn signed_sums(q: __m256i, x: __m256i) -> __m256i {
     }
 }
 
-impl Ints for Avx2Ints {
+/// What makes up for the 128 that was added to numbers of 8 bits.
+///
+/// # Safety
+/// The CPU must have AVX2.
+#[inline(always)]
+unsafe fn start<const BITS: u32>(sum_x: i32) -> __m256i {
+    // SAFETY: passed on from the caller.
+    unsafe { if BITS == 8 { _mm256_set1_epi32(-128 * sum_x) } else { _mm256_setzero_si256() } }
+}
+
+/// # Safety
+/// `x` must be valid for reading 16 bytes; the CPU must have AVX-512 VNNI for 256 bits.
+#[inline(always)]
+unsafe fn add_products(sums: __m256i, q: [__m256i; 4], x: *const i8) -> __m256i {
+    // SAFETY: passed on from the caller.
+    unsafe {
+        let sums = _mm256_dpbusd_epi32(sums, q[0], group(x, 0));
+        let sums = _mm256_dpbusd_epi32(sums, q[1], group(x, 1));
+        let sums = _mm256_dpbusd_epi32(sums, q[2], group(x, 2));
+        _mm256_dpbusd_epi32(sums, q[3], group(x, 3))
+    }
+}
+
+impl<const VNNI: bool> Ints for Avx2Ints<VNNI> {
     type Floats = Avx2;
     type Bytes = __m256i;
     type Sums = __m256i;
@@ -99,9 +119,12 @@ impl Ints for Avx2Ints {
     }
 
     #[inline(always)]
-    unsafe fn dot_16<const BITS: u32>(q: [__m256i; 4], x: *const i8, _: i32) -> __m256i {
-        // SAFETY: the operands exist, so the CPU has AVX2; the caller promises 16 bytes.
+    unsafe fn dot_16<const BITS: u32>(q: [__m256i; 4], x: *const i8, sum_x: i32) -> __m256i {
+        // SAFETY: `dispatch_ints!` promises AVX2, and VNNI where it is used; the caller promises 16 bytes.
         unsafe {
+            if VNNI {
+                return add_products(start::<BITS>(sum_x), q, x);
+            }
             let ones = _mm256_set1_epi16(1);
             let [a, b, c, d] = q;
             match BITS {
@@ -129,17 +152,18 @@ impl Ints for Avx2Ints {
     }
 
     #[inline(always)]
-    unsafe fn dot_32<const BITS: u32>(q: [__m256i; VECTORS], x: *const i8, _: i32) -> __m256i {
-        // SAFETY: the operands exist, so the CPU has AVX2; the caller promises 32 bytes.
+    unsafe fn dot_32<const BITS: u32>(q: [__m256i; VECTORS], x: *const i8, sum_x: i32) -> __m256i {
+        // SAFETY: as in `dot_16`, with 32 bytes.
         unsafe {
             let [a, b, c, d, e, f, g, h] = q;
-            if BITS == 4 {
+            if BITS == 4 && !VNNI {
                 const { assert!(8 * 2 * 15 * 127 <= i16::MAX as i32) };
                 let first = sums_of_pairs([a, b, c, d], x);
                 let last = sums_of_pairs([e, f, g, h], x.add(4 * GROUP));
                 return _mm256_madd_epi16(_mm256_add_epi16(first, last), _mm256_set1_epi16(1));
             }
-            let first = Self::dot_16::<BITS>([a, b, c, d], x, 0);
+            // What the sum makes up for is needed once.
+            let first = Self::dot_16::<BITS>([a, b, c, d], x, sum_x);
             _mm256_add_epi32(first, Self::dot_16::<BITS>([e, f, g, h], x.add(4 * GROUP), 0))
         }
     }
@@ -175,101 +199,5 @@ impl Ints for Avx2Ints {
     unsafe fn signed(src: *const u8) -> Avx2 {
         // SAFETY: as in `unsigned`.
         Avx2(unsafe { _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(src.cast()))) })
-    }
-}
-
-/// What makes up for the 128 that was added to numbers of 8 bits.
-///
-/// # Safety
-/// The CPU must have AVX2.
-#[inline(always)]
-unsafe fn start<const BITS: u32>(sum_x: i32) -> __m256i {
-    // SAFETY: passed on from the caller.
-    unsafe { if BITS == 8 { _mm256_set1_epi32(-128 * sum_x) } else { _mm256_setzero_si256() } }
-}
-
-/// # Safety
-/// `x` must be valid for reading 16 bytes; the CPU must have AVX-512 VNNI for 256 bits.
-#[inline(always)]
-unsafe fn add_products(sums: __m256i, q: [__m256i; 4], x: *const i8) -> __m256i {
-    // SAFETY: passed on from the caller.
-    unsafe {
-        let sums = _mm256_dpbusd_epi32(sums, q[0], group(x, 0));
-        let sums = _mm256_dpbusd_epi32(sums, q[1], group(x, 1));
-        let sums = _mm256_dpbusd_epi32(sums, q[2], group(x, 2));
-        _mm256_dpbusd_epi32(sums, q[3], group(x, 3))
-    }
-}
-
-impl Ints for VnniInts {
-    type Floats = Avx2;
-    type Bytes = __m256i;
-    type Sums = __m256i;
-
-    #[inline(always)]
-    unsafe fn bytes(src: *const u8) -> __m256i {
-        // SAFETY: passed on from the caller.
-        unsafe { Avx2Ints::bytes(src) }
-    }
-
-    #[inline(always)]
-    fn low_half(x: __m256i) -> __m256i {
-        Avx2Ints::low_half(x)
-    }
-
-    #[inline(always)]
-    fn high_half(x: __m256i) -> __m256i {
-        Avx2Ints::high_half(x)
-    }
-
-    #[inline(always)]
-    fn add_high_bits<const WIDTH: i32, const FROM: i32>(low: __m256i, x: __m256i) -> __m256i {
-        Avx2Ints::add_high_bits::<WIDTH, FROM>(low, x)
-    }
-
-    #[inline(always)]
-    unsafe fn dot_16<const BITS: u32>(q: [__m256i; 4], x: *const i8, sum_x: i32) -> __m256i {
-        // SAFETY: `dispatch_ints!` promises VNNI for 256 bits, the caller 16 bytes.
-        unsafe { add_products(start::<BITS>(sum_x), q, x) }
-    }
-
-    #[inline(always)]
-    unsafe fn dot_32<const BITS: u32>(q: [__m256i; VECTORS], x: *const i8, sum_x: i32) -> __m256i {
-        let [a, b, c, d, e, f, g, h] = q;
-        // SAFETY: `dispatch_ints!` promises VNNI for 256 bits, the caller 32 bytes.
-        unsafe {
-            let first = add_products(start::<BITS>(sum_x), [a, b, c, d], x);
-            let last = add_products(_mm256_setzero_si256(), [e, f, g, h], x.add(4 * GROUP));
-            _mm256_add_epi32(first, last)
-        }
-    }
-
-    #[inline(always)]
-    fn to_floats(sums: __m256i) -> Avx2 {
-        Avx2Ints::to_floats(sums)
-    }
-
-    #[inline(always)]
-    unsafe fn halves(src: *const u8) -> Avx2 {
-        // SAFETY: passed on from the caller.
-        unsafe { Avx2Ints::halves(src) }
-    }
-
-    #[inline(always)]
-    unsafe fn upper_halves(src: *const u8) -> Avx2 {
-        // SAFETY: passed on from the caller.
-        unsafe { Avx2Ints::upper_halves(src) }
-    }
-
-    #[inline(always)]
-    unsafe fn unsigned(src: *const u8) -> Avx2 {
-        // SAFETY: passed on from the caller.
-        unsafe { Avx2Ints::unsigned(src) }
-    }
-
-    #[inline(always)]
-    unsafe fn signed(src: *const u8) -> Avx2 {
-        // SAFETY: passed on from the caller.
-        unsafe { Avx2Ints::signed(src) }
     }
 }

@@ -93,12 +93,12 @@ macro_rules! dispatch_ints {
             #[cfg(target_arch = "x86_64")]
             #[target_feature(enable = "avx2,fma,f16c")]
             fn avx2<$($param)*>($($arg: $ty),*) {
-                $kernel::<$crate::simd::Avx2Ints $(, $given)*>($($arg),*)
+                $kernel::<$crate::simd::Avx2Ints<false> $(, $given)*>($($arg),*)
             }
             #[cfg(target_arch = "x86_64")]
             #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512vl,avx512vnni")]
             fn vnni<$($param)*>($($arg: $ty),*) {
-                $kernel::<$crate::simd::VnniInts $(, $given)*>($($arg),*)
+                $kernel::<$crate::simd::Avx2Ints<true> $(, $given)*>($($arg),*)
             }
             match $crate::Isa::current() {
                 #[cfg(target_arch = "x86_64")]

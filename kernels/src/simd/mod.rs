@@ -22,7 +22,7 @@ use std::ops::{Add, Div, Mul, Sub};
 #[cfg(target_arch = "x86_64")]
 pub(crate) use avx2::Avx2;
 #[cfg(target_arch = "x86_64")]
-pub(crate) use avx2_ints::{Avx2Ints, VnniInts};
+pub(crate) use avx2_ints::Avx2Ints;
 pub(crate) use portable::Portable;
 pub(crate) use portable_ints::PortableInts;
 
