@@ -5,7 +5,6 @@
 //! Every answer is checked too, since a wrong kernel can be very fast.
 
 use std::hint::black_box;
-use std::time::{Duration, Instant};
 
 use kernels::activation;
 use kernels::attention::{self, Dims, Heads, Input, Packed, Packing, Rows, Saved};
@@ -64,7 +63,7 @@ impl Bench<'_> {
         if !name.contains(self.filter) {
             return false;
         }
-        let seconds = fastest(f).as_secs_f64();
+        let seconds = limits::fastest(f);
         let (gflops, gbps) = (work.flops as f64 / seconds / 1e9, work.bytes as f64 / seconds / 1e9);
         println!(
             "{name:<36} {:>7.1} us {gflops:>9.1} {:>6.1} {gbps:>9.1} {:>6.1}",
@@ -362,21 +361,6 @@ impl Bench<'_> {
             assert_close((optim::sum_of_squares(&x) / exact) as f32, 1.0, 1e-6);
         }
     }
-}
-
-/// The fastest of many calls: on a shared machine the least disturbed one is the most telling.
-fn fastest(mut f: impl FnMut()) -> Duration {
-    let started = Instant::now();
-    let mut best = Duration::MAX;
-    for i in 0.. {
-        let call = Instant::now();
-        f();
-        best = best.min(call.elapsed());
-        if i >= 5 && started.elapsed() > Duration::from_millis(150) {
-            break;
-        }
-    }
-    best
 }
 
 /// Rows of a kind, of arbitrary numbers.
