@@ -511,7 +511,7 @@ pub struct Bench {
 /// `flint bench MODEL`
 ///
 /// Reads prompts and generates tokens with a model, without sampling and without text, and compares with what this machine
-/// can do at most, which is measured first. Threads are set by -t.
+/// can do at most, which is measured too. Threads are set by -t.
 #[derive(Debug, ClapArgs)]
 pub struct BenchModel {
     /// Model folder, run folder or GGUF file

@@ -74,9 +74,7 @@ impl<B: FusedOps> Linear<B> {
             None => y,
         }
     }
-}
 
-impl<B: FusedOps> Linear<B> {
     /// Applies a layer to each group of rows: the weights of as many layers as there are counts lie one below the other.
     /// There is no bias.
     ///

@@ -87,11 +87,16 @@ impl Inference {
         let widest = (0..config.n_layer).map(ff).max().unwrap_or(0).max(attention);
         let row = 2 * config.n_kv_head() * kind.row_bytes(config.head_dim());
         let rows: usize = (0..config.n_layer).map(|i| rows_of_layer(config, i, context)).sum();
-        let bytes = |n: &[usize]| n.iter().fold(4u64, |product, &n| product.saturating_mul(n as u64));
+        let product = |n: &[usize]| n.iter().fold(1u64, |product, &n| product.saturating_mul(n as u64));
         Self {
             weights_bytes,
-            cache_bytes: bytes(&[batch, rows, row]) / 4,
-            activation_bytes: bytes(&[batch, step, widest]) + bytes(&[2, batch, config.vocab_size]),
+            cache_bytes: product(&[batch, rows, row]),
+            activation_bytes: product(&[4, batch, step, widest]).saturating_add(product(&[
+                4,
+                2,
+                batch,
+                config.vocab_size,
+            ])),
             scratch_bytes: SCRATCH,
         }
     }

@@ -31,7 +31,7 @@ macro_rules! formats {
     ($($name:ident $number:literal [$n_elements:expr; $n_bytes:expr] $dequantize:path, $quantize:path, $weighed:expr, $doc:literal;)*) => {
         /// How a tensor's numbers are stored: ggml's type of the same name.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-        #[allow(non_camel_case_types, reason = "these are ggml's names")]
+        #[expect(non_camel_case_types, reason = "these are ggml's names")]
         pub enum Format {
             $(#[doc = $doc] $name,)*
         }
