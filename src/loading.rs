@@ -39,6 +39,14 @@ pub fn model_path(path: &Path) -> Result<PathBuf> {
     )
 }
 
+/// Whether a model may be written here: never over something.
+pub fn check_is_new(out: &Path) -> Result<()> {
+    if out.exists() {
+        bail!("{} is already there: remove it or choose another -o", out.display());
+    }
+    Ok(())
+}
+
 /// The GGUF file of a folder that has just one, besides statistics that `flint quantize` saved beside it.
 fn only_gguf(folder: &Path) -> Option<PathBuf> {
     let entries = folder.read_dir().ok()?.filter_map(|entry| Some(entry.ok()?.path()));

@@ -43,9 +43,7 @@ impl Job for Run {
 
     fn run<B: FusedOps>(self, device: B::Device) -> Result<ExitCode> {
         let Self { args, common } = self;
-        if args.out.exists() {
-            bail!("{} is already there: remove it or choose another -o", args.out.display());
-        }
+        loading::check_is_new(&args.out)?;
         let path = loading::model_path(&args.model)?;
         let opened = weights::open(&path).context("cannot open the model")?;
         let format = args.dtype.unwrap_or_else(|| format_of(&opened));

@@ -42,9 +42,7 @@ impl Job for Run {
 
     fn run<B: FusedOps>(self, device: B::Device) -> Result<ExitCode> {
         let Self { args, common } = self;
-        if args.out.exists() {
-            bail!("{} is already there: remove it or choose another -o", args.out.display());
-        }
+        loading::check_is_new(&args.out)?;
         // Beside the place where it will be, so that one rename puts it there; and now, before any work could be lost.
         let parent = args.out.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
         let scratch = tempfile::Builder::new().prefix(".quantize-").tempdir_in(parent);
