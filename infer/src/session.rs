@@ -320,6 +320,27 @@ mod tests {
     }
 
     #[test]
+    fn a_cache_of_fewer_bits_holds_rounded_keys() {
+        let model = tiny();
+        let keys = |kind| {
+            let mut session = Session::new(&model, 12).with_cache(kind);
+            let mut sampler = Sampler::new(Sampling::default()).expect("valid");
+            let shown = |_| ControlFlow::Continue(());
+            session.generate(&[3, 1, 4, 1, 5], 1, &[], &mut sampler, shown).expect("generated");
+            assert_eq!(session.cache.kind(), kind);
+            session.cache.layer(0).0.into_data().iter::<f32>().collect::<Vec<_>>()
+        };
+        let exact = keys(Kind::F32);
+        let largest = exact.iter().fold(0.0f32, |largest, key| largest.max(key.abs()));
+        for (kind, bound) in [(Kind::F16, 1e-3), (Kind::Q8, 5e-3)] {
+            let rounded = keys(kind);
+            assert!(rounded != exact && largest > 0.0, "{kind:?}");
+            let pairs = rounded.iter().zip(&exact);
+            assert!(pairs.into_iter().all(|(a, b)| (a - b).abs() <= bound * largest), "{kind:?}");
+        }
+    }
+
+    #[test]
     fn prompts_that_cannot_be_continued_say_why() {
         let model = tiny();
         let mut session = Session::new(&model, 8);

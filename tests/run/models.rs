@@ -119,7 +119,7 @@ fn a_model_is_timed() {
     fails(dir.path(), &["bench"], &["MODEL"]);
 }
 
-/// In 16 bits the answer is nearly always the same, in 8 bits of such a small model it need not be; both are answers.
+/// What such a cache computes is tested in `model` and `infer`; here, that every kind is taken, and planned for.
 #[test]
 fn a_cache_is_stored_as_asked() {
     let dir = trained();
