@@ -20,6 +20,7 @@
 
 mod decode;
 mod packed;
+mod paged;
 
 use std::cell::RefCell;
 use std::ops::Range;
@@ -27,6 +28,7 @@ use std::ops::Range;
 use decode::Decode;
 pub use packed::{Packed, Packing};
 pub(crate) use packed::{f16_to_f32, f32_to_f16};
+pub use paged::{PAGE, Stretch, forward_paged};
 
 use crate::matmul::{Mat, MatMut, matmul_add_serial, matmul_serial};
 use crate::simd::{self, Simd, dispatch, map};

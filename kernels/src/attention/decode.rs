@@ -20,7 +20,7 @@ use crate::simd::{MAX_LANES, Simd, dispatch};
 use crate::{softmax, threads};
 
 /// Multiply-adds that are worth a second thread: about 3 µs of one core, ten times a hand-off to threads that are awake.
-const MIN_PARALLEL_WORK: usize = 1 << 16;
+pub(super) const MIN_PARALLEL_WORK: usize = 1 << 16;
 
 /// Multiply-adds from which each step is worth being shared out on its own.
 const MIN_SPLIT_WORK: usize = 1 << 19;
@@ -80,7 +80,6 @@ impl<R: Rows> Decode<'_, R> {
         let n_keys = self.dims.seen(self.dims.start).len();
         let (n_tasks, n_threads) = (batch * n_kv_head, rayon::current_num_threads());
         let work = batch * n_head * n_keys * head_dim * 2;
-        let group = self.dims.group();
         // Threads idle in the last round of tasks: a fifth of them is worth two more hand-offs.
         let is_uneven = n_tasks * 5 < n_tasks.div_ceil(n_threads) * n_threads * 4;
         if work >= MIN_SPLIT_WORK && is_uneven {
@@ -88,23 +87,22 @@ impl<R: Rows> Decode<'_, R> {
                 self.by_steps(Scores::new(scratch, batch * n_head, n_keys), n_threads);
             });
         }
-        let task = |i: usize| {
-            with_scratch(Scores::len(group, n_keys), |scratch| {
-                self.attend(i / n_kv_head, i % n_kv_head, Scores::new(scratch, group, n_keys));
-            });
-        };
+        let task = |i: usize| self.attend_group(i / n_kv_head, i % n_kv_head);
         match work < MIN_PARALLEL_WORK {
             true => (0..n_tasks).for_each(task),
             false => threads::run(n_tasks, task),
         }
     }
 
-    /// All of a group of heads, whose scores are the first rows.
-    fn attend(&self, batch: usize, kv_head: usize, scores: Scores) {
+    /// All of a group of heads.
+    pub fn attend_group(&self, batch: usize, kv_head: usize) {
         let (group, n_keys) = (self.dims.group(), self.dims.seen(self.dims.start).len());
-        self.score(batch, kv_head, 0, n_keys, 0, scores);
-        (0..group).for_each(|i| self.weigh(batch, kv_head * group + i, i, scores));
-        self.collect(batch, kv_head, [0, self.dims.head_dim], 0, scores);
+        with_scratch(Scores::len(group, n_keys), |scratch| {
+            let scores = Scores::new(scratch, group, n_keys);
+            self.score(batch, kv_head, 0, n_keys, 0, scores);
+            (0..group).for_each(|i| self.weigh(batch, kv_head * group + i, i, scores));
+            self.collect(batch, kv_head, [0, self.dims.head_dim], 0, scores);
+        });
     }
 
     /// The same for all groups, each step on all threads.

@@ -109,6 +109,15 @@ impl<'a> Mat<'a> {
         self.data[i * self.row_stride + j * self.col_stride]
     }
 
+    /// The elements of a row.
+    ///
+    /// # Panics
+    /// If they do not lie side by side.
+    pub(crate) fn row(&self, i: usize) -> &'a [f32] {
+        assert!(self.col_stride == 1 && i < self.rows, "row {i} of {}", self.rows);
+        &self.data[i * self.row_stride..][..self.cols]
+    }
+
     /// Where the first rows begin, for a transposing load; past the last row, its start again.
     #[inline(always)]
     pub(crate) fn starts(&self) -> Rows {
