@@ -3,11 +3,12 @@
 use burn::module::Param;
 use burn::prelude::*;
 
-use crate::cache::LayerCache;
+use crate::cache::{LayerCache, Rows};
 use crate::config::{Config, LayerKind, QkNorm};
 use crate::linear::Linear;
 use crate::norm::Norm;
 use crate::ops::{self, AttentionDims, FusedOps};
+use crate::pool::Stretch;
 use crate::position::{Ropes, Turns};
 use crate::rng::Rng;
 
@@ -149,5 +150,23 @@ impl<B: FusedOps> Attention<B> {
         let qkv = self.project(x);
         let dims = self.dims(batch, seq_len, row);
         self.out.forward(ops::attention_cached(qkv, self.sinks(), rope.as_ref(), cache, dims))
+    }
+
+    /// Attention of new positions of several sequences to what came before them, in pages, where their keys and values
+    /// are stored too.
+    ///
+    /// # Shapes
+    /// - `x`, output: `[rows, n_embd]`, sequence after sequence
+    /// - `ropes`: a row of tables for each of these
+    pub(crate) fn forward_paged(
+        &self,
+        x: Tensor<B, 2>,
+        stretches: &[Stretch<'_>],
+        ropes: &Ropes<B>,
+        pages: &mut Rows<B>,
+    ) -> Tensor<B, 2> {
+        let dims = self.dims(1, x.dims()[0], 0);
+        let qkv = self.project(x);
+        self.out.forward(ops::attention_paged(qkv, self.sinks(), ropes.of(self.kind), pages, stretches, dims))
     }
 }

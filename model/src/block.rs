@@ -4,11 +4,12 @@ use burn::nn::{Dropout, DropoutConfig};
 use burn::prelude::*;
 
 use crate::attention::Attention;
-use crate::cache::LayerCache;
+use crate::cache::{LayerCache, Rows};
 use crate::config::{Config, NormPlace};
 use crate::mlp::Mlp;
 use crate::norm::Norm;
 use crate::ops::FusedOps;
+use crate::pool::Stretch;
 use crate::position::{Ropes, Turns};
 use crate::rng::Rng;
 
@@ -72,6 +73,21 @@ impl<B: FusedOps> Block<B> {
         cache: &mut LayerCache<B>,
     ) -> Tensor<B, 2> {
         self.sum(x, |h| self.attention.forward_cached(h, batch, turns, cache))
+    }
+
+    /// The same for new positions of several sequences, with what came before in pages.
+    ///
+    /// # Shapes
+    /// - `x`, output: `[rows, n_embd]`
+    /// - `ropes`: a row of tables for each of these
+    pub(crate) fn forward_paged(
+        &self,
+        x: Tensor<B, 2>,
+        stretches: &[Stretch<'_>],
+        ropes: &Ropes<B>,
+        pages: &mut Rows<B>,
+    ) -> Tensor<B, 2> {
+        self.sum(x, |h| self.attention.forward_paged(h, stretches, ropes, pages))
     }
 
     /// The stream and what both branches add to it.

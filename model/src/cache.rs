@@ -77,7 +77,7 @@ pub(crate) enum Rows<B: Backend> {
 }
 
 impl<B: Backend> Rows<B> {
-    fn new(kind: Kind, shape: [usize; 4], device: &B::Device) -> Self {
+    pub fn new(kind: Kind, shape: [usize; 4], device: &B::Device) -> Self {
         if let Some(packing) = kind.packing() {
             let kv = Box::new((Packed::new(packing, shape), Packed::new(packing, shape)));
             return Rows::Packed { kv, device: device.clone() };

@@ -3,7 +3,7 @@
 //!
 //! Reading order: [`config`] says what can be built, [`transformer`] is the forward pass, [`block`],
 //! [`attention`], [`mlp`], [`linear`], [`norm`] and [`position`] are its parts, [`cache`] holds keys and
-//! values while generating, [`encoder`] gives texts their vectors. [`ops`] is the seam below: the few operations where composed tensor
+//! values while generating, [`pool`] those of many sequences, [`encoder`] gives texts their vectors. [`ops`] is the seam below: the few operations where composed tensor
 //! operations waste time or memory. [`backend`] is the only file that names concrete backends.
 //! [`weights`] reads and writes model directories, [`memory`] says what a model will occupy.
 //!
@@ -20,6 +20,7 @@ pub mod norm;
 pub mod position;
 
 pub mod cache;
+pub mod pool;
 
 pub mod encoder;
 
@@ -36,4 +37,5 @@ pub use cache::Cache;
 pub use config::Config;
 pub use encoder::Encoder;
 pub use ops::FusedOps;
+pub use pool::Pool;
 pub use transformer::Transformer;

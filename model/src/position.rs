@@ -329,6 +329,18 @@ impl<B: Backend> Ropes<B> {
         Self::covering(n_positions.min(config.context), length, config, device)
     }
 
+    /// The rows of some positions, all of which the tables have.
+    pub(crate) fn rows(&self, positions: Tensor<B, 1, Int>) -> Self {
+        let rows = |table: &Tensor<B, 2>| table.clone().select(0, positions.clone());
+        let of = |rope: &Rope<B>| Rope { cos: rows(&rope.cos), sin: rows(&rope.sin) };
+        Self {
+            full: self.full.as_ref().map(of),
+            local: self.local.as_ref().map(of),
+            n_positions: positions.dims()[0],
+            stretch: self.stretch,
+        }
+    }
+
     /// The tables of a layer, unless it does not turn.
     pub fn of(&self, kind: LayerKind) -> Option<&Rope<B>> {
         match kind {
@@ -384,9 +396,13 @@ pub(crate) fn turn<B: Backend>(x: Tensor<B, 4>, cos: Tensor<B, 4>, sin: Tensor<B
     Tensor::cat(parts, 3)
 }
 
-/// The fixed vectors of positions `start..start + n` (Vaswani et al. 2017): sines in the first half of the width,
-/// cosines in the second. `[n, width]`
-pub fn sinusoids<B: Backend>(start: usize, n: usize, width: usize, device: &B::Device) -> Tensor<B, 2> {
+/// The fixed vectors of positions (Vaswani et al. 2017): sines in the first half of the width, cosines in the second.
+/// `[n, width]`
+pub fn sinusoids<B: Backend>(
+    positions: impl ExactSizeIterator<Item = usize>,
+    width: usize,
+    device: &B::Device,
+) -> Tensor<B, 2> {
     let half = width / 2;
     // From 1 down to 1/10,000, as fairseq and after it others have them.
     let frequency = |i: usize| 10_000f64.powf(-(i as f64) / (half.max(2) - 1) as f64);
@@ -395,8 +411,9 @@ pub fn sinusoids<B: Backend>(start: usize, n: usize, width: usize, device: &B::D
         d if d < 2 * half => (p as f64 * frequency(d - half)).cos(),
         _ => 0.0,
     };
-    let values: Vec<f32> =
-        (start..start + n).flat_map(|p| (0..width).map(move |d| element(p, d) as f32)).collect();
+    let n = positions.len();
+    let row = |p: usize| (0..width).map(move |d| element(p, d) as f32);
+    let values: Vec<f32> = positions.flat_map(row).collect();
     Tensor::from_data(TensorData::new(values, [n, width]), device)
 }
 

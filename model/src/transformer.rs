@@ -13,6 +13,7 @@ use crate::config::{Config, Position};
 use crate::linear::{self, Linear, Packed};
 use crate::norm::Norm;
 use crate::ops::{self, FusedOps};
+use crate::pool::{Part, Pool, Stretch};
 use crate::position::{Ropes, sinusoids};
 use crate::rng::Rng;
 
@@ -214,6 +215,50 @@ impl<B: FusedOps> Transformer<B> {
         }
     }
 
+    /// Logits of new positions of several sequences, whose earlier ones are in the pool: those that the parts want, part
+    /// after part.
+    ///
+    /// # Shapes
+    /// - output: `[wanted, vocab_size]`
+    ///
+    /// # Panics
+    /// If there is nothing new, a position is past the pool's context, an id is none of the vocabulary or a page none of
+    /// the pool's: the caller counts.
+    pub fn forward_paged(&self, parts: &[Part<'_>], pool: &mut Pool<B>) -> Tensor<B, 2> {
+        let device = self.device();
+        let ints = |values: Vec<i32>| Tensor::<B, 1, Int>::from_data(TensorData::from(&values[..]), &device);
+        let ids: Vec<i32> = parts.iter().flat_map(|part| part.ids.iter().map(|&id| id as i32)).collect();
+        let positions: Vec<usize> = parts.iter().flat_map(Part::positions).collect();
+        let n_positions = positions.iter().max().expect("something new") + 1;
+        assert!(n_positions <= pool.context(), "position {n_positions} of {}", pool.context());
+        let mut x = self.look_up(ints(ids));
+        let at = ints(positions.iter().map(|&position| position as i32).collect());
+        let added = match (&self.positions, self.config.position) {
+            (Some(table), _) => Some(table.val().select(0, at.clone())),
+            (None, Position::Sinusoidal) => {
+                Some(sinusoids(positions.iter().copied(), self.config.n_embd, &device))
+            }
+            _ => None,
+        };
+        if let Some(added) = added {
+            x = x + added;
+        }
+        let tables = pool.ropes.take().unwrap_or_else(|| self.ropes.clone());
+        let tables = tables.of_length(pool.context(), n_positions, &self.config, &device);
+        let ropes = tables.rows(at);
+        pool.ropes = Some(tables);
+        let stretches: Vec<Stretch<'_>> = parts.iter().map(Part::stretch).collect();
+        for (block, pages) in self.blocks.iter().zip(&mut pool.layers) {
+            x = block.forward_paged(x, &stretches, &ropes, pages);
+        }
+        let mut end = 0;
+        let wanted = parts.iter().flat_map(|part| {
+            end += part.ids.len();
+            (end - part.n_logits) as i32..end as i32
+        });
+        self.logits(x.select(0, ints(wanted.collect())))
+    }
+
     /// `[batch, seq_len]` ids at `start` to `[batch * seq_len, n_embd]`.
     fn embed(&self, ids: Tensor<B, 2, Int>, start: usize) -> Tensor<B, 2> {
         let [batch, seq_len] = ids.dims();
@@ -223,21 +268,25 @@ impl<B: FusedOps> Transformer<B> {
             self.positions.is_none() || end <= context,
             "position {end} is past the context of {context}"
         );
-        let ids = ids.reshape([batch * seq_len]);
+        let x = self.look_up(ids.reshape([batch * seq_len]));
+        let positions = match (&self.positions, self.config.position) {
+            (Some(table), _) => table.val().narrow(0, start, seq_len),
+            (None, Position::Sinusoidal) => sinusoids(start..end, c, &x.device()),
+            _ => return x,
+        };
+        (x.reshape([batch, seq_len, c]) + positions.unsqueeze::<3>()).reshape([batch * seq_len, c])
+    }
+
+    /// `[rows]` ids to `[rows, n_embd]`, without positions.
+    fn look_up(&self, ids: Tensor<B, 1, Int>) -> Tensor<B, 2> {
         let x = match &self.packed_embedding.0 {
             Some(packed) => ops::packed_rows(packed, ids),
             None => self.embedding.val().select(0, ids),
         };
-        let x = match self.config.embedding_scale {
+        match self.config.embedding_scale {
             Some(scale) => x * scale,
             None => x,
-        };
-        let positions = match (&self.positions, self.config.position) {
-            (Some(table), _) => table.val().narrow(0, start, seq_len),
-            (None, Position::Sinusoidal) => sinusoids(start, seq_len, c, &x.device()),
-            _ => return x,
-        };
-        (x.reshape([batch, seq_len, c]) + positions.unsqueeze::<3>()).reshape([batch * seq_len, c])
+        }
     }
 
     /// Logits of some positions, by what [`hidden`](Self::hidden) gives there.

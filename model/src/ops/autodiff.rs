@@ -10,7 +10,7 @@ use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
 use burn::tensor::backend::AutodiffBackend;
 use burn::tensor::ops::{FloatTensor, IntTensor};
 
-use super::{AdamW, Attended, AttentionDims, FusedOps, Gelu, NormSpec, Packed, RopeTables, TopK};
+use super::{AdamW, Attended, AttentionDims, FusedOps, Gelu, NormSpec, Packed, RopeTables, Stretch, TopK};
 
 #[derive(Debug)]
 struct LinearBackward;
@@ -290,6 +290,33 @@ impl<B: FusedOps, C: CheckpointStrategy> FusedOps for Autodiff<B, C> {
     ) -> FloatTensor<Self> {
         let (sinks, tables) = (sinks.map(|sinks| sinks.primitive), inner_tables::<B, C>(rope));
         constant::<B, C>(B::fused_packed_attention(qkv.primitive, sinks, tables, cache, dims))
+    }
+
+    fn fused_paged_attention(
+        qkv: FloatTensor<Self>,
+        sinks: Option<FloatTensor<Self>>,
+        rope: RopeTables<Self>,
+        (k, v): (FloatTensor<Self>, FloatTensor<Self>),
+        stretches: &[Stretch<'_>],
+        dims: AttentionDims,
+    ) -> (FloatTensor<Self>, (FloatTensor<Self>, FloatTensor<Self>)) {
+        let (sinks, tables) = (sinks.map(|sinks| sinks.primitive), inner_tables::<B, C>(rope));
+        let pool = (k.primitive, v.primitive);
+        let (out, (k, v)) = B::fused_paged_attention(qkv.primitive, sinks, tables, pool, stretches, dims);
+        (constant::<B, C>(out), (constant::<B, C>(k), constant::<B, C>(v)))
+    }
+
+    fn fused_packed_paged_attention(
+        qkv: FloatTensor<Self>,
+        sinks: Option<FloatTensor<Self>>,
+        rope: RopeTables<Self>,
+        pool: &mut (Packed, Packed),
+        stretches: &[Stretch<'_>],
+        dims: AttentionDims,
+    ) -> FloatTensor<Self> {
+        let (sinks, tables) = (sinks.map(|sinks| sinks.primitive), inner_tables::<B, C>(rope));
+        let out = B::fused_packed_paged_attention(qkv.primitive, sinks, tables, pool, stretches, dims);
+        constant::<B, C>(out)
     }
 
     fn fused_cross_entropy(

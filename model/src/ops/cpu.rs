@@ -8,7 +8,7 @@ use std::ops::Range;
 use burn::prelude::*;
 use burn::tensor::TensorMetadata;
 use burn::tensor::ops::{FloatTensor, IntTensor};
-use kernels::attention::{self, Heads, Input, Packed, Saved};
+use kernels::attention::{self, Heads, Input, PAGE, Packed, Saved, Stretch};
 use kernels::matmul::{Mat, MatMut, matmul};
 use kernels::rope::{self, Rope};
 use kernels::{activation, loss, norm, optim, router};
@@ -313,6 +313,73 @@ fn cached_attention<B: Slices>(
     (out, (k, v))
 }
 
+fn paged_attention<B: Slices>(
+    qkv: FloatTensor<B>,
+    sinks: Option<FloatTensor<B>>,
+    tables: RopeTables<B>,
+    (k, v): (FloatTensor<B>, FloatTensor<B>),
+    stretches: &[Stretch<'_>],
+    dims: AttentionDims,
+) -> (FloatTensor<B>, (FloatTensor<B>, FloatTensor<B>)) {
+    let AttentionDims { n_head, n_kv_head, head_dim, .. } = dims;
+    let qkv = rotated::<B>(B::contiguous(qkv), &tables, dims, rope::rotate);
+    let sinks = sinks.map(B::contiguous);
+    let rows = B::slice(&qkv);
+    let store = |pool: &mut [f32], first_head: usize| {
+        for (row, (page, at)) in rows.chunks_exact(dims.qkv_width()).zip(places(stretches)) {
+            let heads = row[first_head * head_dim..].chunks_exact(head_dim).take(n_kv_head);
+            for (head_idx, head) in heads.enumerate() {
+                let to = ((page * n_kv_head + head_idx) * PAGE + at) * head_dim;
+                pool[to..to + head_dim].copy_from_slice(head);
+            }
+        }
+    };
+    let (k, ()) = B::modify(k, |k| store(k, n_head));
+    let (v, ()) = B::modify(v, |v| store(v, n_head + n_kv_head));
+    let out = filled::<B>([dims.seq_len, n_head * head_dim], |out| {
+        let [k, v] = [B::slice(&k), B::slice(&v)].map(|data| Heads {
+            data,
+            batch_stride: n_kv_head * PAGE * head_dim,
+            head_stride: PAGE * head_dim,
+            pos_stride: head_dim,
+        });
+        let [q, ..] = dims.split_qkv(rows);
+        let input = Input { q, k, v, sinks: sinks.as_ref().map(B::slice) };
+        attention::forward_paged(&dims, input, stretches, out);
+    });
+    (out, (k, v))
+}
+
+/// Page and row of every new position.
+fn places<'a>(stretches: &'a [Stretch<'a>]) -> impl Iterator<Item = (usize, usize)> {
+    stretches.iter().flat_map(Stretch::places)
+}
+
+fn packed_paged_attention<B: Slices>(
+    qkv: FloatTensor<B>,
+    sinks: Option<FloatTensor<B>>,
+    tables: RopeTables<B>,
+    (k, v): &mut (Packed, Packed),
+    stretches: &[Stretch<'_>],
+    dims: AttentionDims,
+) -> FloatTensor<B> {
+    let AttentionDims { n_head, n_kv_head, head_dim, .. } = dims;
+    let qkv = rotated::<B>(B::contiguous(qkv), &tables, dims, rope::rotate);
+    let sinks = sinks.map(B::contiguous);
+    let rows = B::slice(&qkv);
+    for (packed, first_head) in [(&mut *k, n_head), (&mut *v, n_head + n_kv_head)] {
+        for (row, (page, at)) in rows.chunks_exact(dims.qkv_width()).zip(places(stretches)) {
+            let heads = row[first_head * head_dim..].chunks_exact(head_dim).take(n_kv_head);
+            heads.enumerate().for_each(|(head_idx, head)| packed.store(page, head_idx, at, head));
+        }
+    }
+    filled::<B>([dims.seq_len, n_head * head_dim], |out| {
+        let [q, ..] = dims.split_qkv(rows);
+        let input = Input { q, k: &*k, v: &*v, sinks: sinks.as_ref().map(B::slice) };
+        attention::forward_paged(&dims, input, stretches, out);
+    })
+}
+
 fn packed_attention<B: Slices>(
     qkv: FloatTensor<B>,
     sinks: Option<FloatTensor<B>>,
@@ -506,6 +573,28 @@ macro_rules! fused_ops {
                 dims: AttentionDims,
             ) -> FloatTensor<Self> {
                 packed_attention::<Self>(qkv, sinks, rope, cache, dims)
+            }
+
+            fn fused_paged_attention(
+                qkv: FloatTensor<Self>,
+                sinks: Option<FloatTensor<Self>>,
+                rope: RopeTables<Self>,
+                pool: (FloatTensor<Self>, FloatTensor<Self>),
+                stretches: &[Stretch<'_>],
+                dims: AttentionDims,
+            ) -> (FloatTensor<Self>, (FloatTensor<Self>, FloatTensor<Self>)) {
+                paged_attention::<Self>(qkv, sinks, rope, pool, stretches, dims)
+            }
+
+            fn fused_packed_paged_attention(
+                qkv: FloatTensor<Self>,
+                sinks: Option<FloatTensor<Self>>,
+                rope: RopeTables<Self>,
+                pool: &mut (Packed, Packed),
+                stretches: &[Stretch<'_>],
+                dims: AttentionDims,
+            ) -> FloatTensor<Self> {
+                packed_paged_attention::<Self>(qkv, sinks, rope, pool, stretches, dims)
             }
 
             fn fused_cross_entropy(

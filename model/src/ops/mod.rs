@@ -18,7 +18,7 @@ use burn::prelude::*;
 use burn::tensor::TensorPrimitive;
 use burn::tensor::ops::{FloatTensor, IntTensor};
 
-pub use kernels::attention::{Dims as AttentionDims, Packed};
+pub use kernels::attention::{Dims as AttentionDims, Packed, Stretch};
 pub use kernels::optim::AdamW;
 pub use kernels::packed::Matrix;
 pub use kernels::router::TopK;
@@ -213,6 +213,32 @@ pub trait FusedOps: Backend {
         reference::packed_attention::<Self>(qkv, sinks, rope, cache, dims)
     }
 
+    /// Attention of new positions of several sequences, whose keys and values are stored first: `pool` is a cache `(k, v)`
+    /// whose sequences are pages, `[n_pages, n_kv_head, PAGE, head_dim]` each, and a stretch lists those of its sequence.
+    /// `qkv` and `rope` have a row for each new position, `dims` is that of one sequence of as many positions.
+    fn fused_paged_attention(
+        qkv: FloatTensor<Self>,
+        sinks: Option<FloatTensor<Self>>,
+        rope: RopeTables<Self>,
+        pool: (FloatTensor<Self>, FloatTensor<Self>),
+        stretches: &[Stretch<'_>],
+        dims: AttentionDims,
+    ) -> (FloatTensor<Self>, (FloatTensor<Self>, FloatTensor<Self>)) {
+        reference::paged_attention::<Self>(qkv, sinks, rope, pool, stretches, dims)
+    }
+
+    /// [`fused_paged_attention`](Self::fused_paged_attention) over packed keys and values.
+    fn fused_packed_paged_attention(
+        qkv: FloatTensor<Self>,
+        sinks: Option<FloatTensor<Self>>,
+        rope: RopeTables<Self>,
+        pool: &mut (Packed, Packed),
+        stretches: &[Stretch<'_>],
+        dims: AttentionDims,
+    ) -> FloatTensor<Self> {
+        reference::packed_paged_attention::<Self>(qkv, sinks, rope, pool, stretches, dims)
+    }
+
     /// Sum over rows of `-log softmax(logits)[target]`, times `scale`, and its gradient for the logits.
     /// Rows with a negative target do not count.
     fn fused_cross_entropy(
@@ -330,6 +356,28 @@ pub fn attention_cached<B: FusedOps>(
             out
         }
         Rows::Packed { kv, .. } => B::fused_packed_attention(qkv, sinks, tables, kv, dims),
+    })
+}
+
+/// [`FusedOps::fused_paged_attention`] on tensors, or [`FusedOps::fused_packed_paged_attention`].
+pub(crate) fn attention_paged<B: FusedOps>(
+    qkv: Tensor<B, 2>,
+    sinks: Option<Tensor<B, 1>>,
+    rope: Option<&Rope<B>>,
+    pages: &mut Rows<B>,
+    stretches: &[Stretch<'_>],
+    dims: AttentionDims,
+) -> Tensor<B, 2> {
+    let (qkv, sinks, tables) = (unwrap(qkv), sinks.map(unwrap), tables(rope));
+    wrap(match pages {
+        Rows::F32(kv) => {
+            let (k, v) = kv.take().expect("an operation always puts the pages back");
+            let (out, (k, v)) =
+                B::fused_paged_attention(qkv, sinks, tables, (unwrap(k), unwrap(v)), stretches, dims);
+            *kv = Some((wrap(k), wrap(v)));
+            out
+        }
+        Rows::Packed { kv, .. } => B::fused_packed_paged_attention(qkv, sinks, tables, kv, stretches, dims),
     })
 }
 

@@ -9,9 +9,12 @@ use burn::tensor::activation::{self, log_softmax, sigmoid, softmax};
 use burn::tensor::ops::{FloatTensor, IntTensor};
 
 use crate::cache;
+use crate::pool::PAGE;
 use crate::position::turn;
 
-use super::{AdamW, Attended, AttentionDims, Gelu, Matrix, NormSpec, Packed, RopeTables, TopK, unwrap, wrap};
+use super::{
+    AdamW, Attended, AttentionDims, Gelu, Matrix, NormSpec, Packed, RopeTables, Stretch, TopK, unwrap, wrap,
+};
 
 /// See [`FusedOps::fused_linear`](super::FusedOps::fused_linear).
 pub fn linear<B: Backend>(x: FloatTensor<B>, w: FloatTensor<B>) -> FloatTensor<B> {
@@ -392,6 +395,84 @@ pub fn packed_attention<B: Backend>(
 }
 
 /// Queries `[B, H, T, D]` over the keys and values `[B, K, S, D]` up to theirs: `[B * T, H * D]`.
+/// See [`FusedOps::fused_paged_attention`](super::FusedOps::fused_paged_attention).
+pub fn paged_attention<B: Backend>(
+    qkv: FloatTensor<B>,
+    sinks: Option<FloatTensor<B>>,
+    rope: RopeTables<B>,
+    pool: (FloatTensor<B>, FloatTensor<B>),
+    stretches: &[Stretch<'_>],
+    dims: AttentionDims,
+) -> (FloatTensor<B>, (FloatTensor<B>, FloatTensor<B>)) {
+    let AttentionDims { n_kv_head, head_dim, .. } = dims;
+    let [q, k, v] = split_and_turn::<B>(qkv, rope, dims);
+    let device = q.device();
+    let mut pools = [wrap::<B, 4>(pool.0), wrap::<B, 4>(pool.1)];
+    let (mut parts, mut first) = (Vec::new(), 0);
+    for stretch in stretches.iter().filter(|stretch| stretch.len > 0) {
+        let seen = stretch.start + stretch.len;
+        let pages: Vec<i32> = stretch.pages[..seen.div_ceil(PAGE)].iter().map(|&page| page as i32).collect();
+        let n_pages = pages.len();
+        let pages = Tensor::<B, 1, Int>::from_data(TensorData::from(&pages[..]), &device);
+        let [seen_k, seen_v] = [&k, &v].map(|new| new.clone().narrow(2, first, stretch.len));
+        let [seen_k, seen_v] = [(0, seen_k), (1, seen_v)].map(|(i, new)| {
+            let mut at = 0;
+            for places in stretch.places().collect::<Vec<_>>().chunk_by(|a, b| a.0 == b.0) {
+                let ((page, row), n) = (places[0], places.len());
+                let place = [page..page + 1, 0..n_kv_head, row..row + n, 0..head_dim];
+                let rows = new.clone().narrow(2, at, n);
+                pools[i].inplace(|pool| pool.slice_assign(place, rows));
+                at += n;
+            }
+            let pages = pools[i].clone().select(0, pages.clone()).swap_dims(0, 1);
+            pages.reshape([1, n_kv_head, n_pages * PAGE, head_dim]).narrow(2, 0, seen)
+        });
+        let dims = AttentionDims { batch: 1, seq_len: stretch.len, start: stretch.start, ..dims };
+        let q = q.clone().narrow(2, first, stretch.len);
+        parts.push(attend(q, seen_k, seen_v, sinks.clone(), dims));
+        first += stretch.len;
+    }
+    let [k, v] = pools.map(unwrap);
+    (unwrap(Tensor::cat(parts, 0)), (k, v))
+}
+
+/// See [`FusedOps::fused_packed_paged_attention`](super::FusedOps::fused_packed_paged_attention).
+pub fn packed_paged_attention<B: Backend>(
+    qkv: FloatTensor<B>,
+    sinks: Option<FloatTensor<B>>,
+    rope: RopeTables<B>,
+    pool: &mut (Packed, Packed),
+    stretches: &[Stretch<'_>],
+    dims: AttentionDims,
+) -> FloatTensor<B> {
+    let AttentionDims { n_kv_head, head_dim, .. } = dims;
+    let [q, k, v] = split_and_turn::<B>(qkv, rope, dims);
+    let device = q.device();
+    let (mut parts, mut first) = (Vec::new(), 0);
+    for stretch in stretches.iter().filter(|stretch| stretch.len > 0) {
+        let seen = stretch.start + stretch.len;
+        let [seen_k, seen_v] = [(&mut pool.0, &k), (&mut pool.1, &v)].map(|(packed, new)| {
+            let new = new.clone().narrow(2, first, stretch.len).into_data();
+            let new: Vec<f32> = new.iter::<f32>().collect();
+            let mut rows = vec![0.0; n_kv_head * seen * head_dim];
+            for head in 0..n_kv_head {
+                let new = new[head * stretch.len * head_dim..].chunks_exact(head_dim);
+                stretch.places().zip(new).for_each(|((page, row), new)| packed.store(page, head, row, new));
+                let rows = &mut rows[head * seen * head_dim..(head + 1) * seen * head_dim];
+                for (rows, &page) in rows.chunks_mut(PAGE * head_dim).zip(stretch.pages) {
+                    packed.widen(page as usize, head, 0..rows.len() / head_dim, rows);
+                }
+            }
+            Tensor::from_data(TensorData::new(rows, [1, n_kv_head, seen, head_dim]), &device)
+        });
+        let dims = AttentionDims { batch: 1, seq_len: stretch.len, start: stretch.start, ..dims };
+        let q = q.clone().narrow(2, first, stretch.len);
+        parts.push(attend(q, seen_k, seen_v, sinks.clone(), dims));
+        first += stretch.len;
+    }
+    unwrap(Tensor::cat(parts, 0))
+}
+
 fn attend<B: Backend>(
     q: Tensor<B, 4>,
     k: Tensor<B, 4>,

@@ -12,7 +12,8 @@ use burn::prelude::*;
 use burn::tensor::ops::{FloatTensor, IntTensor};
 use kernels::attention::{Packed, Packing};
 use model::config::LayerKind;
-use model::ops::{self, AdamW, Attended, AttentionDims, Gelu, NormSpec, TopK, reference};
+use model::ops::{self, AdamW, Attended, AttentionDims, Gelu, NormSpec, Stretch, TopK, reference};
+use model::pool::PAGE;
 use model::position::Ropes;
 use model::rng::Rng;
 use model::{Config, FusedOps};
@@ -38,6 +39,7 @@ on_cpu!(
     attention,
     cached_attention,
     packed_attention,
+    paged_attention,
     cross_entropy,
     adamw,
     sum_of_squares,
@@ -344,6 +346,76 @@ fn cached_attention<B: FusedOps>() {
         let (got, want) = (output_keys_values::<B>(got), output_keys_values::<Oracle>(want));
         for (got, want) in got.iter().zip(&want) {
             assert_close(&format!("{dims:?}, rotary {rotary}"), got, want, TOLERANCE);
+        }
+    }
+}
+
+fn paged_attention<B: FusedOps>() {
+    let rng = &mut Rng::new(16);
+    for case in 0..16 {
+        let (dims, rotary) = attention_case(rng, case);
+        let mut free: Vec<u32> = (0..9).collect();
+        let sequences: Vec<(usize, usize, Vec<u32>)> = (0..3)
+            .map(|_| {
+                let (len, start) = (rng.below(4) as usize, rng.below(140) as usize);
+                let pages = free.split_off(free.len() - (start + len).div_ceil(PAGE));
+                (len, start, pages)
+            })
+            .collect();
+        let stretches: Vec<Stretch<'_>> =
+            sequences.iter().map(|(len, start, pages)| Stretch { len: *len, start: *start, pages }).collect();
+        let seq_len = stretches.iter().map(|stretch| stretch.len).sum();
+        if seq_len == 0 {
+            continue;
+        }
+        let dims = AttentionDims { batch: 1, seq_len, start: 0, causal: true, ..dims };
+        let shape = [9, dims.n_kv_head, PAGE, dims.head_dim];
+        let (k, v) = (normal::<B, 4>(rng, shape), normal::<B, 4>(rng, shape));
+        let qkv = normal::<B, 2>(rng, [seq_len, dims.qkv_width()]);
+        let sinks = sinks::<B>(rng, case / 2, dims);
+        let want_sinks = || sinks.as_ref().map(|sinks| oracle(&sinks.clone().squeeze_dim::<1>(0)));
+
+        let want_tables = || tables::<Oracle>(dims, rotary);
+        let pool = (oracle(&k), oracle(&v));
+        let want = reference::paged_attention::<Oracle>(
+            oracle(&qkv),
+            want_sinks(),
+            want_tables(),
+            pool,
+            &stretches,
+            dims,
+        );
+        let pool = (primitive(k), primitive(v));
+        let got = B::fused_paged_attention(
+            primitive(qkv.clone()),
+            sinks.clone().map(flat),
+            tables::<B>(dims, rotary),
+            pool,
+            &stretches,
+            dims,
+        );
+        let (got, want) = (output_keys_values::<B>(got), output_keys_values::<Oracle>(want));
+        for (got, want) in got.iter().zip(&want) {
+            assert_close(&format!("{dims:?}, rotary {rotary}"), got, want, TOLERANCE);
+        }
+        for packing in [Packing::F16, Packing::Q8] {
+            let pool = || (Packed::new(packing, shape), Packed::new(packing, shape));
+            let (mut mine, mut theirs) = (pool(), pool());
+            let want = reference::packed_paged_attention::<Oracle>(
+                oracle(&qkv),
+                want_sinks(),
+                want_tables(),
+                &mut theirs,
+                &stretches,
+                dims,
+            );
+            let (qkv, sinks) = (primitive(qkv.clone()), sinks.clone().map(flat));
+            let tables = tables::<B>(dims, rotary);
+            let got = B::fused_packed_paged_attention(qkv, sinks, tables, &mut mine, &stretches, dims);
+            let (got, want) = (values(tensor::<B, 2>(got)), values(tensor::<Oracle, 2>(want)));
+            // See `packed_attention`.
+            let tolerance = if packing == Packing::F16 { 2e-3 } else { 2e-2 };
+            assert_close(&format!("{packing:?}, {dims:?}"), &got, &want, tolerance);
         }
     }
 }

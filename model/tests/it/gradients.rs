@@ -119,7 +119,7 @@ fn loss_by_reference<B: Backend>(
     let mut x =
         model.embedding.val().select(0, ids.reshape([n_rows])) * config.embedding_scale.unwrap_or(1.0);
     let table = match config.position {
-        Position::Sinusoidal => Some(sinusoids(0, seq_len, config.n_embd, &device)),
+        Position::Sinusoidal => Some(sinusoids(0..seq_len, config.n_embd, &device)),
         _ => model.positions.as_ref().map(|table| table.val()),
     };
     if let Some(table) = table {

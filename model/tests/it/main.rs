@@ -37,5 +37,6 @@ mod overfit;
 mod gguf;
 mod lora;
 mod packed;
+mod pool;
 mod stories;
 mod weights;
