@@ -11,6 +11,7 @@ use crate::ops::{self, AttentionDims, FusedOps};
 use crate::pool::Stretch;
 use crate::position::{Ropes, Turns};
 use crate::rng::Rng;
+use crate::span::{self, Work};
 
 /// One projection to all queries, keys and values, and one back to the residual stream.
 #[derive(Module, Debug)]
@@ -53,8 +54,9 @@ impl<B: Backend> Attention<B> {
         let kind = config.layer(layer_idx);
         let dims = AttentionDims::new(config.n_head, n_kv_head, head_dim);
         Self {
-            qkv: Linear::init(config.qkv_width(), c, config.qkv_bias(), std, rng, device),
-            out: Linear::init(c, config.attention_width(), config.out_bias(), out_std, rng, device),
+            qkv: Linear::init(config.qkv_width(), c, config.qkv_bias(), std, rng, device).called("qkv"),
+            out: Linear::init(c, config.attention_width(), config.out_bias(), out_std, rng, device)
+                .called("attention out"),
             q_norm: norm(config.n_head),
             k_norm: norm(n_kv_head),
             // As if each query saw one more key, at right angles to it.
@@ -87,6 +89,7 @@ impl<B: FusedOps> Attention<B> {
     fn project(&self, x: Tensor<B, 2>) -> Tensor<B, 2> {
         let qkv = self.qkv.forward(x);
         let (Some(q_norm), Some(k_norm)) = (&self.q_norm, &self.k_norm) else { return qkv };
+        let _op = span::op("q/k norm", &qkv, Work::elements);
         let rows = qkv.dims()[0];
         let widths = [self.dims.n_head, self.dims.n_kv_head].map(|n| n * self.dims.head_dim);
         let mut start = 0;
@@ -145,8 +148,11 @@ impl<B: FusedOps> Attention<B> {
         cache: &mut LayerCache<B>,
     ) -> Tensor<B, 2> {
         let seq_len = x.dims()[0] / batch;
-        let (row, position) = cache.make_room(seq_len, turns);
-        let rope = turns.at(self.kind, position, seq_len, &x.device());
+        let (row, rope) = {
+            let _op = span::op("positions", &x, Work::elements);
+            let (row, position) = cache.make_room(seq_len, turns);
+            (row, turns.at(self.kind, position, seq_len, &x.device()))
+        };
         let qkv = self.project(x);
         let dims = self.dims(batch, seq_len, row);
         self.out.forward(ops::attention_cached(qkv, self.sinks(), rope.as_ref(), cache, dims))

@@ -12,6 +12,7 @@ use crate::ops::FusedOps;
 use crate::pool::Stretch;
 use crate::position::{Ropes, Turns};
 use crate::rng::Rng;
+use crate::span::{self, Work};
 
 /// The parts of one block.
 #[derive(Module, Debug)]
@@ -94,14 +95,20 @@ impl<B: FusedOps> Block<B> {
     fn sum(&self, x: Tensor<B, 2>, attention: impl FnOnce(Tensor<B, 2>) -> Tensor<B, 2>) -> Tensor<B, 2> {
         let a = normalised(&self.attention_out_norm, attention(normalised(&self.attention_norm, x.clone())));
         let a = self.dropout.forward(a);
-        let (x, rest) = if self.is_parallel { (x, Some(a)) } else { (x + a, None) };
+        let (x, rest) = if self.is_parallel { (x, Some(a)) } else { (added(x, a), None) };
         let m = self.mlp.forward(normalised(&self.mlp_norm, x.clone()));
         let m = self.dropout.forward(normalised(&self.mlp_out_norm, m));
         match rest {
-            Some(a) => x + a + m,
-            None => x + m,
+            Some(a) => added(added(x, a), m),
+            None => added(x, m),
         }
     }
+}
+
+/// The stream and what one branch adds to it.
+fn added<B: Backend>(x: Tensor<B, 2>, branch: Tensor<B, 2>) -> Tensor<B, 2> {
+    let _op = span::op("residual", &x, Work::elements);
+    x + branch
 }
 
 fn normalised<B: FusedOps>(norm: &Option<Norm<B>>, x: Tensor<B, 2>) -> Tensor<B, 2> {

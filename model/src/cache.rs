@@ -90,6 +90,14 @@ impl<B: Backend> Rows<B> {
         Rows::F32(Some((zeros(), zeros())))
     }
 
+    /// Bytes of a row of a head.
+    pub fn row_bytes(&self, head_dim: usize) -> usize {
+        match self {
+            Rows::F32(_) => Kind::F32.row_bytes(head_dim),
+            Rows::Packed { kv, .. } => kv.0.packing().row_bytes(head_dim),
+        }
+    }
+
     /// `[batch, n_kv_head, capacity, head_dim]`
     fn shape(&self) -> [usize; 4] {
         match self {

@@ -16,6 +16,7 @@ use crate::mlp::Mlp;
 use crate::norm::Norm;
 use crate::ops::FusedOps;
 use crate::rng::Rng;
+use crate::span;
 
 /// The shape of an encoder.
 #[derive(Clone, Debug, PartialEq)]
@@ -173,7 +174,8 @@ impl<B: FusedOps> Encoder<B> {
         let positions = Tensor::from_data(TensorData::new(positions, [rows]), &ids.device());
         let x = self.embedding.val().select(0, ids) + self.positions.val().select(0, positions);
         let mut x = self.norm.forward(x + self.types.val().narrow(0, 0, 1));
-        for layer in &self.layers {
+        for (i, layer) in self.layers.iter().enumerate() {
+            let _layer = span::layer(i);
             x = layer.attention_norm.forward(layer.attention.forward_both_ways(x.clone(), lens) + x);
             x = layer.mlp_norm.forward(layer.mlp.forward(x.clone()) + x);
         }

@@ -5,7 +5,8 @@
 //! [`attention`], [`mlp`], [`linear`], [`norm`] and [`position`] are its parts, [`cache`] holds keys and
 //! values while generating, [`pool`] those of many sequences, [`encoder`] gives texts their vectors. [`ops`] is the seam below: the few operations where composed tensor
 //! operations waste time or memory. [`backend`] is the only file that names concrete backends.
-//! [`weights`] reads and writes model directories, [`memory`] says what a model will occupy.
+//! [`weights`] reads and writes model directories, [`memory`] says what a model will occupy, [`span`] is how the time of each
+//! part can be told.
 //!
 //! This crate knows token ids, not text, and neither sampling nor training recipes.
 
@@ -30,6 +31,7 @@ pub mod ops;
 pub mod files;
 pub mod memory;
 pub mod rng;
+pub mod span;
 pub mod tap;
 pub mod weights;
 

@@ -12,6 +12,7 @@ use kernels::packed::Matrix;
 
 use crate::ops::{self, FusedOps};
 use crate::rng::Rng;
+use crate::span::{self, Work};
 use crate::tap::Tap;
 
 /// Weight and optional bias of a linear layer.
@@ -26,6 +27,9 @@ pub struct Linear<B: Backend> {
     pub(crate) packed: Packed,
     #[module(skip)]
     pub(crate) tap: Tap,
+    /// What it is to the model, where time is told.
+    #[module(skip)]
+    kind: &'static str,
 }
 
 /// A matrix as products read it fastest, in the numbers of its file: beside a parameter, which then is made of it when it
@@ -50,7 +54,13 @@ impl<B: Backend> Linear<B> {
             bias: bias.then(|| Param::from_tensor(Tensor::zeros([n_out], device))),
             packed: Packed::default(),
             tap: Tap::default(),
+            kind: "linear",
         }
+    }
+
+    /// The same layer, under a name of its own where time is told.
+    pub(crate) fn called(self, kind: &'static str) -> Self {
+        Self { kind, ..self }
     }
 
     /// Bytes of the weight in the form that products read.
@@ -68,9 +78,12 @@ impl<B: FusedOps> Linear<B> {
     pub fn forward(&self, x: Tensor<B, 2>) -> Tensor<B, 2> {
         let rows = x.dims()[0];
         self.tap.hear(&x, &[rows]);
-        let y = product(x, &self.weight, &self.packed, &[rows]);
+        let y = product(x, &self.weight, &self.packed, &[rows], self.kind);
         match &self.bias {
-            Some(bias) => y + bias.val().unsqueeze::<2>(),
+            Some(bias) => {
+                let _op = span::op("bias", &y, Work::elements);
+                y + bias.val().unsqueeze::<2>()
+            }
             None => y,
         }
     }
@@ -83,17 +96,26 @@ impl<B: FusedOps> Linear<B> {
     /// - output: `[rows, n_out / counts.len()]`
     pub fn forward_groups(&self, x: Tensor<B, 2>, counts: &[usize]) -> Tensor<B, 2> {
         self.tap.hear(&x, counts);
-        product(x, &self.weight, &self.packed, counts)
+        product(x, &self.weight, &self.packed, counts, self.kind)
     }
 }
 
-/// `x Wᵀ` by groups of rows, with the packed matrix if there is one.
+/// `x Wᵀ` by groups of rows, with the packed matrix if there is one. `kind` names it where time is told.
 pub(crate) fn product<B: FusedOps>(
     x: Tensor<B, 2>,
     weight: &Param<Tensor<B, 2>>,
     packed: &Packed,
     counts: &[usize],
+    kind: &'static str,
 ) -> Tensor<B, 2> {
+    let _op = span::op(kind, &x, |shape| {
+        let (n_out, all) = match &packed.0 {
+            Some(packed) => (packed.n_out(), packed.n_bytes()),
+            None => (weight.lazy_shape()[0], 4 * weight.lazy_shape().num_elements()),
+        };
+        let (n_out, n_read) = (n_out / counts.len(), counts.iter().filter(|&&n| n > 0).count());
+        Work::product(shape, n_out).reading(all / counts.len() * n_read)
+    });
     match &packed.0 {
         Some(packed) => ops::packed_linear(x, packed, counts),
         None if counts.len() == 1 => ops::linear(x, weight.val()),

@@ -12,6 +12,7 @@ use crate::config::{Config, MlpKind};
 use crate::linear::Linear;
 use crate::ops::{self, FusedOps, Gelu, TopK};
 use crate::rng::Rng;
+use crate::span::{self, Work};
 
 /// Up projection (with a gate, both in one matrix), activation, down projection.
 #[derive(Module, Debug)]
@@ -43,9 +44,9 @@ impl<B: Backend> Mlp<B> {
         let experts = config.experts(layer_idx);
         let n = experts.map_or(1, |experts| experts.n);
         Self {
-            router: experts.map(|_| Linear::init(n, c, false, std, rng, device)),
-            up: Linear::init(n * config.n_up() * f, c, config.bias, std, rng, device),
-            down: Linear::init(n * c, f, config.bias, out_std, rng, device),
+            router: experts.map(|_| Linear::init(n, c, false, std, rng, device).called("router")),
+            up: Linear::init(n * config.n_up() * f, c, config.bias, std, rng, device).called("mlp up"),
+            down: Linear::init(n * c, f, config.bias, out_std, rng, device).called("mlp down"),
             kind: config.mlp,
             top: experts.map_or(TopK { n_active: 1, normalise: true }, |experts| TopK {
                 n_active: experts.n_active,
@@ -67,6 +68,7 @@ impl<B: FusedOps> Mlp<B> {
 
     /// `[rows, n_up * n_ff]` to `[rows, n_ff]`.
     fn activate(&self, up: Tensor<B, 2>) -> Tensor<B, 2> {
+        let _op = span::op("activation", &up, Work::elements);
         match self.kind {
             MlpKind::Gelu => ops::gelu(up, Gelu::Exact),
             MlpKind::GeluTanh => ops::gelu(up, Gelu::Tanh),
@@ -82,9 +84,15 @@ impl<B: FusedOps> Mlp<B> {
 
     fn by_experts(&self, x: Tensor<B, 2>, router: &Linear<B>) -> Tensor<B, 2> {
         let weights = ops::top_k(router.forward(x.clone()), self.top);
-        let Routes { rows, places, counts } = Routes::read(&weights);
-        let up = self.up.forward_groups(x.clone().select(0, rows.clone()), &counts);
+        let (Routes { rows, places, counts }, taken) = {
+            let _op = span::op("to experts", &x, Work::elements);
+            let routes = Routes::read(&weights);
+            let taken = x.clone().select(0, routes.rows.clone());
+            (routes, taken)
+        };
+        let up = self.up.forward_groups(taken, &counts);
         let out = self.down.forward_groups(self.activate(up), &counts);
+        let _op = span::op("from experts", &out, Work::elements);
         let n = weights.dims()[0] * weights.dims()[1];
         let weight = weights.reshape([n]).select(0, places).unsqueeze_dim::<2>(1);
         x.zeros_like().select_assign(0, rows, out * weight, IndexingUpdateOp::Add)

@@ -5,6 +5,7 @@ use burn::prelude::*;
 
 use crate::config::{Config, NormKind};
 use crate::ops::{self, FusedOps, NormSpec};
+use crate::span::{self, Work};
 
 /// The learned gain and bias of a normalisation.
 #[derive(Module, Debug)]
@@ -47,7 +48,10 @@ impl<B: FusedOps> Norm<B> {
     pub fn forward(&self, x: Tensor<B, 2>) -> Tensor<B, 2> {
         let y = ops::norm(x, self.weight.val(), self.spec);
         match &self.bias {
-            Some(bias) => y + bias.val().unsqueeze::<2>(),
+            Some(bias) => {
+                let _op = span::op("bias", &y, Work::elements);
+                y + bias.val().unsqueeze::<2>()
+            }
             None => y,
         }
     }

@@ -16,6 +16,7 @@ use crate::ops::{self, FusedOps};
 use crate::pool::{Part, Pool, Stretch};
 use crate::position::{Ropes, sinusoids};
 use crate::rng::Rng;
+use crate::span::{self, Work};
 
 /// A decoder-only transformer.
 #[derive(Module, Debug)]
@@ -62,7 +63,8 @@ impl<B: Backend> Transformer<B> {
             positions: (config.position == Position::Learned).then(|| table(config.context, rng)),
             blocks: (0..config.n_layer).map(|i| Block::init(config, i, std, rng, device)).collect(),
             norm: Norm::init(config, device),
-            head: (!config.tie_embeddings).then(|| Linear::init(v, c, false, std, rng, device)),
+            head: (!config.tie_embeddings)
+                .then(|| Linear::init(v, c, false, std, rng, device).called("head")),
             ropes: Ropes::init(config, device),
             dropout: DropoutConfig::new(config.dropout).init(),
             packed_embedding: Packed::default(),
@@ -140,7 +142,8 @@ impl<B: FusedOps> Transformer<B> {
         let [batch, seq_len] = ids.dims();
         let ropes = self.ropes.of_length(seq_len, seq_len, &self.config, &ids.device());
         let mut x = self.dropout.forward(self.embed(ids, 0));
-        for block in &self.blocks {
+        for (i, block) in self.blocks.iter().enumerate() {
+            let _layer = span::layer(i);
             x = block.forward(x, batch, &ropes);
         }
         x
@@ -207,7 +210,8 @@ impl<B: FusedOps> Transformer<B> {
         for first in (0..seq_len).step_by(cache.max_step()) {
             let n = cache.max_step().min(seq_len - first);
             let mut x = self.embed(ids.clone().narrow(1, first, n), cache.len());
-            for (block, layer) in self.blocks.iter().zip(&mut cache.layers) {
+            for (i, (block, layer)) in self.blocks.iter().zip(&mut cache.layers).enumerate() {
+                let _layer = span::layer(i);
                 x = block.forward_cached(x, batch, &turns, layer);
             }
             cache.advance(n);
@@ -261,6 +265,7 @@ impl<B: FusedOps> Transformer<B> {
 
     /// `[batch, seq_len]` ids at `start` to `[batch * seq_len, n_embd]`.
     fn embed(&self, ids: Tensor<B, 2, Int>, start: usize) -> Tensor<B, 2> {
+        let _op = span::op("embedding", &ids, Work::elements);
         let [batch, seq_len] = ids.dims();
         let (c, context) = (self.config.n_embd, self.config.context);
         let end = start + seq_len;
@@ -300,7 +305,7 @@ impl<B: FusedOps> Transformer<B> {
             Some(head) => head.forward(x),
             None => {
                 let rows = x.dims()[0];
-                linear::product(x, &self.embedding, &self.packed_embedding, &[rows])
+                linear::product(x, &self.embedding, &self.packed_embedding, &[rows], "head")
             }
         };
         match self.config.logit_softcap {

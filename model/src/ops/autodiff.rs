@@ -7,25 +7,31 @@ use burn::backend::Autodiff;
 use burn::backend::autodiff::checkpoint::{base::Checkpointer, strategy::CheckpointStrategy};
 use burn::backend::autodiff::grads::Gradients;
 use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
+use burn::tensor::TensorMetadata;
 use burn::tensor::backend::AutodiffBackend;
 use burn::tensor::ops::{FloatTensor, IntTensor};
+use tracing::Span;
 
 use super::{AdamW, Attended, AttentionDims, FusedOps, Gelu, NormSpec, Packed, RopeTables, Stretch, TopK};
+use crate::span::{self, Work};
 
 #[derive(Debug)]
 struct LinearBackward;
 
 impl<B: FusedOps> Backward<B, 2> for LinearBackward {
-    type State = (FloatTensor<B>, FloatTensor<B>);
+    type State = (FloatTensor<B>, FloatTensor<B>, Span);
 
     fn backward(self, ops: Ops<Self::State, 2>, grads: &mut Gradients, _: &mut Checkpointer) {
         let [x_node, w_node] = ops.parents;
-        let (x, w) = ops.state;
+        let (x, w, span) = ops.state;
         let dy = grads.consume::<B>(&ops.node);
+        let work = product_work::<B>(&dy, &x);
         if let Some(node) = w_node {
+            let _op = span::backward::<B>(&span, WEIGHT, &dy, || work);
             grads.register::<B>(node.id, B::fused_linear_backward_weight(dy.clone(), x));
         }
         if let Some(node) = x_node {
+            let _op = span::backward::<B>(&span, INPUT, &dy, || work);
             grads.register::<B>(node.id, B::fused_linear_backward_input(dy, w));
         }
     }
@@ -35,12 +41,13 @@ impl<B: FusedOps> Backward<B, 2> for LinearBackward {
 struct NormBackward;
 
 impl<B: FusedOps> Backward<B, 2> for NormBackward {
-    type State = (FloatTensor<B>, FloatTensor<B>, NormSpec);
+    type State = (FloatTensor<B>, FloatTensor<B>, NormSpec, Span);
 
     fn backward(self, ops: Ops<Self::State, 2>, grads: &mut Gradients, _: &mut Checkpointer) {
         let [x_node, w_node] = ops.parents;
-        let (x, w, spec) = ops.state;
+        let (x, w, spec, span) = ops.state;
         let dy = grads.consume::<B>(&ops.node);
+        let _op = span::backward::<B>(&span, BACKWARD, &dy, Work::default);
         let (dx, dw) = B::fused_norm_backward(x, w, spec, dy);
         if let Some(node) = x_node {
             grads.register::<B>(node.id, dx);
@@ -55,13 +62,15 @@ impl<B: FusedOps> Backward<B, 2> for NormBackward {
 struct GeluBackward;
 
 impl<B: FusedOps> Backward<B, 1> for GeluBackward {
-    type State = (FloatTensor<B>, Gelu);
+    type State = (FloatTensor<B>, Gelu, Span);
 
     fn backward(self, ops: Ops<Self::State, 1>, grads: &mut Gradients, _: &mut Checkpointer) {
         let [node] = ops.parents;
         let dy = grads.consume::<B>(&ops.node);
         if let Some(node) = node {
-            grads.register::<B>(node.id, B::fused_gelu_backward(ops.state.0, ops.state.1, dy));
+            let (x, kind, span) = ops.state;
+            let _op = span::backward::<B>(&span, BACKWARD, &dy, Work::default);
+            grads.register::<B>(node.id, B::fused_gelu_backward(x, kind, dy));
         }
     }
 }
@@ -70,13 +79,15 @@ impl<B: FusedOps> Backward<B, 1> for GeluBackward {
 struct SwigluBackward;
 
 impl<B: FusedOps> Backward<B, 1> for SwigluBackward {
-    type State = FloatTensor<B>;
+    type State = (FloatTensor<B>, Span);
 
     fn backward(self, ops: Ops<Self::State, 1>, grads: &mut Gradients, _: &mut Checkpointer) {
         let [node] = ops.parents;
         let dy = grads.consume::<B>(&ops.node);
         if let Some(node) = node {
-            grads.register::<B>(node.id, B::fused_swiglu_backward(ops.state, dy));
+            let (gate_up, span) = ops.state;
+            let _op = span::backward::<B>(&span, BACKWARD, &dy, Work::default);
+            grads.register::<B>(node.id, B::fused_swiglu_backward(gate_up, dy));
         }
     }
 }
@@ -86,13 +97,14 @@ struct TopKBackward;
 
 impl<B: FusedOps> Backward<B, 1> for TopKBackward {
     /// Logits and weights.
-    type State = (FloatTensor<B>, FloatTensor<B>, TopK);
+    type State = (FloatTensor<B>, FloatTensor<B>, TopK, Span);
 
     fn backward(self, ops: Ops<Self::State, 1>, grads: &mut Gradients, _: &mut Checkpointer) {
         let [node] = ops.parents;
         let dy = grads.consume::<B>(&ops.node);
-        let (logits, weights, top) = ops.state;
+        let (logits, weights, top, span) = ops.state;
         if let Some(node) = node {
+            let _op = span::backward::<B>(&span, BACKWARD, &dy, Work::default);
             grads.register::<B>(node.id, B::fused_top_k_backward(logits, weights, top, dy));
         }
     }
@@ -102,17 +114,20 @@ impl<B: FusedOps> Backward<B, 1> for TopKBackward {
 struct GroupedLinearBackward;
 
 impl<B: FusedOps> Backward<B, 2> for GroupedLinearBackward {
-    type State = (FloatTensor<B>, FloatTensor<B>, Vec<usize>);
+    type State = (FloatTensor<B>, FloatTensor<B>, Vec<usize>, Span);
 
     fn backward(self, ops: Ops<Self::State, 2>, grads: &mut Gradients, _: &mut Checkpointer) {
         let [x_node, w_node] = ops.parents;
-        let (x, w, counts) = ops.state;
+        let (x, w, counts, span) = ops.state;
         let dy = grads.consume::<B>(&ops.node);
+        let work = product_work::<B>(&dy, &x);
         if let Some(node) = w_node {
+            let _op = span::backward::<B>(&span, WEIGHT, &dy, || work);
             let dw = B::fused_grouped_linear_backward_weight(dy.clone(), x, &counts);
             grads.register::<B>(node.id, dw);
         }
         if let Some(node) = x_node {
+            let _op = span::backward::<B>(&span, INPUT, &dy, || work);
             grads.register::<B>(node.id, B::fused_grouped_linear_backward_input(dy, w, &counts));
         }
     }
@@ -123,11 +138,12 @@ impl<B: FusedOps> Backward<B, 2> for GroupedLinearBackward {
 struct AttentionBackward;
 
 impl<B: FusedOps, const N: usize> Backward<B, N> for AttentionBackward {
-    type State = (Attended<B>, Option<FloatTensor<B>>, RopeTables<B>, AttentionDims);
+    type State = (Attended<B>, Option<FloatTensor<B>>, RopeTables<B>, AttentionDims, Span);
 
     fn backward(self, ops: Ops<Self::State, N>, grads: &mut Gradients, _: &mut Checkpointer) {
         let dy = grads.consume::<B>(&ops.node);
-        let (saved, sinks, rope, dims) = ops.state;
+        let (saved, sinks, rope, dims, span) = ops.state;
+        let _op = span::backward::<B>(&span, BACKWARD, &dy, || attention_work(&dims));
         let (dqkv, dsinks) = B::fused_attention_backward(saved, sinks, rope, dims, dy);
         for (node, gradient) in ops.parents.into_iter().zip([Some(dqkv), dsinks]) {
             if let (Some(node), Some(gradient)) = (node, gradient) {
@@ -142,17 +158,35 @@ struct CrossEntropyBackward;
 
 impl<B: FusedOps> Backward<B, 1> for CrossEntropyBackward {
     /// The logits' gradient, computed with the loss.
-    type State = FloatTensor<B>;
+    type State = (FloatTensor<B>, Span);
 
     fn backward(self, ops: Ops<Self::State, 1>, grads: &mut Gradients, _: &mut Checkpointer) {
         let [node] = ops.parents;
         let dy = grads.consume::<B>(&ops.node);
         if let Some(node) = node {
+            let (dlogits, span) = ops.state;
+            let _op = span::backward::<B>(&span, BACKWARD, &dy, Work::default);
             // The loss is a scalar `[1]`; broadcasting needs `[1, 1]`.
             let dy = B::float_reshape(dy, [1, 1].into());
-            grads.register::<B>(node.id, B::float_mul(ops.state, dy));
+            grads.register::<B>(node.id, B::float_mul(dlogits, dy));
         }
     }
+}
+
+/// Kinds of backward passes, behind that of the operation: of all at once, or for one factor of a product.
+const BACKWARD: &str = "backward";
+const INPUT: &str = "backward dx";
+const WEIGHT: &str = "backward dw";
+
+/// Of each of a product's two gradients, which is as much as its own: `dy` `[rows, n_out]`, `x` `[rows, n_in]`.
+fn product_work<B: FusedOps>(dy: &FloatTensor<B>, x: &FloatTensor<B>) -> Work {
+    Work::product(x.shape().dims(), dy.shape()[1])
+}
+
+/// Of the five products of the backward pass, where the forward has two.
+fn attention_work(dims: &AttentionDims) -> Work {
+    let forward = Work::attention(dims, 0);
+    Work { flops: forward.flops.map(|flops| flops / 2 * 5), bytes: None, ..forward }
 }
 
 fn constant<B: FusedOps, C: CheckpointStrategy>(t: FloatTensor<B>) -> FloatTensor<Autodiff<B, C>> {
@@ -182,7 +216,7 @@ impl<B: FusedOps, C: CheckpointStrategy> FusedOps for Autodiff<B, C> {
     fn fused_linear(x: FloatTensor<Self>, w: FloatTensor<Self>) -> FloatTensor<Self> {
         match LinearBackward.prepare::<C>([x.node, w.node]).compute_bound().stateful() {
             OpsKind::Tracked(prep) => {
-                let saved = (x.primitive.clone(), w.primitive.clone());
+                let saved = (x.primitive.clone(), w.primitive.clone(), span::current());
                 prep.finish(saved, B::fused_linear(x.primitive, w.primitive))
             }
             OpsKind::UnTracked(prep) => prep.finish(B::fused_linear(x.primitive, w.primitive)),
@@ -192,7 +226,7 @@ impl<B: FusedOps, C: CheckpointStrategy> FusedOps for Autodiff<B, C> {
     fn fused_norm(x: FloatTensor<Self>, w: FloatTensor<Self>, spec: NormSpec) -> FloatTensor<Self> {
         match NormBackward.prepare::<C>([x.node, w.node]).compute_bound().stateful() {
             OpsKind::Tracked(prep) => {
-                let saved = (x.primitive.clone(), w.primitive.clone(), spec);
+                let saved = (x.primitive.clone(), w.primitive.clone(), spec, span::current());
                 prep.finish(saved, B::fused_norm(x.primitive, w.primitive, spec))
             }
             OpsKind::UnTracked(prep) => prep.finish(B::fused_norm(x.primitive, w.primitive, spec)),
@@ -202,7 +236,8 @@ impl<B: FusedOps, C: CheckpointStrategy> FusedOps for Autodiff<B, C> {
     fn fused_gelu(x: FloatTensor<Self>, kind: Gelu) -> FloatTensor<Self> {
         match GeluBackward.prepare::<C>([x.node]).compute_bound().stateful() {
             OpsKind::Tracked(prep) => {
-                prep.finish((x.primitive.clone(), kind), B::fused_gelu(x.primitive, kind))
+                let saved = (x.primitive.clone(), kind, span::current());
+                prep.finish(saved, B::fused_gelu(x.primitive, kind))
             }
             OpsKind::UnTracked(prep) => prep.finish(B::fused_gelu(x.primitive, kind)),
         }
@@ -211,7 +246,8 @@ impl<B: FusedOps, C: CheckpointStrategy> FusedOps for Autodiff<B, C> {
     fn fused_swiglu(gate_up: FloatTensor<Self>) -> FloatTensor<Self> {
         match SwigluBackward.prepare::<C>([gate_up.node]).compute_bound().stateful() {
             OpsKind::Tracked(prep) => {
-                prep.finish(gate_up.primitive.clone(), B::fused_swiglu(gate_up.primitive))
+                let saved = (gate_up.primitive.clone(), span::current());
+                prep.finish(saved, B::fused_swiglu(gate_up.primitive))
             }
             OpsKind::UnTracked(prep) => prep.finish(B::fused_swiglu(gate_up.primitive)),
         }
@@ -221,7 +257,9 @@ impl<B: FusedOps, C: CheckpointStrategy> FusedOps for Autodiff<B, C> {
         let prep = TopKBackward.prepare::<C>([logits.node]).compute_bound().stateful();
         let weights = B::fused_top_k(logits.primitive.clone(), top);
         match prep {
-            OpsKind::Tracked(prep) => prep.finish((logits.primitive, weights.clone(), top), weights),
+            OpsKind::Tracked(prep) => {
+                prep.finish((logits.primitive, weights.clone(), top, span::current()), weights)
+            }
             OpsKind::UnTracked(prep) => prep.finish(weights),
         }
     }
@@ -233,7 +271,7 @@ impl<B: FusedOps, C: CheckpointStrategy> FusedOps for Autodiff<B, C> {
     ) -> FloatTensor<Self> {
         match GroupedLinearBackward.prepare::<C>([x.node, w.node]).compute_bound().stateful() {
             OpsKind::Tracked(prep) => {
-                let saved = (x.primitive.clone(), w.primitive.clone(), counts.to_vec());
+                let saved = (x.primitive.clone(), w.primitive.clone(), counts.to_vec(), span::current());
                 prep.finish(saved, B::fused_grouped_linear(x.primitive, w.primitive, counts))
             }
             OpsKind::UnTracked(prep) => {
@@ -251,7 +289,7 @@ impl<B: FusedOps, C: CheckpointStrategy> FusedOps for Autodiff<B, C> {
         let rope = inner_tables::<B, C>(rope);
         let (sinks, sinks_node) = sinks.map(|sinks| (sinks.primitive, sinks.node)).unzip();
         let attended = B::fused_attention(qkv.primitive, sinks.clone(), rope.clone(), dims);
-        let state = (attended, sinks, rope, dims);
+        let state = (attended, sinks, rope, dims, span::current());
         match sinks_node {
             Some(sinks) => {
                 let prep = AttentionBackward.prepare::<C>([qkv.node, sinks]);
@@ -328,7 +366,9 @@ impl<B: FusedOps, C: CheckpointStrategy> FusedOps for Autodiff<B, C> {
         let prep = CrossEntropyBackward.prepare::<C>([logits.node]).compute_bound().stateful();
         let (loss, dlogits) = B::fused_cross_entropy(logits.primitive, targets, scale);
         match prep {
-            OpsKind::Tracked(prep) => (prep.finish(dlogits.clone(), loss), constant::<B, C>(dlogits)),
+            OpsKind::Tracked(prep) => {
+                (prep.finish((dlogits.clone(), span::current()), loss), constant::<B, C>(dlogits))
+            }
             OpsKind::UnTracked(prep) => (prep.finish(loss), constant::<B, C>(dlogits)),
         }
     }

@@ -25,6 +25,7 @@ pub use kernels::router::TopK;
 
 use crate::cache::{LayerCache, Rows};
 use crate::position::Rope;
+use crate::span::{self, Work};
 
 /// Which normalisation, and the number added under its root.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -305,6 +306,7 @@ pub fn packed_rows<B: Backend>(w: &Matrix, rows: Tensor<B, 1, Int>) -> Tensor<B,
 
 /// [`FusedOps::fused_norm`] on tensors.
 pub fn norm<B: FusedOps>(x: Tensor<B, 2>, w: Tensor<B, 1>, spec: NormSpec) -> Tensor<B, 2> {
+    let _op = span::op("norm", &x, Work::elements);
     wrap(B::fused_norm(unwrap(x), unwrap(w), spec))
 }
 
@@ -320,6 +322,7 @@ pub fn swiglu<B: FusedOps>(gate_up: Tensor<B, 2>) -> Tensor<B, 2> {
 
 /// [`FusedOps::fused_top_k`] on tensors.
 pub fn top_k<B: FusedOps>(logits: Tensor<B, 2>, top: TopK) -> Tensor<B, 2> {
+    let _op = span::op("top k", &logits, Work::elements);
     wrap(B::fused_top_k(unwrap(logits), top))
 }
 
@@ -335,6 +338,7 @@ pub fn attention<B: FusedOps>(
     rope: Option<&Rope<B>>,
     dims: AttentionDims,
 ) -> Tensor<B, 2> {
+    let _op = span::op("attention", &qkv, |_| Work::attention(&dims, 4 * dims.head_dim));
     wrap(B::fused_attention(unwrap(qkv), sinks.map(unwrap), tables(rope), dims).out)
 }
 
@@ -346,6 +350,7 @@ pub fn attention_cached<B: FusedOps>(
     cache: &mut LayerCache<B>,
     dims: AttentionDims,
 ) -> Tensor<B, 2> {
+    let _op = span::op("attention", &qkv, |_| Work::attention(&dims, cache.rows.row_bytes(dims.head_dim)));
     let (qkv, sinks, tables) = (unwrap(qkv), sinks.map(unwrap), tables(rope));
     wrap(match &mut cache.rows {
         Rows::F32(kv) => {
@@ -387,5 +392,6 @@ pub fn cross_entropy<B: FusedOps>(
     targets: Tensor<B, 1, Int>,
     scale: f32,
 ) -> Tensor<B, 1> {
+    let _op = span::op("cross-entropy", &logits, Work::elements);
     wrap(B::fused_cross_entropy(unwrap(logits), targets.into_primitive(), scale).0)
 }
