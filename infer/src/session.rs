@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use burn::prelude::*;
 use model::cache::{CannotEvict, Kind};
-use model::{Cache, FusedOps, Transformer};
+use model::{Cache, FusedOps, Transformer, span};
 
 use crate::sampler::{NotANumber, Sampler};
 
@@ -188,9 +188,13 @@ impl<'a, B: FusedOps> Session<'a, B> {
                     WhenFull::Evict { .. } => {}
                 }
             }
+            let _phase = span::phase(if is_new { "prompt" } else { "token" });
             let logits = if is_new { self.read(&seen[first..]) } else { self.feed(&seen[seen.len() - 1..]) };
             is_new = false;
-            let id = sampler.sample(&logits, &seen)?;
+            let id = {
+                let _op = span::host_op("sampling");
+                sampler.sample(&logits, &seen)?
+            };
             first_token.get_or_insert_with(Instant::now);
             if stop.contains(&id) {
                 break FinishReason::Stop;
@@ -227,7 +231,9 @@ impl<'a, B: FusedOps> Session<'a, B> {
         let new = ids.iter().map(|&id| id as i32).collect::<Vec<_>>();
         let shape = [1, new.len()];
         let input = Tensor::from_data(TensorData::new(new, shape), &self.model.device());
-        let mut logits = model::weights::values(&self.model.next_logits(input, &mut self.cache));
+        let logits = self.model.next_logits(input, &mut self.cache);
+        let _op = span::host_op("logits to host");
+        let mut logits = model::weights::values(&logits);
         logits.truncate(self.vocab_size);
         logits
     }

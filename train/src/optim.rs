@@ -14,6 +14,7 @@ use burn::tensor::ops::FloatTensor;
 use burn::tensor::{TensorMetadata, TensorPrimitive};
 use model::FusedOps;
 use model::ops;
+use model::span;
 use model::weights::{Saved, values};
 
 use crate::config::TrainConfig;
@@ -33,6 +34,11 @@ pub struct AdamW<B: Backend> {
 /// Whether a parameter shrinks by itself: matrices inside the blocks, and an untied head.
 fn decays(path: &[String], rank: usize) -> bool {
     rank == 2 && path.iter().any(|part| part == "blocks" || part == "head")
+}
+
+/// The layer that a parameter is part of.
+fn layer(path: &[String]) -> Option<usize> {
+    path.iter().skip_while(|part| *part != "blocks").nth(1)?.parse().ok()
 }
 
 impl<B: FusedOps> AdamW<B> {
@@ -141,7 +147,11 @@ impl<B: FusedOps> ModuleMapper<Autodiff<B>> for Updater<'_, B> {
             step: self.optim.step,
             grad_scale: self.grad_scale,
         };
-        let (param, moments) = B::fused_adamw(tensor.inner().into_primitive().tensor(), grad, moments, step);
+        let param = tensor.inner().into_primitive().tensor();
+        let (param, moments) = {
+            let _op = span::update::<B>("AdamW", layer(&self.path), &param);
+            B::fused_adamw(param, grad, moments, step)
+        };
         self.optim.moments.insert(path, moments);
         let tensor = Tensor::from_inner(Tensor::<B, D>::from_primitive(TensorPrimitive::Float(param)));
         Param::from_mapped_value(id, tensor.set_require_grad(requires_grad), mapper)

@@ -12,7 +12,7 @@ use burn::train::metric::store::{EpochSummary, MetricsUpdate, Split};
 use burn::train::metric::{MetricDefinition, NumericEntry};
 use burn::train::{Interrupter, Learner, SupervisedTraining, TrainingStrategy};
 use model::rng::mix;
-use model::{FusedOps, Transformer, files, weights};
+use model::{FusedOps, Transformer, files, span, weights};
 use tokenizer::train::Trainer;
 use tokenizer::{Kind, Tokenizer};
 
@@ -98,8 +98,12 @@ pub fn run<B: FusedOps>(
     let lock = folder::lock(&dir)?;
     folder::sweep(&dir)?;
     let resumed = open_folder(config, &dir, existing, hooks.notice)?;
-    let tokenizer = tokenizer(config, &dir, hooks.notice)?;
+    let tokenizer = {
+        let _phase = span::phase("tokenizer");
+        tokenizer(config, &dir, hooks.notice)?
+    };
     let config = &with_vocabulary(config, &tokenizer)?;
+    let phase = span::phase("weights");
     let (model, state, checkpoint) = match resumed {
         Some((path, state)) => {
             (hooks.notice)(&format!("going on from step {}", state.step));
@@ -112,6 +116,7 @@ pub fn run<B: FusedOps>(
             (Lm { transformer }, State::default(), None)
         }
     };
+    drop(phase);
     // Written before the first step, so that a run killed at once can be told from an empty folder.
     write_config(config, &dir)?;
     let folder = RunFolder::new(config, tokenizer, state.step, lock)?;
@@ -305,7 +310,10 @@ impl<B: FusedOps> Run<'_, B> {
         let seq_len = train.seq_len(&self.config.model);
         let tokenizer = folder.tokenizer().clone();
         let data_dir = self.config.out().join("data");
-        let corpus = prepare::prepare(data, &tokenizer, &data_dir, state.phase, seed, self.hooks.notice)?;
+        let corpus = {
+            let _phase = span::phase("prepare data");
+            prepare::prepare(data, &tokenizer, &data_dir, state.phase, seed, self.hooks.notice)?
+        };
         corpus.check(seq_len)?;
         let per_step = train.batch_size * train.accumulation;
         folder.begin_phase(corpus.samples_per_epoch(seq_len), per_step, train.keep);
@@ -385,6 +393,7 @@ impl<B: FusedOps> Run<'_, B> {
             ..state.clone()
         };
         let fresh = AdamW::new(&self.config.train);
+        let _phase = span::phase("checkpoint");
         // Exported before the state says that the run is finished, so that a crash between the two is made good.
         if is_result {
             folder.export(&model.valid(), &state)?;
@@ -395,6 +404,7 @@ impl<B: FusedOps> Run<'_, B> {
 
     fn hold_exam(&self, config: &crate::config::ExamConfig, model_dir: &Path) -> Result<Vec<Sheet>, Error> {
         (self.hooks.notice)("asking the model questions");
+        let _phase = span::phase("exam");
         let model = weights::load::<B>(model_dir, self.device)?;
         let tokenizer = Tokenizer::load(model_dir.join("tokenizer.json"))?;
         exam::hold(config, &model, &tokenizer)

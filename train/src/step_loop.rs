@@ -18,7 +18,7 @@ use burn::train::{
     TrainingComponents, TrainingItem, ValidLoader,
 };
 use model::rng::mix;
-use model::{FusedOps, Transformer};
+use model::{FusedOps, Transformer, span};
 
 use crate::checkpoint::State;
 use crate::config::TrainConfig;
@@ -57,8 +57,13 @@ impl<B: FusedOps> TrainStep for Lm<Autodiff<B>> {
         let mut sum = GradientsAccumulator::new();
         let mut report = Report::default();
         for batch in &step.batches {
-            let loss = loss(&self.transformer, batch, scale);
-            report.loss += loss.clone().into_scalar().elem::<f64>();
+            let loss = {
+                let _phase = span::phase("forward");
+                let loss = loss(&self.transformer, batch, scale);
+                report.loss += loss.clone().into_scalar().elem::<f64>();
+                loss
+            };
+            let _phase = span::phase("backward");
             let grads = burn::optim::GradientsParams::from_grads(loss.backward(), self);
             if step.batches.len() == 1 {
                 return TrainOutput { grads, item: report };
@@ -187,7 +192,13 @@ impl<B: FusedOps> Running<'_, B> {
         mut model: Lm<Autodiff<B>>,
         train: &TrainLoader<Parts<B>>,
     ) -> (Lm<Autodiff<B>>, Result<End, Error>) {
-        for batch in train.iter() {
+        let mut batches = train.iter();
+        loop {
+            let batch = {
+                let _phase = span::phase("data");
+                batches.next()
+            };
+            let Some(batch) = batch else { break };
             let (updated, result) = self.one_step(model, batch);
             model = updated;
             let outcome = result.and_then(|()| self.after_step(&model));
@@ -211,7 +222,11 @@ impl<B: FusedOps> Running<'_, B> {
             B::seed(&model.transformer.device(), mix(*seed ^ mix(state.phase_step as u64)));
         }
         let TrainOutput { grads, item: mut report } = TrainStep::step(&model, batch);
-        report.grad_norm = grad_norm(&model, &grads);
+        let phase = span::phase("optimizer");
+        report.grad_norm = {
+            let _op = span::host_op("gradient norm");
+            grad_norm(&model, &grads)
+        };
         report.lr = config.schedule().at(state.phase_step);
         for (what, value) in [("loss", report.loss), ("gradient norm", report.grad_norm)] {
             if !value.is_finite() {
@@ -220,6 +235,7 @@ impl<B: FusedOps> Running<'_, B> {
         }
         let clip = if config.clip > 0.0 { (config.clip / report.grad_norm).min(1.0) } else { 1.0 };
         let model = optim.update(model, grads, report.lr, clip as f32);
+        drop(phase);
         let seconds = begin.elapsed().as_secs_f64();
         state.step += 1;
         state.phase_step += 1;
@@ -228,6 +244,7 @@ impl<B: FusedOps> Running<'_, B> {
         state.elapsed_s += seconds;
         report.tokens_per_s = n_tokens as f64 / seconds;
         self.last_loss = report.loss;
+        let _phase = span::phase("metrics");
         let logged = self.phase.folder.log_step(&self.phase.state, &report);
         self.show_step(report);
         (model, logged)
@@ -254,6 +271,7 @@ impl<B: FusedOps> Running<'_, B> {
         let config = self.phase.config.clone();
         let is_last = step == config.steps;
         if due(step, self.phase.sample_interval) {
+            let _phase = span::phase("samples");
             self.phase.folder.sample(&self.phase.state, &model.valid())?;
         }
         let mut improved = false;
@@ -268,6 +286,7 @@ impl<B: FusedOps> Running<'_, B> {
         }
         let interrupted = self.components.interrupter.should_stop();
         if improved || interrupted || due(step, config.checkpoint_interval) {
+            let _phase = span::phase("checkpoint");
             self.phase.folder.save(&self.phase.state, model, &self.phase.optim)?;
         }
         Ok(interrupted.then_some(End::Interrupted))
@@ -283,6 +302,7 @@ impl<B: FusedOps> Running<'_, B> {
         if self.valid.num_items() == 0 {
             return Ok(false);
         }
+        let phase = span::phase("evaluation");
         let inner = model.valid();
         let (mut sum, mut n_targets) = (0.0, 0);
         for batch in self.valid.iter() {
@@ -290,6 +310,7 @@ impl<B: FusedOps> Running<'_, B> {
             sum += InferenceStep::step(&inner, batch).loss * n as f64;
             n_targets += n;
         }
+        drop(phase);
         let loss = sum / n_targets.max(1) as f64;
         let state = &mut self.phase.state;
         if !loss.is_finite() {
@@ -306,6 +327,7 @@ impl<B: FusedOps> Running<'_, B> {
         self.components.event_processor.process_valid(LearnerEvent::ProcessedItem(item));
         self.phase.folder.log_evaluation(&self.phase.state, loss)?;
         if improved {
+            let _phase = span::phase("export");
             self.phase.folder.export(&inner, &self.phase.state)?;
         }
         Ok(improved)
