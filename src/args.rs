@@ -83,6 +83,19 @@ pub struct Config {
     pub set: Vec<String>,
 }
 
+/// Where the time goes.
+#[derive(Debug, ClapArgs)]
+pub struct ProfileArgs {
+    /// Time every operation: a table by kind and by layer on stderr, and a trace of them all in FILE [default:
+    /// flint-profile.json]
+    ///
+    /// The file opens in chrome://tracing and in Perfetto, and is replaced if it is there. "own" is the time of an
+    /// operation without those inside it, "each" that of all its calls in one phase, such as one token. Timing costs
+    /// about as much as the table says at its end, and a GPU is waited for after each operation.
+    #[arg(long, value_name = "FILE", num_args = 0..=1, require_equals = true, default_missing_value = "flint-profile.json")]
+    pub profile: Option<PathBuf>,
+}
+
 /// `flint train`
 #[derive(Debug, ClapArgs)]
 pub struct Train {
@@ -104,6 +117,9 @@ pub struct Train {
     /// The outcome as JSON on stdout
     #[arg(long)]
     pub json: bool,
+
+    #[command(flatten)]
+    pub profile: ProfileArgs,
 }
 
 /// `flint plan`
@@ -279,6 +295,9 @@ pub struct Generate {
     /// Text, ids and timings as JSON
     #[arg(long)]
     pub json: bool,
+
+    #[command(flatten)]
+    pub profile: ProfileArgs,
 }
 
 /// `flint chat`
@@ -549,6 +568,9 @@ pub struct BenchModel {
     /// Also write the JSON to this file
     #[arg(short, long, value_name = "FILE")]
     pub out: Option<PathBuf>,
+
+    #[command(flatten)]
+    pub profile: ProfileArgs,
 }
 
 /// `flint bench VERB`
@@ -584,6 +606,9 @@ pub struct BenchTrain {
     /// As JSON
     #[arg(long)]
     pub json: bool,
+
+    #[command(flatten)]
+    pub profile: ProfileArgs,
 }
 
 /// `flint doctor`

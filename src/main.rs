@@ -12,6 +12,7 @@ mod dashboard;
 mod hub;
 mod loading;
 mod output;
+mod profile;
 mod progress;
 mod source;
 mod stop;

@@ -4,6 +4,8 @@
 mod measure;
 #[path = "run/models.rs"]
 mod models;
+#[path = "run/profile.rs"]
+mod profile;
 #[path = "run/pull.rs"]
 mod pull;
 #[path = "run/quantize.rs"]

@@ -6,18 +6,19 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use infer::{FinishReason, Sampler, Sampling, Session};
-use model::FusedOps;
 use model::backend::Job;
+use model::{FusedOps, span};
 use serde_json::json;
 use tokenizer::chat::{Message, Role};
 use tokenizer::{EncodeOptions, Tokenizer};
 
 use super::Common;
 use crate::streaming::{self, Request};
-use crate::{args, loading, output};
+use crate::{args, loading, output, profile};
 
 pub fn run(args: args::Generate, common: Common) -> Result<ExitCode> {
-    common.on_backend(Run { args, common })
+    let file = args.profile.profile.clone();
+    profile::around(file.as_deref(), common, || common.on_backend(Run { args, common }))
 }
 
 struct Run {
@@ -62,9 +63,11 @@ impl Job for Run {
         let Self { args, common } = self;
         let mut sampler = Sampler::new(sampling(&args.sampling))?;
         let path = loading::model_path(&args.model)?;
+        let phase = span::phase("loading");
         let tokenizer = loading::tokenizer(&path)?;
         let (ids, stop) = prompt(&args, &path, &tokenizer)?;
         let model = loading::model_with::<B>(&path, &args.lora, &device, common)?;
+        drop(phase);
         // The cache holds what is asked for, not what a model could attend to at most.
         let whole_text = ids.len().saturating_add(args.sampling.n);
         let context = args.context.context.map_or(whole_text, |n| n as usize);

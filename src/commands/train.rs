@@ -15,7 +15,7 @@ use super::Common;
 use crate::dashboard::Dashboard;
 use crate::progress::Lines;
 use crate::stop::Stop;
-use crate::{args, config, output};
+use crate::{args, config, output, profile};
 
 pub fn run(args: &args::Train, common: Common) -> Result<ExitCode> {
     let config = config::load(&args.config)?;
@@ -29,7 +29,7 @@ pub fn run(args: &args::Train, common: Common) -> Result<ExitCode> {
     let stop = Stop::listen(interrupter.clone())?;
     let drawn = output::is_interactive() && !args.plain && !args.json && !common.quiet;
     let job = Run { config: &config, existing, interrupter, stop: stop.clone(), drawn, common };
-    let outcome = common.on_backend(job)?;
+    let outcome = profile::around(args.profile.profile.as_deref(), common, || common.on_backend(job))?;
     report(&config, &outcome, args, common)?;
     match (outcome.end, stop.exit_code()) {
         (End::Interrupted, Some(code)) => Ok(ExitCode::from(code)),

@@ -10,17 +10,18 @@ use anyhow::{Context, Result, bail};
 use burn::prelude::*;
 use kernels::limits;
 use model::backend::{Job, Kind};
-use model::{Cache, Config, FusedOps, Transformer, weights};
+use model::{Cache, Config, FusedOps, Transformer, span, weights};
 use serde_json::{Value, json};
 
 use super::super::Common;
 use super::train::peak_memory_bytes;
 use crate::bar::{Bar, Unit};
-use crate::{args, loading, output};
+use crate::{args, loading, output, profile};
 
 pub fn model(args: args::BenchModel, common: Common) -> Result<ExitCode> {
     let backend = common.backend()?;
-    let result = common.on_backend(Run { args: &args, common })?;
+    let run = Run { args: &args, common };
+    let result = profile::around(args.profile.profile.as_deref(), common, || common.on_backend(run))?;
     let tests: Vec<Value> = result.tests.iter().map(|test| test.json(&result.limits)).collect();
     let rate = |is_prompt: bool| {
         let of = result.tests.iter().find(|test| (test.prompt > 0) == is_prompt);
@@ -189,7 +190,10 @@ impl Job for Run<'_> {
         let generated = args.n.iter().filter(|&&n| n > 0).map(|&n| (0, n));
         let whats: Vec<(usize, usize)> = prompts.chain(generated).collect();
         check(args, &whats, opened.config())?;
-        let model = opened.load_packed::<B>(&device).context("cannot open the model")?;
+        let model = {
+            let _phase = span::phase("loading");
+            opened.load_packed::<B>(&device).context("cannot open the model")?
+        };
         let n_tests = whats.len() * args.depth.len() * args.batch.len();
         let bar = Bar::new("measuring", Unit::Items, Some(n_tests as u64), common.quiet);
         let mut tests = Vec::with_capacity(n_tests);
@@ -203,6 +207,7 @@ impl Job for Run<'_> {
         }
         let peak_bytes = peak_memory_bytes();
         // Last, as its own memory would count for the model's.
+        let _phase = span::phase("limits of the machine");
         let limits = Limits { flops: limits::flops(), read_rate: limits::read_rate() };
         let (n_params, bytes_per_token) = (model.config().n_params(), model.bytes_per_token());
         Ok(Measured { n_params, bytes_per_token, peak_bytes, limits, tests })
@@ -254,26 +259,31 @@ fn measure<B: FusedOps>(
         let ids: Vec<i32> = (0..batch * n).map(|i| (i * 7919 % config.vocab_size) as i32).collect();
         Tensor::<B, 2, Int>::from_data(TensorData::new(ids, [batch, n]), &device)
     };
-    let step = |n: usize, cache: &mut Cache<B>| {
+    let step = |phase: &str, n: usize, cache: &mut Cache<B>| {
+        let _phase = span::phase(phase);
         // Asking for numbers waits for a device that computes on its own.
         let _ = model.next_logits(ids(n), cache).into_data();
     };
-    let mut once = || {
+    let what = match prompt {
+        0 => format!("token {depth} to {} of {batch}", depth + n),
+        _ => format!("prompt {depth} to {} of {batch}", depth + prompt),
+    };
+    let mut once = |phase: &str| {
         cache.truncate(depth);
         if cache.len() < depth {
             // A sliding layer that has moved on forgets everything.
             cache.truncate(0);
-            step(depth, &mut cache);
+            step("filling the cache", depth, &mut cache);
         }
         let started = Instant::now();
         match prompt {
-            0 => (0..n).for_each(|_| step(1, &mut cache)),
-            _ => step(prompt, &mut cache),
+            0 => (0..n).for_each(|_| step(phase, 1, &mut cache)),
+            _ => step(phase, prompt, &mut cache),
         }
         started.elapsed().as_secs_f64()
     };
-    once();
-    let seconds = (0..args.repeat).map(|_| once()).collect();
+    once("not counted");
+    let seconds = (0..args.repeat).map(|_| once(&what)).collect();
     // As of the token in the middle, in layers that see everything and in those that see a window.
     let middle = depth + new / 2;
     let rows: usize = (0..config.n_layer).map(|i| config.seen(i, middle)).sum();

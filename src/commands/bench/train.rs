@@ -16,7 +16,7 @@ use train::run::{Existing, PhaseInfo};
 use train::{Hooks, RunConfig, Screen};
 
 use super::super::Common;
-use crate::{args, config, output};
+use crate::{args, config, output, profile};
 
 /// Steps that are not counted: the first ones fill caches and allocate.
 const WARMUP: usize = 2;
@@ -32,7 +32,8 @@ pub fn train(args: &args::BenchTrain, common: Common) -> Result<ExitCode> {
     config.samples.interval = 0;
     (config.then, config.exam) = (Vec::new(), None);
     super::super::plan::check_memory(&config)?;
-    let measured = common.on_backend(Run { config: &config, common });
+    let run = Run { config: &config, common };
+    let measured = profile::around(args.profile.profile.as_deref(), common, || common.on_backend(run));
     std::fs::remove_dir_all(&folder).with_context(|| format!("cannot remove {}", folder.display()))?;
     let Measured { info, ends, cpu_s } = measured?;
     let seconds = ends[ends.len() - 1].duration_since(ends[WARMUP - 1]).as_secs_f64();
