@@ -252,7 +252,8 @@ impl<B: FusedOps> Transformer<B> {
         let ropes = tables.rows(at);
         pool.ropes = Some(tables);
         let stretches: Vec<Stretch<'_>> = parts.iter().map(Part::stretch).collect();
-        for (block, pages) in self.blocks.iter().zip(&mut pool.layers) {
+        for (i, (block, pages)) in self.blocks.iter().zip(&mut pool.layers).enumerate() {
+            let _layer = span::layer(i);
             x = block.forward_paged(x, &stretches, &ropes, pages);
         }
         let mut end = 0;

@@ -373,6 +373,7 @@ pub(crate) fn attention_paged<B: FusedOps>(
     stretches: &[Stretch<'_>],
     dims: AttentionDims,
 ) -> Tensor<B, 2> {
+    let _op = span::op("attention", &qkv, Work::elements);
     let (qkv, sinks, tables) = (unwrap(qkv), sinks.map(unwrap), tables(rope));
     wrap(match pages {
         Rows::F32(kv) => {
