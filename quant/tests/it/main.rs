@@ -6,3 +6,4 @@ mod handcrafted;
 mod hostile;
 mod made;
 mod properties;
+mod seeds;
