@@ -9,6 +9,7 @@
 mod floats;
 mod input;
 mod ints;
+pub mod words;
 
 use std::cell::RefCell;
 use std::ops::Range;

@@ -193,11 +193,89 @@ fn parts_of_several_kinds_lie_one_below_the_other() {
     assert!(std::panic::catch_unwind(|| matrix.multiply_rows(0..7, &[0.0; 256], &mut [0.0; 7])).is_err());
 }
 
+/// Number `k` of a row of words, as [`words`] describes it.
+fn number_in_words(kind: Kind, row: &[u32], n_in: usize, k: usize) -> f32 {
+    let at = kind.row_words(n_in);
+    let field = |first: usize, width: usize, idx: usize| {
+        let bit = idx * width;
+        row[first + bit / 32] >> (bit % 32) & ((1u64 << width) - 1) as u32
+    };
+    let half = |idx: usize| f16::from_bits(field(at.halves, 16, idx) as u16).to_f32();
+    let (bits, scales) = match kind {
+        Kind::F32 => return f32::from_bits(row[k]),
+        Kind::F16 => return f16::from_bits(field(0, 16, k) as u16).to_f32(),
+        Kind::BF16 => return bf16::from_bits(field(0, 16, k) as u16).to_f32(),
+        Kind::Ints { bits, scales } => (bits.n() as usize, scales),
+    };
+    let high = if bits > 4 { field(at.high, bits - 4, k) } else { 0 };
+    let q = (field(0, 4, k) | high << 4) as f32;
+    let centred = q - (1 << (bits - 1)) as f32;
+    let byte = |idx: usize| field(at.bytes + 4 * (k / 256), 8, idx) as u8;
+    match scales {
+        Scales::Half => half(k / 32) * centred,
+        Scales::HalfAndMin => half(k / 32 * 2) * q + half(k / 32 * 2 + 1),
+        Scales::BytesAndMin => {
+            let [s, m] = [0, 8].map(|first| f32::from(byte(first + k % 256 / 32)));
+            half(k / 256 * 2) * s * q - half(k / 256 * 2 + 1) * m
+        }
+        Scales::BytesFor16 => half(k / 256) * f32::from(byte(k % 256 / 16) as i8) * centred,
+    }
+}
+
+#[test]
+fn words_are_what_was_packed() {
+    for (bits_of, scales) in ints() {
+        let kind = Kind::Ints { bits: bits_of, scales };
+        let block_len = kind.block_len();
+        for (n_out, n_in) in [(1, block_len), (5, 3 * block_len), (300, 2 * block_len)] {
+            let (all, dense) = groups(bits_of, scales, n_out, n_in, 7);
+            let n = n_in / block_len;
+            let read = |rows: Range<usize>, out: &mut Rows| {
+                out.groups.extend_from_slice(&all.groups[rows.start * n..rows.end * n]);
+                out.numbers.extend_from_slice(&all.numbers[rows.start * n_in..rows.end * n_in]);
+                Ok::<(), ()>(())
+            };
+            let first = n_out / 3;
+            let words = words::pack(kind, first..n_out, n_in, read).expect("reads");
+            let len = kind.row_words(n_in).len;
+            assert_eq!(words.len(), (n_out - first) * len);
+            // As many bits as in a tile, and at most half a word to fill the last.
+            let more = (len * 32) as f64 - n_in as f64 * kind.bits_per_number();
+            assert!(more == 0.0 || more == 16.0, "{kind:?}: {more} bits more");
+            for (i, row) in words.chunks_exact(len).enumerate() {
+                for k in 0..n_in {
+                    let want = dense[(first + i) * n_in + k];
+                    let got = number_in_words(kind, row, n_in, k);
+                    assert_eq!(got.to_bits(), want.to_bits(), "{kind:?} [{i}, {k}]");
+                }
+            }
+        }
+    }
+    for (kind, bytes) in [(Kind::F32, 4), (Kind::F16, 2), (Kind::BF16, 2)] {
+        let (n_out, n_in) = (9, 37);
+        let numbers: Vec<u8> = (0..n_out * n_in * bytes).map(|i| (i * 37 % 251) as u8).collect();
+        let read = |rows: Range<usize>, out: &mut Rows| {
+            out.numbers.extend_from_slice(&numbers[rows.start * n_in * bytes..rows.end * n_in * bytes]);
+            Ok::<(), ()>(())
+        };
+        let words = words::pack(kind, 0..n_out, n_in, read).expect("reads");
+        let len = kind.row_words(n_in).len;
+        assert_eq!(len, 40 * bytes / 4);
+        for (row, got) in words.chunks_exact(len).enumerate() {
+            let got: Vec<u8> = got.iter().flat_map(|word| word.to_le_bytes()).collect();
+            let (there, rest) = got.split_at(n_in * bytes);
+            assert_eq!(there, &numbers[row * n_in * bytes..][..n_in * bytes], "{kind:?}");
+            assert!(rest.iter().all(|&byte| byte == 0), "{kind:?}");
+        }
+    }
+}
+
 #[test]
 fn an_error_while_reading_is_passed_on() {
     let kind = Kind::Ints { bits: Bits::Four, scales: Scales::Half };
     let read = |rows: Range<usize>, _: &mut Rows| Err::<(), _>(rows.end);
     assert!(Part::new(kind, 30, 32, read).is_err());
+    assert!(words::pack(kind, 0..30, 32, read).is_err());
 }
 
 proptest! {
