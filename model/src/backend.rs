@@ -50,6 +50,11 @@ impl Kind {
         dispatch(self, Packs).unwrap_or(false)
     }
 
+    /// Whether its attention makes the scores of all new positions at once: [`FusedOps::HAS_SCORES`].
+    pub fn has_scores(self) -> bool {
+        dispatch(self, HasScores).unwrap_or(false)
+    }
+
     /// Whether it is compiled in and its device answers a small computation; else the reason.
     ///
     /// # Errors
@@ -138,12 +143,6 @@ pub fn dispatch<J: Job>(kind: Kind, job: J) -> Result<J::Output, Error> {
     }
 }
 
-// The GPU backends run the default bodies; the CPU backends' overrides stand in `ops::cpu`.
-#[cfg(feature = "cuda")]
-impl FusedOps for burn::backend::Cuda {}
-#[cfg(feature = "wgpu")]
-impl FusedOps for burn::backend::Wgpu {}
-
 struct Probe;
 
 impl Job for Probe {
@@ -162,6 +161,16 @@ impl Job for Packs {
 
     fn run<B: FusedOps>(self, _: B::Device) -> bool {
         B::PACKS
+    }
+}
+
+struct HasScores;
+
+impl Job for HasScores {
+    type Output = bool;
+
+    fn run<B: FusedOps>(self, _: B::Device) -> bool {
+        B::HAS_SCORES
     }
 }
 

@@ -8,9 +8,8 @@ use std::sync::Arc;
 
 use burn::module::{Param, ParamId};
 use burn::prelude::*;
-use kernels::packed::Matrix;
 
-use crate::ops::{self, FusedOps};
+use crate::ops::{self, FusedOps, PackedMatrix};
 use crate::rng::Rng;
 use crate::span::{self, Work};
 use crate::tap::Tap;
@@ -37,7 +36,7 @@ pub struct Linear<B: Backend> {
 ///
 /// Whoever changes the parameter drops this.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Packed(pub Option<Arc<Matrix>>);
+pub(crate) struct Packed(pub Option<Arc<PackedMatrix>>);
 
 impl Packed {
     /// Bytes of all numbers and scales.
@@ -124,25 +123,18 @@ pub(crate) fn product<B: FusedOps>(
 }
 
 /// A parameter that is made of a packed matrix when it is asked for.
-pub(crate) fn unpacked<B: Backend, const D: usize>(
+pub(crate) fn unpacked<B: FusedOps, const D: usize>(
     id: ParamId,
-    packed: Arc<Matrix>,
+    packed: Arc<PackedMatrix>,
     shape: Shape,
     device: &B::Device,
 ) -> Param<Tensor<B, D>> {
     let of = shape.clone();
     let make = move |device: &B::Device, is_learnt: bool| {
-        let tensor = Tensor::from_data(TensorData::new(dense(&packed), of.clone()), device);
+        let tensor = ops::unpacked(&packed, device).reshape(of.clone());
         if is_learnt { tensor.require_grad() } else { tensor }
     };
     Param::uninitialized(id, make, device.clone(), true, shape)
-}
-
-/// All numbers of a packed matrix, row after row.
-pub(crate) fn dense(packed: &Matrix) -> Vec<f32> {
-    let mut values = kernels::memory::zeroed(packed.n_out() * packed.n_in());
-    values.chunks_exact_mut(packed.n_in()).enumerate().for_each(|(row, out)| packed.row(row, out));
-    values
 }
 
 /// A matrix to be learnt: normally distributed, or without a deviation zero. Zeros are to be replaced by what a file has,

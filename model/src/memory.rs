@@ -101,6 +101,15 @@ impl Inference {
         }
     }
 
+    /// The same on a backend that [makes scores](crate::FusedOps::HAS_SCORES): those of a layer are there three times at
+    /// once, as they are, less their largest, and as probabilities.
+    pub fn with_scores(mut self, config: &Config, batch: usize, context: usize) -> Self {
+        let scores = [4, 3, batch, config.n_head, context.min(MAX_STEP), context];
+        let bytes = scores.iter().fold(1u64, |product, &n| product.saturating_mul(n as u64));
+        self.activation_bytes = self.activation_bytes.saturating_add(bytes);
+        self
+    }
+
     /// All of it.
     pub fn total_bytes(&self) -> u64 {
         let parts = [self.weights_bytes, self.cache_bytes, self.activation_bytes, self.scratch_bytes];

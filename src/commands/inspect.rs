@@ -31,11 +31,13 @@ pub fn run(args: args::Inspect, common: Common) -> Result<ExitCode> {
     let backend = common.backend()?;
     let packs = backend.packs();
     let cache = args.cache.kind();
-    let plan = Inference::new(config, opened.weights_bytes(packs), cache, args.batch.into(), context);
+    let batch = args.batch.into();
+    let mut plan = Inference::new(config, opened.weights_bytes(packs), cache, batch, context);
+    if backend.has_scores() {
+        plan = plan.with_scores(config, batch, context);
+    }
     let measured = match args.measure {
-        true => {
-            Some(common.on_backend(Measure { opened: &opened, cache, batch: args.batch.into(), context })?)
-        }
+        true => Some(common.on_backend(Measure { opened: &opened, cache, batch, context })?),
         false => None,
     };
     let tokenizer = tokenizer(&path);
@@ -123,7 +125,7 @@ pub fn run(args: args::Inspect, common: Common) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Loads the model and fills a cache; the most memory that this took.
+/// Loads the model and fills a cache; the most memory that this took of the process, or what it took of the device.
 struct Measure<'a> {
     opened: &'a Opened,
     cache: Kind,
@@ -142,7 +144,8 @@ impl Job for Measure<'_> {
         let n = cache.capacity();
         let ids = TensorData::new(vec![0i32; batch * n], [batch, n]);
         let _ = weights::values(&model.next_logits(Tensor::from_data(ids, &device), &mut cache));
-        Ok(peak_memory_bytes().unwrap_or(0).saturating_sub(before))
+        let of_process = || peak_memory_bytes().unwrap_or(0).saturating_sub(before);
+        Ok(B::device_bytes(&device).unwrap_or_else(of_process))
     }
 }
 

@@ -12,7 +12,9 @@ use burn::tensor::backend::AutodiffBackend;
 use burn::tensor::ops::{FloatTensor, IntTensor};
 use tracing::Span;
 
-use super::{AdamW, Attended, AttentionDims, FusedOps, Gelu, NormSpec, Packed, RopeTables, Stretch, TopK};
+use super::{
+    AdamW, Attended, AttentionDims, FusedOps, Gelu, NormSpec, Packed, PackedMatrix, RopeTables, Stretch, TopK,
+};
 use crate::span::{self, Work};
 
 #[derive(Debug)]
@@ -213,6 +215,14 @@ fn tracked_attention<B: FusedOps, C: CheckpointStrategy, const N: usize>(
 }
 
 impl<B: FusedOps, C: CheckpointStrategy> FusedOps for Autodiff<B, C> {
+    fn fused_unpacked(w: &PackedMatrix, device: &Self::Device) -> FloatTensor<Self> {
+        constant::<B, C>(B::fused_unpacked(w, device))
+    }
+
+    fn fused_packed_rows(w: &PackedMatrix, rows: IntTensor<Self>) -> FloatTensor<Self> {
+        constant::<B, C>(B::fused_packed_rows(w, rows))
+    }
+
     fn fused_linear(x: FloatTensor<Self>, w: FloatTensor<Self>) -> FloatTensor<Self> {
         match LinearBackward.prepare::<C>([x.node, w.node]).compute_bound().stateful() {
             OpsKind::Tracked(prep) => {

@@ -13,7 +13,7 @@ use kernels::matmul::{Mat, MatMut, matmul};
 use kernels::rope::{self, Rope};
 use kernels::{activation, loss, norm, optim, router};
 
-use super::{AdamW, Attended, AttentionDims, FusedOps, Gelu, Matrix, NormSpec, RopeTables, TopK};
+use super::{AdamW, Attended, AttentionDims, FusedOps, Gelu, NormSpec, PackedMatrix, RopeTables, TopK};
 
 /// Raw access to a CPU backend's f32 tensors.
 trait Slices: Backend {
@@ -175,8 +175,8 @@ fn grouped_linear<B: Slices>(x: FloatTensor<B>, w: FloatTensor<B>, counts: &[usi
     })
 }
 
-fn packed_linear<B: Slices>(x: FloatTensor<B>, w: &Matrix, counts: &[usize]) -> FloatTensor<B> {
-    let x = B::contiguous(x);
+fn packed_linear<B: Slices>(x: FloatTensor<B>, w: &PackedMatrix, counts: &[usize]) -> FloatTensor<B> {
+    let (x, w) = (B::contiguous(x), w.host());
     let ([rows, n_in], n_out) = (rows_cols::<B>(&x), w.n_out() / counts.len());
     filled::<B>([rows, n_out], |y| {
         each_group(counts, |group, of| {
@@ -446,8 +446,13 @@ macro_rules! fused_ops {
     ($backend:ty) => {
         impl FusedOps for $backend {
             const PACKS: bool = true;
+            const HAS_SCORES: bool = false;
 
-            fn fused_packed_linear(x: FloatTensor<Self>, w: &Matrix, counts: &[usize]) -> FloatTensor<Self> {
+            fn fused_packed_linear(
+                x: FloatTensor<Self>,
+                w: &PackedMatrix,
+                counts: &[usize],
+            ) -> FloatTensor<Self> {
                 packed_linear::<Self>(x, w, counts)
             }
 

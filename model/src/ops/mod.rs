@@ -3,7 +3,7 @@
 //! [`FusedOps`] extends Burn's `Backend` by the few operations where composed tensor operations waste
 //! time or memory. Every method has a default body made of plain Burn operations ([`mod@reference`]), so
 //! any backend works, and that body is the oracle in the tests. The CPU backends override all of them
-//! with `kernels` on raw slices (`cpu`). `Autodiff<B>` runs the forward of `B` and a hand-written
+//! with `kernels` on raw slices (`cpu`), those for GPUs what reads packed matrices, with CubeCL (`cube`). `Autodiff<B>` runs the forward of `B` and a hand-written
 //! backward (`autodiff`), so nothing larger than needed is kept for the backward pass.
 //!
 //! A new operation is one method here, its body in `reference`, and where it pays an override.
@@ -13,6 +13,9 @@ pub mod reference;
 mod autodiff;
 #[cfg(any(feature = "flex", feature = "ndarray"))]
 mod cpu;
+#[cfg(any(feature = "cuda", feature = "wgpu"))]
+mod cube;
+mod packed;
 
 use burn::prelude::*;
 use burn::tensor::TensorPrimitive;
@@ -20,8 +23,8 @@ use burn::tensor::ops::{FloatTensor, IntTensor};
 
 pub use kernels::attention::{Dims as AttentionDims, Packed, Stretch};
 pub use kernels::optim::AdamW;
-pub use kernels::packed::Matrix;
 pub use kernels::router::TopK;
+pub use packed::{PackedMatrix, Source};
 
 use crate::cache::{LayerCache, Rows};
 use crate::position::Rope;
@@ -69,9 +72,42 @@ pub trait FusedOps: Backend {
     /// is faster than with the same numbers as a tensor.
     const PACKS: bool = false;
 
-    /// [`fused_grouped_linear`](Self::fused_grouped_linear) with packed matrices, whose parts no group cuts. `w` is
+    /// Whether attention over a cache makes the scores of all new positions at once, as the default bodies do; of interest
+    /// to who plans memory.
+    const HAS_SCORES: bool = true;
+
+    /// Bytes of a memory of its own that the device holds for tensors, those in use and those kept for later; none if
+    /// tensors lie in the memory of the process.
+    fn device_bytes(_device: &Self::Device) -> Option<u64> {
+        None
+    }
+
+    /// Packs tensors one below the other, whose rows have `n_in` numbers, in the memory in which the operations on packed
+    /// matrices of this backend want them.
+    ///
+    /// # Errors
+    /// Those of reading the sources.
+    fn pack<E: Send>(
+        sources: &[Source<'_, E>],
+        n_in: usize,
+        _device: &Self::Device,
+    ) -> Result<PackedMatrix, E> {
+        PackedMatrix::on_host(sources, n_in)
+    }
+
+    /// All numbers of a packed matrix: `[n_out, n_in]`.
+    fn fused_unpacked(w: &PackedMatrix, device: &Self::Device) -> FloatTensor<Self> {
+        reference::unpacked::<Self>(w, device)
+    }
+
+    /// Some rows of a packed matrix: `[n]` indices, each that of a row, → `[n, n_in]`.
+    fn fused_packed_rows(w: &PackedMatrix, rows: IntTensor<Self>) -> FloatTensor<Self> {
+        reference::packed_rows::<Self>(w, rows)
+    }
+
+    /// [`fused_grouped_linear`](Self::fused_grouped_linear) with packed matrices, whose sources no group cuts. `w` is
     /// constant: it gets no gradient.
-    fn fused_packed_linear(x: FloatTensor<Self>, w: &Matrix, counts: &[usize]) -> FloatTensor<Self> {
+    fn fused_packed_linear(x: FloatTensor<Self>, w: &PackedMatrix, counts: &[usize]) -> FloatTensor<Self> {
         reference::packed_linear::<Self>(x, w, counts)
     }
 
@@ -286,22 +322,18 @@ pub fn linear<B: FusedOps>(x: Tensor<B, 2>, w: Tensor<B, 2>) -> Tensor<B, 2> {
 }
 
 /// [`FusedOps::fused_packed_linear`] on tensors.
-pub fn packed_linear<B: FusedOps>(x: Tensor<B, 2>, w: &Matrix, counts: &[usize]) -> Tensor<B, 2> {
+pub fn packed_linear<B: FusedOps>(x: Tensor<B, 2>, w: &PackedMatrix, counts: &[usize]) -> Tensor<B, 2> {
     wrap(B::fused_packed_linear(unwrap(x), w, counts))
 }
 
-/// Some rows of a packed matrix: `[n]` indices → `[n, n_in]`.
-///
-/// # Panics
-/// If an index is none of a row: the caller checks ids.
-pub fn packed_rows<B: Backend>(w: &Matrix, rows: Tensor<B, 1, Int>) -> Tensor<B, 2> {
-    let device = rows.device();
-    let rows: Vec<usize> = rows.into_data().iter::<i64>().map(|row| row as usize).collect();
-    let mut values = vec![0.0; rows.len() * w.n_in()];
-    for (&row, out) in rows.iter().zip(values.chunks_exact_mut(w.n_in())) {
-        w.row(row, out);
-    }
-    Tensor::from_data(TensorData::new(values, [rows.len(), w.n_in()]), &device)
+/// [`FusedOps::fused_packed_rows`] on tensors. The caller checks that each index is that of a row.
+pub fn packed_rows<B: FusedOps>(w: &PackedMatrix, rows: Tensor<B, 1, Int>) -> Tensor<B, 2> {
+    wrap(B::fused_packed_rows(w, rows.into_primitive()))
+}
+
+/// [`FusedOps::fused_unpacked`] on tensors.
+pub fn unpacked<B: FusedOps>(w: &PackedMatrix, device: &B::Device) -> Tensor<B, 2> {
+    wrap(B::fused_unpacked(w, device))
 }
 
 /// [`FusedOps::fused_norm`] on tensors.

@@ -7,13 +7,15 @@
 use burn::prelude::*;
 use burn::tensor::activation::{self, log_softmax, sigmoid, softmax};
 use burn::tensor::ops::{FloatTensor, IntTensor};
+use kernels::packed::Matrix;
 
 use crate::cache;
 use crate::pool::PAGE;
 use crate::position::turn;
 
 use super::{
-    AdamW, Attended, AttentionDims, Gelu, Matrix, NormSpec, Packed, RopeTables, Stretch, TopK, unwrap, wrap,
+    AdamW, Attended, AttentionDims, FusedOps, Gelu, NormSpec, Packed, PackedMatrix, RopeTables, Stretch, TopK,
+    unwrap, wrap,
 };
 
 /// See [`FusedOps::fused_linear`](super::FusedOps::fused_linear).
@@ -164,12 +166,39 @@ fn matrix<B: Backend>(w: &Tensor<B, 2>, group: usize, n_groups: usize) -> Tensor
     w.clone().narrow(0, group * n_out, n_out)
 }
 
+/// See [`FusedOps::fused_unpacked`](super::FusedOps::fused_unpacked): of a matrix in the memory of the host.
+pub fn unpacked<B: Backend>(w: &PackedMatrix, device: &B::Device) -> FloatTensor<B> {
+    rows_of_host::<B>(w.host(), 0..w.n_out(), device)
+}
+
+/// See [`FusedOps::fused_packed_rows`](super::FusedOps::fused_packed_rows): of a matrix in the memory of the host.
+///
+/// # Panics
+/// If an index is none of a row.
+pub fn packed_rows<B: Backend>(w: &PackedMatrix, rows: IntTensor<B>) -> FloatTensor<B> {
+    let rows = Tensor::<B, 1, Int>::from_primitive(rows);
+    let device = rows.device();
+    let rows: Vec<usize> = rows.into_data().iter::<i64>().map(|row| row as usize).collect();
+    rows_of_host::<B>(w.host(), rows, &device)
+}
+
+fn rows_of_host<B: Backend>(
+    w: &Matrix,
+    rows: impl IntoIterator<Item = usize, IntoIter: ExactSizeIterator>,
+    device: &B::Device,
+) -> FloatTensor<B> {
+    let rows = rows.into_iter();
+    let shape = [rows.len(), w.n_in()];
+    let mut values = kernels::memory::zeroed(shape[0] * shape[1]);
+    rows.zip(values.chunks_exact_mut(w.n_in())).for_each(|(row, out)| w.row(row, out));
+    unwrap(Tensor::<B, 2>::from_data(TensorData::new(values, shape), device))
+}
+
 /// See [`FusedOps::fused_packed_linear`](super::FusedOps::fused_packed_linear): the packed matrix as a tensor.
-pub fn packed_linear<B: super::FusedOps>(x: FloatTensor<B>, w: &Matrix, counts: &[usize]) -> FloatTensor<B> {
-    let data = TensorData::new(crate::linear::dense(w), [w.n_out(), w.n_in()]);
+pub fn packed_linear<B: FusedOps>(x: FloatTensor<B>, w: &PackedMatrix, counts: &[usize]) -> FloatTensor<B> {
     let x = wrap::<B, 2>(x);
-    let w = Tensor::<B, 2>::from_data(data, &x.device());
-    B::fused_grouped_linear(unwrap(x), unwrap(w), counts)
+    let w = B::fused_unpacked(w, &x.device());
+    B::fused_grouped_linear(unwrap(x), w, counts)
 }
 
 /// See [`FusedOps::fused_grouped_linear`](super::FusedOps::fused_grouped_linear).

@@ -2,18 +2,17 @@
 
 use std::path::Path;
 
-use burn::prelude::*;
-
 use super::names::{Form, Piece};
 use super::parameters::{self, Names};
 use super::{Error, check_size, config_json, config_text, safetensors, shards};
 use crate::encoder::Encoder;
+use crate::ops::FusedOps;
 
 /// Reads the encoder in a folder.
 ///
 /// # Errors
 /// [`Error`] names the file and what is wrong with it.
-pub fn load<B: Backend>(dir: &Path, device: &B::Device) -> Result<Encoder<B>, Error> {
+pub fn load<B: FusedOps>(dir: &Path, device: &B::Device) -> Result<Encoder<B>, Error> {
     let (path, text) = config_text(dir)?;
     let config = config_json::parse_encoder(&text).map_err(|why| Error::Config { path, why })?;
     let archive = safetensors::open(&shards::files(dir)?, is_left_out)?;

@@ -158,7 +158,7 @@ impl Opened {
     ///
     /// # Errors
     /// [`Error`] names the file and the tensor at fault.
-    pub fn load<B: Backend>(&self, device: &B::Device) -> Result<Transformer<B>, Error> {
+    pub fn load<B: FusedOps>(&self, device: &B::Device) -> Result<Transformer<B>, Error> {
         self.fill(Transformer::empty(&self.config, device), device)
     }
 
@@ -193,7 +193,7 @@ impl Opened {
         self.archive.tensors().map(bytes).sum()
     }
 
-    fn fill<B: Backend>(&self, model: Transformer<B>, device: &B::Device) -> Result<Transformer<B>, Error> {
+    fn fill<B: FusedOps>(&self, model: Transformer<B>, device: &B::Device) -> Result<Transformer<B>, Error> {
         self.with_names(|names| parameters::fill(model, &self.archive, names, device))
     }
 
@@ -240,7 +240,7 @@ fn is_derived(name: &str) -> bool {
 ///
 /// # Errors
 /// [`Error`] names the file and what is wrong with it.
-pub fn load<B: Backend>(path: &Path, device: &B::Device) -> Result<Transformer<B>, Error> {
+pub fn load<B: FusedOps>(path: &Path, device: &B::Device) -> Result<Transformer<B>, Error> {
     open(path)?.load(device)
 }
 
@@ -248,7 +248,7 @@ pub fn load<B: Backend>(path: &Path, device: &B::Device) -> Result<Transformer<B
 ///
 /// # Errors
 /// [`Error`] names the file and what is wrong with it.
-pub fn fill<B: Backend>(
+pub fn fill<B: FusedOps>(
     model: Transformer<B>,
     dir: &Path,
     device: &B::Device,

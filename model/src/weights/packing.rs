@@ -2,54 +2,61 @@
 
 use std::ops::Range;
 
-use kernels::packed::{Matrix, Part, Rows};
+use kernels::packed::Rows;
 use quant::Format;
 
 use super::Error;
 use super::archive::Archive;
 use super::names::Form;
 use super::parameters::Found;
+use crate::ops::{FusedOps, PackedMatrix, Source};
 
 /// Reads tensors one below the other. A row has `n_in` numbers.
 ///
 /// # Errors
 /// If a file cannot be read.
-pub(super) fn pack(archive: &Archive, found: &[Found], n_in: usize) -> Result<Matrix, Error> {
-    let parts = found.iter().map(|found| part(archive, found, n_in));
-    Ok(Matrix::new(parts.collect::<Result<_, _>>()?))
+pub(super) fn pack<B: FusedOps>(
+    archive: &Archive,
+    found: &[Found],
+    n_in: usize,
+    device: &B::Device,
+) -> Result<PackedMatrix, Error> {
+    let sources = found.iter().map(|found| source(archive, found, n_in)).collect::<Result<Vec<_>, _>>()?;
+    B::pack(&sources, n_in, device)
 }
 
-fn part(archive: &Archive, found: &Found, n_in: usize) -> Result<Part, Error> {
-    let (name, form, n_rows) = (&found.name, found.piece.form, found.piece.rows);
+fn source<'a>(archive: &'a Archive, found: &'a Found, n_in: usize) -> Result<Source<'a, Error>, Error> {
+    let (name, form, n_out) = (&found.name, found.piece.form, found.piece.rows);
     let format = archive.get(name).expect("a tensor that was found").format;
     if form == Form::Transposed {
-        let mut values = kernels::memory::zeroed(n_rows * n_in);
+        let mut values = kernels::memory::zeroed(n_out * n_in);
         archive.read(name, 0, &mut values)?;
-        form.undo(&mut values, &[n_rows, n_in]);
+        form.undo(&mut values, &[n_out, n_in]);
         // Numbers of a float format go back to it unchanged; those of blocks were made for rows that these are not.
         let format = if format.block_len() == 1 { format } else { Format::F32 };
-        return Part::new(format.packed(), n_rows, n_in, |rows: Range<usize>, out: &mut Rows| {
+        let read = move |rows: Range<usize>, out: &mut Rows| {
             let mut bytes = Vec::new();
             format.quantize(&values[rows.start * n_in..rows.end * n_in], &mut bytes);
             format.append_to(&bytes, out);
             Ok(())
-        });
+        };
+        return Ok(Source { kind: format.packed(), n_out, read: Box::new(read) });
     }
     let first_row = found.first() / n_in;
-    let read = |rows: Range<usize>, out: &mut Rows| {
+    let read = move |rows: Range<usize>, out: &mut Rows| {
         let mut bytes = Vec::new();
         if form == Form::Same {
             archive.read_bytes(name, (first_row + rows.start) * n_in, rows.len() * n_in, &mut bytes)?;
         } else {
             for row in rows {
-                let row = first_row + form.row_in_file(row, n_rows);
+                let row = first_row + form.row_in_file(row, n_out);
                 archive.read_bytes(name, row * n_in, n_in, &mut bytes)?;
             }
         }
         format.append_to(&bytes, out);
         Ok(())
     };
-    Part::new(format.packed(), n_rows, n_in, read)
+    Ok(Source { kind: format.packed(), n_out, read: Box::new(read) })
 }
 
 /// Bytes of so many numbers of a matrix, packed from a format; short of rows that fill up the last tile.

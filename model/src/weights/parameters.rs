@@ -5,7 +5,6 @@ use std::sync::Arc;
 
 use burn::module::{ModuleMapper, ModuleVisitor, Param};
 use burn::prelude::*;
-use kernels::packed::Matrix;
 use quant::Format;
 
 use super::archive::Archive;
@@ -13,6 +12,7 @@ use super::names::{self, Form, Layout, Piece};
 use super::{Error, packing};
 use crate::config::Config;
 use crate::linear;
+use crate::ops::{FusedOps, PackedMatrix};
 use crate::transformer::Transformer;
 
 /// A tensor that is to be written; its numbers are fetched when their turn comes.
@@ -193,7 +193,7 @@ fn find(archive: &Archive, name: &str) -> Option<String> {
 ///
 /// # Errors
 /// [`Error`] names the file and the tensor at fault.
-pub(super) fn fill<B: Backend, M: Module<B>>(
+pub(super) fn fill<B: FusedOps, M: Module<B>>(
     model: M,
     archive: &Archive,
     names: &Names<'_>,
@@ -203,10 +203,10 @@ pub(super) fn fill<B: Backend, M: Module<B>>(
 }
 
 /// The matrices that were packed, by the paths of their parameters.
-pub(super) type PackedByPath = BTreeMap<String, Arc<Matrix>>;
+pub(super) type PackedByPath = BTreeMap<String, Arc<PackedMatrix>>;
 
 /// As [`fill`], but matrices are packed, and parameters in their place are made of these when they are asked for.
-pub(super) fn fill_packed<B: Backend, M: Module<B>>(
+pub(super) fn fill_packed<B: FusedOps, M: Module<B>>(
     model: M,
     archive: &Archive,
     names: &Names<'_>,
@@ -215,7 +215,7 @@ pub(super) fn fill_packed<B: Backend, M: Module<B>>(
     fill_by(model, Some(BTreeMap::new()), archive, names, device)
 }
 
-fn fill_by<B: Backend, M: Module<B>>(
+fn fill_by<B: FusedOps, M: Module<B>>(
     model: M,
     packed: Option<PackedByPath>,
     archive: &Archive,
@@ -235,7 +235,7 @@ fn fill_by<B: Backend, M: Module<B>>(
     }
 }
 
-struct Filler<'a, B: Backend> {
+struct Filler<'a, B: FusedOps> {
     path: Vec<String>,
     archive: &'a Archive,
     names: &'a Names<'a>,
@@ -247,7 +247,7 @@ struct Filler<'a, B: Backend> {
     error: Option<Error>,
 }
 
-impl<B: Backend> Filler<'_, B> {
+impl<B: FusedOps> Filler<'_, B> {
     /// The tensors of the parameter at the current path, one below the other.
     fn found(&mut self, shape: &[usize]) -> Result<Vec<Found>, Error> {
         let all = self.names.find(self.archive, &self.path.join("."), shape)?;
@@ -282,7 +282,7 @@ impl<B: Backend> Filler<'_, B> {
     }
 }
 
-impl<B: Backend> ModuleMapper<B> for Filler<'_, B> {
+impl<B: FusedOps> ModuleMapper<B> for Filler<'_, B> {
     fn enter_module(&mut self, name: &str, _: &str) {
         self.path.push(name.to_owned());
     }
@@ -299,7 +299,7 @@ impl<B: Backend> ModuleMapper<B> for Filler<'_, B> {
         let shape = param.lazy_shape();
         let filled = if self.is_packed(D) {
             self.found(shape.as_slice())
-                .and_then(|pieces| packing::pack(self.archive, &pieces, shape[1]))
+                .and_then(|pieces| packing::pack::<B>(self.archive, &pieces, shape[1], &self.device))
                 .map(|matrix| {
                     let matrix = Arc::new(matrix);
                     self.packed.get_or_insert_default().insert(self.path.join("."), matrix.clone());

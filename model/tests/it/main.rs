@@ -28,6 +28,8 @@ mod fused_ops;
 mod gradients;
 
 mod cache;
+#[cfg(any(feature = "cuda", feature = "wgpu"))]
+mod device;
 mod independence;
 
 mod dropout;

@@ -48,7 +48,7 @@ fn floats_are_the_same_to_the_bit<B: FusedOps>() {
 }
 
 /// A model whose rows are whole blocks of every format, and whose matrices are whole tiles.
-fn wide(experts: bool) -> Config {
+pub fn wide(experts: bool) -> Config {
     let mut config = Config::new(64, 2, 256, 4, 32);
     config.n_kv_head = Some(2);
     if experts {

@@ -37,7 +37,7 @@ fn saved<B: Backend>(config: &Config) -> (TempDir, Transformer<B>) {
     (dir, model)
 }
 
-fn load<B: Backend>(dir: &Path) -> Result<Vec<Named>, Error> {
+fn load<B: FusedOps>(dir: &Path) -> Result<Vec<Named>, Error> {
     weights::load::<B>(dir, &Default::default()).map(|model| parameters::values(&model))
 }
 
