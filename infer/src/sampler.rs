@@ -4,6 +4,8 @@
 //! top-k, top-p, min-p, then a draw from what is left. Each works on the distribution that the one
 //! before leaves.
 
+use std::cmp::Ordering;
+
 use model::rng::Rng;
 use serde::{Deserialize, Serialize};
 
@@ -89,7 +91,7 @@ pub struct Sampler {
 #[derive(Clone, Copy, Debug, PartialEq)]
 struct Candidate {
     id: u32,
-    /// First a logit, then a probability.
+    /// First a multiple of its probability, then this.
     weight: f64,
 }
 
@@ -115,42 +117,80 @@ impl Sampler {
         if let Some(id) = logits.iter().position(|l| l.is_nan()) {
             return Err(NotANumber { id });
         }
-        let mut logits = logits.to_vec();
-        penalise(&mut logits, seen, self.sampling.repetition_penalty);
+        let mut penalised = Vec::new();
+        let logits = match self.sampling.repetition_penalty {
+            1.0 => logits,
+            penalty => {
+                penalised.extend_from_slice(logits);
+                penalise(&mut penalised, seen, penalty);
+                &penalised[..]
+            }
+        };
         if self.sampling.temperature == 0.0 {
-            return Ok(argmax(&logits));
+            return Ok(argmax(logits));
         }
-        let candidates = self.candidates(&logits);
-        Ok(draw(&candidates, self.rng.uniform()))
+        let u = self.rng.uniform();
+        Ok(draw(&self.candidates(logits, u), u))
     }
 
-    /// What is left after all filters, most probable first; the weights sum to 1.
-    fn candidates(&self, logits: &[f32]) -> Vec<Candidate> {
+    /// What is left after all filters, most probable first, up to the one that a draw of `u` takes; the weights of all that
+    /// is left sum to 1.
+    ///
+    /// Of a vocabulary, few tokens are ever within reach: sorting stops there.
+    fn candidates(&self, logits: &[f32], u: f64) -> Vec<Candidate> {
         let Sampling { temperature, top_k, top_p, min_p, .. } = self.sampling;
-        let weight = |logit: f32| f64::from(logit) / f64::from(temperature);
-        let mut all: Vec<_> = (0..).zip(logits).map(|(id, &l)| Candidate { id, weight: weight(l) }).collect();
-        // Ties go to the smaller id, so that the result does not depend on the sort.
-        let by_weight = |a: &Candidate, b: &Candidate| b.weight.total_cmp(&a.weight).then(a.id.cmp(&b.id));
+        let mut all = weights(logits, temperature);
         if (1..all.len()).contains(&top_k) {
             all.select_nth_unstable_by(top_k - 1, by_weight);
             all.truncate(top_k);
         }
-        all.sort_unstable_by(by_weight);
-        softmax(&mut all);
-        let mut sum = 0.0;
-        let kept = all.iter().take_while(|c| {
-            let before = sum;
-            sum += c.weight;
-            before < f64::from(top_p)
-        });
-        let kept = kept.count().max(1);
-        all.truncate(kept);
-        let least = f64::from(min_p) * all[0].weight;
-        all.retain(|c| c.weight >= least);
         let total: f64 = all.iter().map(|c| c.weight).sum();
+        let is_filtered = top_p < 1.0 || min_p > 0.0;
+        let (mut n_sorted, mut n_kept, mut sum) = (0, 0, 0.0);
+        'sorted: while n_kept < all.len() {
+            // A few, and if that was not enough, many more.
+            let n = (8 * n_sorted).max(FEW).min(all.len() - n_sorted);
+            let rest = &mut all[n_sorted..];
+            if n < rest.len() {
+                rest.select_nth_unstable_by(n - 1, by_weight);
+            }
+            rest[..n].sort_unstable_by(by_weight);
+            n_sorted += n;
+            while n_kept < n_sorted {
+                let weight = all[n_kept].weight;
+                let is_out = sum >= f64::from(top_p) * total || weight < f64::from(min_p) * all[0].weight;
+                let is_beyond = !is_filtered && sum > u * total;
+                if n_kept > 0 && (is_out || is_beyond) {
+                    break 'sorted;
+                }
+                sum += weight;
+                n_kept += 1;
+            }
+        }
+        all.truncate(n_kept);
+        let total = if is_filtered { sum } else { total };
         all.iter_mut().for_each(|c| c.weight /= total);
         all
     }
+}
+
+/// Tokens that are sorted first.
+const FEW: usize = 64;
+
+/// Ties go to the smaller id, so that the result does not depend on the sort.
+fn by_weight(a: &Candidate, b: &Candidate) -> Ordering {
+    b.weight.total_cmp(&a.weight).then(a.id.cmp(&b.id))
+}
+
+/// What each token's probability is a multiple of.
+fn weights(logits: &[f32], temperature: f32) -> Vec<Candidate> {
+    let max = logits.iter().fold(f32::NEG_INFINITY, |max, &logit| logit.max(max));
+    let of = |logit: f32| match max.is_finite() {
+        true => f64::from(((logit - max) / temperature).exp()),
+        // Only the certain ones share the probability: exp(inf - inf) is not a number.
+        false => f64::from(u8::from(logit == max)),
+    };
+    (0..).zip(logits).map(|(id, &logit)| Candidate { id, weight: of(logit) }).collect()
 }
 
 fn penalise(logits: &mut [f32], seen: &[u32], penalty: f32) {
@@ -168,30 +208,14 @@ fn penalise(logits: &mut [f32], seen: &[u32], penalty: f32) {
 
 /// The greatest logit's id; the smallest of several.
 fn argmax(logits: &[f32]) -> u32 {
-    let mut best = 0;
-    for (id, &logit) in logits.iter().enumerate() {
-        if logit > logits[best] {
-            best = id;
-        }
-    }
-    best as u32
-}
-
-/// Logits, the greatest first, to probabilities.
-fn softmax(candidates: &mut [Candidate]) {
-    let max = candidates[0].weight;
-    if max.is_infinite() {
-        // Only the certain ones share the probability: exp(inf - inf) is not a number.
-        let ties = candidates.iter().take_while(|c| c.weight == max).count() as f64;
-        candidates.iter_mut().for_each(|c| c.weight = if c.weight == max { 1.0 / ties } else { 0.0 });
-        return;
-    }
-    candidates.iter_mut().for_each(|c| c.weight = (c.weight - max).exp());
-    let sum: f64 = candidates.iter().map(|c| c.weight).sum();
-    candidates.iter_mut().for_each(|c| c.weight /= sum);
+    let max = logits.iter().fold(f32::NEG_INFINITY, |max, &logit| logit.max(max));
+    logits.iter().position(|&logit| logit == max).expect("there are logits") as u32
 }
 
 /// The candidate at `u` in `[0, 1)` of the cumulative distribution.
+///
+/// # Panics
+/// If there is none.
 fn draw(candidates: &[Candidate], u: f64) -> u32 {
     let mut sum = 0.0;
     for c in candidates {
@@ -212,7 +236,7 @@ mod tests {
 
     fn probabilities(sampling: Sampling, logits: &[f32]) -> Vec<(u32, f64)> {
         let sampler = Sampler::new(sampling).expect("valid");
-        sampler.candidates(logits).iter().map(|c| (c.id, c.weight)).collect()
+        sampler.candidates(logits, 1.0).iter().map(|c| (c.id, c.weight)).collect()
     }
 
     /// Logits whose probabilities are the given ones.
@@ -263,6 +287,30 @@ mod tests {
         assert_eq!(p[0], (2, 1.0));
         let p = probabilities(Sampling::default(), &[f32::NEG_INFINITY; 2]);
         assert!(close(&p, &[(0, 0.5), (1, 0.5)]), "{p:?}");
+    }
+
+    #[test]
+    fn sorting_no_further_than_needed_draws_the_same() {
+        let mut rng = Rng::new(4);
+        let l: Vec<f32> = (0..5000).map(|_| (rng.uniform() * 12.0) as f32).collect();
+        for base in [
+            Sampling::default(),
+            Sampling { temperature: 0.3, ..Sampling::default() },
+            Sampling { top_k: 900, ..Sampling::default() },
+            Sampling { top_p: 0.7, ..Sampling::default() },
+            Sampling { min_p: 0.2, ..Sampling::default() },
+        ] {
+            let sampler = Sampler::new(base.clone()).expect("valid");
+            let all = sampler.candidates(&l, 1.0);
+            let total: f64 = all.iter().map(|c| c.weight).sum();
+            assert!((total - 1.0).abs() < 1e-9, "{base:?}: {total}");
+            assert!(all.is_sorted_by(|a, b| by_weight(a, b).is_le()));
+            for u in [0.0, 0.1, 0.5, 0.9, 0.999, 0.999_999] {
+                let reached = sampler.candidates(&l, u);
+                assert!(all.starts_with(&reached));
+                assert_eq!(draw(&reached, u), draw(&all, u), "{base:?}, {u}");
+            }
+        }
     }
 
     #[test]
