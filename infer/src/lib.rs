@@ -1,17 +1,23 @@
 //! Generation: token ids in, events out.
 //!
-//! [`sampler`] picks the next id from logits, [`session`] drives a model over one growing sequence,
-//! [`stream`] reads a text of any length through a cache of constant size, [`text`] turns the ids into text as it becomes
+//! [`sampler`] picks the next id from logits, [`session`] drives a model over one growing sequence, [`engine`] over many at
+//! once, among whom [`pages`] shares out the memory for keys and values, and [`worker`] puts an engine on a thread of its
+//! own. [`stream`] reads a text of any length through a cache of constant size, [`text`] turns ids into text as it becomes
 //! certain, with stop strings. [`embedder`] gives texts their vectors. This crate knows no prompts, roles or screens: what
 //! the ids mean is the caller's.
 
 pub mod embedder;
+pub mod engine;
+pub mod pages;
 pub mod sampler;
 pub mod session;
 pub mod stream;
 pub mod text;
+pub mod worker;
 
 pub use embedder::{Embedder, Embedding};
+pub use engine::{Engine, Request};
 pub use sampler::{Sampler, Sampling};
 pub use session::{FinishReason, Generated, Session, WhenFull};
 pub use text::TextStream;
+pub use worker::Client;

@@ -36,7 +36,7 @@ impl Default for Sampling {
 }
 
 /// A value of [`Sampling`] that has no meaning.
-#[derive(Debug, thiserror::Error, PartialEq)]
+#[derive(Clone, Debug, thiserror::Error, PartialEq)]
 #[error("`{key}` is {value}: must be {allowed}")]
 pub struct SamplingError {
     /// The field.
@@ -71,7 +71,7 @@ impl Sampling {
 }
 
 /// Why no token could be picked.
-#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
 #[error(
     "the model's logits for token {id} are not a number: its weights are damaged or its training diverged"
 )]
@@ -230,6 +230,7 @@ fn draw(candidates: &[Candidate], u: f64) -> u32 {
 
 #[cfg(test)]
 mod tests {
+    use model::rng::Rng;
     use proptest::prelude::*;
 
     use super::*;

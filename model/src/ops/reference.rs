@@ -14,8 +14,8 @@ use crate::pool::PAGE;
 use crate::position::turn;
 
 use super::{
-    AdamW, Attended, AttentionDims, FusedOps, Gelu, NormSpec, Packed, PackedMatrix, RopeTables, Stretch, TopK,
-    unwrap, wrap,
+    AdamW, Attended, AttentionDims, FusedOps, Gelu, NormSpec, Packed, PackedMatrix, RopeTables, Stretch,
+    TopK, unwrap, wrap,
 };
 
 /// See [`FusedOps::fused_linear`](super::FusedOps::fused_linear).
