@@ -59,6 +59,8 @@ pub enum Verb {
     Convert(Convert),
     /// Write a model in fewer bits, and report what that costs
     Quantize(Quantize),
+    /// Answer many at once over HTTP, by OpenAI's interface
+    Serve(Serve),
     /// Say what a model is made of and what memory it needs
     Inspect(Inspect),
     /// Fetch a model from the Hugging Face hub
@@ -617,4 +619,60 @@ pub struct Doctor {
     /// As JSON
     #[arg(long)]
     pub json: bool,
+}
+
+/// `flint serve`
+#[derive(Clone, Debug, ClapArgs)]
+pub struct Serve {
+    /// Models: a folder, a GGUF file or a run each, or NAME=PATH; without a name, the path's last part is it
+    #[arg(required = true, value_name = "[NAME=]MODEL")]
+    pub models: Vec<String>,
+
+    /// Port to listen at; 0 for a free one
+    #[arg(long, default_value_t = 8080, value_name = "N")]
+    pub port: u16,
+
+    /// Address to listen at
+    #[arg(long, default_value = "127.0.0.1", value_name = "ADDRESS")]
+    pub host: std::net::IpAddr,
+
+    /// A name that requests may call this server by, besides its address and localhost; may be repeated
+    #[arg(long = "host-name", value_name = "NAME")]
+    pub host_names: Vec<String>,
+
+    /// File of keys: on each line a name and the SHA-256 of a key in hexadecimal digits
+    #[arg(long, value_name = "FILE")]
+    pub keys: Option<PathBuf>,
+
+    /// Listen where other machines can reach it, without keys
+    #[arg(long, conflicts_with = "keys")]
+    pub no_keys: bool,
+
+    /// Sequences that run side by side
+    #[arg(long, default_value_t = 16, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub parallel: u16,
+
+    /// Requests that wait before more are turned away
+    #[arg(long, default_value_t = 128, value_name = "N")]
+    pub queue: usize,
+
+    /// Tokens of prompt and answer [default: the model's context, at most 8192]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub context: Option<u32>,
+
+    /// Memory for keys and values of each model, in MiB [default: a quarter of what is free]
+    #[arg(long, value_name = "MIB")]
+    pub cache_memory: Option<usize>,
+
+    /// How keys and values are stored: 16 and 8 bits take a half and a good quarter of the memory, and round
+    #[arg(long, value_enum, default_value_t = CacheKind::F32, value_name = "KIND")]
+    pub cache: CacheKind,
+
+    /// Bytes of a request's body, in KiB
+    #[arg(long, default_value_t = 4096, value_name = "KIB")]
+    pub max_body: usize,
+
+    /// Seconds that answers have to end when the server is told to stop
+    #[arg(long, default_value_t = 30, value_name = "S")]
+    pub drain: u64,
 }

@@ -14,6 +14,7 @@ mod loading;
 mod output;
 mod profile;
 mod progress;
+mod serve;
 mod source;
 mod stop;
 mod streaming;

@@ -28,6 +28,11 @@ pub fn note(text: &str) {
     let _ = writeln!(io::stderr().lock(), "{text}");
 }
 
+/// Notes an event for machines: one line of JSON on stderr.
+pub fn log(event: &serde_json::Value) {
+    note(&event.to_string());
+}
+
 /// Shows a prompt without a line break.
 pub fn prompt(text: &str) {
     let mut err = io::stderr().lock();

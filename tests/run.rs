@@ -10,6 +10,8 @@ mod profile;
 mod pull;
 #[path = "run/quantize.rs"]
 mod quantize;
+#[path = "run/serve.rs"]
+mod serve;
 #[path = "run/tokenizer.rs"]
 mod tokenizer;
 

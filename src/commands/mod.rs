@@ -12,6 +12,7 @@ mod logits;
 mod plan;
 mod pull;
 mod quantize;
+mod serve;
 mod tokenizer;
 mod train;
 
@@ -28,7 +29,7 @@ pub struct Common {
     /// Where to compute, if asked for.
     backend: Option<Kind>,
     /// Whether to say nothing but results and errors.
-    quiet: bool,
+    pub quiet: bool,
 }
 
 impl Common {
@@ -76,6 +77,7 @@ fn dispatch(args: Args) -> Result<ExitCode> {
         Verb::Logits(args) => logits::run(args, common),
         Verb::Convert(args) => convert::run(args, common),
         Verb::Quantize(args) => quantize::run(args, common),
+        Verb::Serve(args) => serve::run(args, common),
         Verb::Inspect(args) => inspect::run(args, common),
         Verb::Tokenizer(verb) => tokenizer::run(verb, common),
         Verb::Bench(args) => match args.verb {
