@@ -18,22 +18,22 @@ use super::{
     TopK, unwrap, wrap,
 };
 
-/// See [`FusedOps::fused_linear`](super::FusedOps::fused_linear).
+/// See [`FusedOps::fused_linear`].
 pub fn linear<B: Backend>(x: FloatTensor<B>, w: FloatTensor<B>) -> FloatTensor<B> {
     unwrap(wrap::<B, 2>(x).matmul(wrap::<B, 2>(w).transpose()))
 }
 
-/// See [`FusedOps::fused_linear_backward_input`](super::FusedOps::fused_linear_backward_input).
+/// See [`FusedOps::fused_linear_backward_input`].
 pub fn linear_backward_input<B: Backend>(dy: FloatTensor<B>, w: FloatTensor<B>) -> FloatTensor<B> {
     unwrap(wrap::<B, 2>(dy).matmul(wrap::<B, 2>(w)))
 }
 
-/// See [`FusedOps::fused_linear_backward_weight`](super::FusedOps::fused_linear_backward_weight).
+/// See [`FusedOps::fused_linear_backward_weight`].
 pub fn linear_backward_weight<B: Backend>(dy: FloatTensor<B>, x: FloatTensor<B>) -> FloatTensor<B> {
     unwrap(wrap::<B, 2>(dy).transpose().matmul(wrap::<B, 2>(x)))
 }
 
-/// See [`FusedOps::fused_norm`](super::FusedOps::fused_norm).
+/// See [`FusedOps::fused_norm`].
 pub fn norm<B: Backend>(x: FloatTensor<B>, w: FloatTensor<B>, spec: NormSpec) -> FloatTensor<B> {
     let (normal, _) = normalise(wrap::<B, 2>(x), spec);
     unwrap(normal * wrap::<B, 1>(w).unsqueeze::<2>())
@@ -46,7 +46,7 @@ fn normalise<B: Backend>(x: Tensor<B, 2>, spec: NormSpec) -> (Tensor<B, 2>, Tens
     (x * inverse.clone(), inverse)
 }
 
-/// See [`FusedOps::fused_norm_backward`](super::FusedOps::fused_norm_backward).
+/// See [`FusedOps::fused_norm_backward`].
 pub fn norm_backward<B: Backend>(
     x: FloatTensor<B>,
     w: FloatTensor<B>,
@@ -62,7 +62,7 @@ pub fn norm_backward<B: Backend>(
     (unwrap((g - along) * inverse), unwrap(dw))
 }
 
-/// See [`FusedOps::fused_gelu`](super::FusedOps::fused_gelu).
+/// See [`FusedOps::fused_gelu`].
 pub fn gelu<B: Backend>(x: FloatTensor<B>, kind: Gelu) -> FloatTensor<B> {
     let x = wrap::<B, 2>(x);
     unwrap(match kind {
@@ -71,7 +71,7 @@ pub fn gelu<B: Backend>(x: FloatTensor<B>, kind: Gelu) -> FloatTensor<B> {
     })
 }
 
-/// See [`FusedOps::fused_gelu_backward`](super::FusedOps::fused_gelu_backward).
+/// See [`FusedOps::fused_gelu_backward`].
 pub fn gelu_backward<B: Backend>(x: FloatTensor<B>, kind: Gelu, dy: FloatTensor<B>) -> FloatTensor<B> {
     let x = wrap::<B, 2>(x);
     let slope = match kind {
@@ -92,7 +92,7 @@ pub fn gelu_backward<B: Backend>(x: FloatTensor<B>, kind: Gelu, dy: FloatTensor<
     unwrap(slope * wrap::<B, 2>(dy))
 }
 
-/// See [`FusedOps::fused_swiglu`](super::FusedOps::fused_swiglu).
+/// See [`FusedOps::fused_swiglu`].
 pub fn swiglu<B: Backend>(gate_up: FloatTensor<B>) -> FloatTensor<B> {
     let (gate, up) = halves(wrap::<B, 2>(gate_up));
     unwrap(activation::silu(gate) * up)
@@ -103,7 +103,7 @@ fn halves<B: Backend>(x: Tensor<B, 2>) -> (Tensor<B, 2>, Tensor<B, 2>) {
     (x.clone().narrow(1, 0, half), x.narrow(1, half, half))
 }
 
-/// See [`FusedOps::fused_swiglu_backward`](super::FusedOps::fused_swiglu_backward).
+/// See [`FusedOps::fused_swiglu_backward`].
 pub fn swiglu_backward<B: Backend>(gate_up: FloatTensor<B>, dy: FloatTensor<B>) -> FloatTensor<B> {
     let (gate, up) = halves(wrap::<B, 2>(gate_up));
     let dy = wrap::<B, 2>(dy);
@@ -125,7 +125,7 @@ fn chosen<B: Backend>(logits: &Tensor<B, 2>, top: TopK) -> Tensor<B, 2, Bool> {
     precedes.int().sum_dim(2).squeeze_dim::<2>(2).lower_elem(top.n_active as i64)
 }
 
-/// See [`FusedOps::fused_top_k`](super::FusedOps::fused_top_k).
+/// See [`FusedOps::fused_top_k`].
 pub fn top_k<B: Backend>(logits: FloatTensor<B>, top: TopK) -> FloatTensor<B> {
     let logits = wrap::<B, 2>(logits);
     let others = chosen(&logits, top).bool_not();
@@ -135,7 +135,7 @@ pub fn top_k<B: Backend>(logits: FloatTensor<B>, top: TopK) -> FloatTensor<B> {
     })
 }
 
-/// See [`FusedOps::fused_top_k_backward`](super::FusedOps::fused_top_k_backward).
+/// See [`FusedOps::fused_top_k_backward`].
 pub fn top_k_backward<B: Backend>(
     logits: FloatTensor<B>,
     weights: FloatTensor<B>,
@@ -166,12 +166,12 @@ fn matrix<B: Backend>(w: &Tensor<B, 2>, group: usize, n_groups: usize) -> Tensor
     w.clone().narrow(0, group * n_out, n_out)
 }
 
-/// See [`FusedOps::fused_unpacked`](super::FusedOps::fused_unpacked): of a matrix in the memory of the host.
+/// See [`FusedOps::fused_unpacked`]: of a matrix in the memory of the host.
 pub fn unpacked<B: Backend>(w: &PackedMatrix, device: &B::Device) -> FloatTensor<B> {
     rows_of_host::<B>(w.host(), 0..w.n_out(), device)
 }
 
-/// See [`FusedOps::fused_packed_rows`](super::FusedOps::fused_packed_rows): of a matrix in the memory of the host.
+/// See [`FusedOps::fused_packed_rows`]: of a matrix in the memory of the host.
 ///
 /// # Panics
 /// If an index is none of a row.
@@ -194,14 +194,14 @@ fn rows_of_host<B: Backend>(
     unwrap(Tensor::<B, 2>::from_data(TensorData::new(values, shape), device))
 }
 
-/// See [`FusedOps::fused_packed_linear`](super::FusedOps::fused_packed_linear): the packed matrix as a tensor.
+/// See [`FusedOps::fused_packed_linear`]: the packed matrix as a tensor.
 pub fn packed_linear<B: FusedOps>(x: FloatTensor<B>, w: &PackedMatrix, counts: &[usize]) -> FloatTensor<B> {
     let x = wrap::<B, 2>(x);
     let w = B::fused_unpacked(w, &x.device());
     B::fused_grouped_linear(unwrap(x), w, counts)
 }
 
-/// See [`FusedOps::fused_grouped_linear`](super::FusedOps::fused_grouped_linear).
+/// See [`FusedOps::fused_grouped_linear`].
 pub fn grouped_linear<B: Backend>(x: FloatTensor<B>, w: FloatTensor<B>, counts: &[usize]) -> FloatTensor<B> {
     let (x, w) = (wrap::<B, 2>(x), wrap::<B, 2>(w));
     let part =
@@ -209,7 +209,7 @@ pub fn grouped_linear<B: Backend>(x: FloatTensor<B>, w: FloatTensor<B>, counts: 
     unwrap(Tensor::cat(groups(counts).map(part).collect(), 0))
 }
 
-/// See [`FusedOps::fused_grouped_linear_backward_input`](super::FusedOps::fused_grouped_linear_backward_input).
+/// See [`FusedOps::fused_grouped_linear_backward_input`].
 pub fn grouped_linear_backward_input<B: Backend>(
     dy: FloatTensor<B>,
     w: FloatTensor<B>,
@@ -220,7 +220,7 @@ pub fn grouped_linear_backward_input<B: Backend>(
     unwrap(Tensor::cat(groups(counts).map(part).collect(), 0))
 }
 
-/// See [`FusedOps::fused_grouped_linear_backward_weight`](super::FusedOps::fused_grouped_linear_backward_weight).
+/// See [`FusedOps::fused_grouped_linear_backward_weight`].
 pub fn grouped_linear_backward_weight<B: Backend>(
     dy: FloatTensor<B>,
     x: FloatTensor<B>,
@@ -331,7 +331,7 @@ fn rows<B: Backend>(x: Tensor<B, 4>) -> Tensor<B, 2> {
     x.swap_dims(1, 2).reshape([batch * seq_len, n_head * head_dim])
 }
 
-/// See [`FusedOps::fused_attention`](super::FusedOps::fused_attention).
+/// See [`FusedOps::fused_attention`].
 pub fn attention<B: Backend>(
     qkv: FloatTensor<B>,
     sinks: Option<FloatTensor<B>>,
@@ -344,7 +344,7 @@ pub fn attention<B: Backend>(
     Attended { out: unwrap(rows(out)), qkv: unwrap(join([q, k, v], dims)), lse: unwrap(lse) }
 }
 
-/// See [`FusedOps::fused_attention_backward`](super::FusedOps::fused_attention_backward).
+/// See [`FusedOps::fused_attention_backward`].
 pub fn attention_backward<B: Backend>(
     saved: Attended<B>,
     sinks: Option<FloatTensor<B>>,
@@ -387,7 +387,7 @@ pub fn attention_backward<B: Backend>(
     (unwrap(join([dq, dk, dv], dims)), dsinks)
 }
 
-/// See [`FusedOps::fused_cached_attention`](super::FusedOps::fused_cached_attention).
+/// See [`FusedOps::fused_cached_attention`].
 pub fn cached_attention<B: Backend>(
     qkv: FloatTensor<B>,
     sinks: Option<FloatTensor<B>>,
@@ -406,7 +406,7 @@ pub fn cached_attention<B: Backend>(
     (unwrap(out), (unwrap(all_k), unwrap(all_v)))
 }
 
-/// See [`FusedOps::fused_packed_attention`](super::FusedOps::fused_packed_attention).
+/// See [`FusedOps::fused_packed_attention`].
 pub fn packed_attention<B: Backend>(
     qkv: FloatTensor<B>,
     sinks: Option<FloatTensor<B>>,
@@ -424,7 +424,7 @@ pub fn packed_attention<B: Backend>(
 }
 
 /// Queries `[B, H, T, D]` over the keys and values `[B, K, S, D]` up to theirs: `[B * T, H * D]`.
-/// See [`FusedOps::fused_paged_attention`](super::FusedOps::fused_paged_attention).
+/// See [`FusedOps::fused_paged_attention`].
 pub fn paged_attention<B: Backend>(
     qkv: FloatTensor<B>,
     sinks: Option<FloatTensor<B>>,
@@ -465,7 +465,7 @@ pub fn paged_attention<B: Backend>(
     (unwrap(Tensor::cat(parts, 0)), (k, v))
 }
 
-/// See [`FusedOps::fused_packed_paged_attention`](super::FusedOps::fused_packed_paged_attention).
+/// See [`FusedOps::fused_packed_paged_attention`].
 pub fn packed_paged_attention<B: Backend>(
     qkv: FloatTensor<B>,
     sinks: Option<FloatTensor<B>>,
@@ -513,7 +513,7 @@ fn attend<B: Backend>(
     rows(p.matmul(v).reshape([dims.batch, dims.n_head, dims.seq_len, dims.head_dim]))
 }
 
-/// See [`FusedOps::fused_cross_entropy`](super::FusedOps::fused_cross_entropy).
+/// See [`FusedOps::fused_cross_entropy`].
 pub fn cross_entropy<B: Backend>(
     logits: FloatTensor<B>,
     targets: IntTensor<B>,
@@ -532,7 +532,7 @@ pub fn cross_entropy<B: Backend>(
     (unwrap(loss), unwrap(dlogits))
 }
 
-/// See [`FusedOps::fused_adamw`](super::FusedOps::fused_adamw).
+/// See [`FusedOps::fused_adamw`].
 pub fn adamw<B: Backend>(
     param: FloatTensor<B>,
     grad: FloatTensor<B>,
@@ -558,7 +558,7 @@ pub fn adamw<B: Backend>(
     (param, (m, v))
 }
 
-/// See [`FusedOps::fused_sum_of_squares`](super::FusedOps::fused_sum_of_squares).
+/// See [`FusedOps::fused_sum_of_squares`].
 pub fn sum_of_squares<B: Backend>(x: FloatTensor<B>) -> f64 {
     let sum = B::float_sum(B::float_mul(x.clone(), x));
     wrap::<B, 1>(sum).into_scalar().elem::<f64>()
