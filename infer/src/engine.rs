@@ -589,7 +589,9 @@ impl Sequence {
     fn will_have_more_of(&self, other: &Self, n_known: usize) -> bool {
         let n_same = self.ids.iter().zip(&other.ids).take_while(|(a, b)| a == b).count();
         let n_useful = n_same.min(other.ids.len() - 1) / PAGE;
-        self.n_left() > 1 && n_useful > n_known && other.prompt_logprobs.is_none()
+        // Not if its own reader holds it up: that may last.
+        let is_reading = self.n_left() > 1 && self.sink.is_ready();
+        is_reading && n_useful > n_known && other.prompt_logprobs.is_none()
     }
 
     /// Positions of a step, where all their logits are needed.
