@@ -370,7 +370,7 @@ fn part(kind: Kind, n_out: usize, n_in: usize) -> Part {
         if let Kind::Ints { .. } = kind {
             for i in 0..n / kind.block_len() {
                 let scale = [0, 0x10 + (i % 4) as u8];
-                out.groups.push(Group { scale, min: scale, scales: [33; 16], mins: [21; 8] });
+                out.groups.push(Group { scale, single: 0.01, min: scale, scales: [33; 16], mins: [21; 8] });
                 out.numbers.extend((0..kind.block_len()).map(|k| (k * 7 + i) as u8 % 16));
             }
         } else {

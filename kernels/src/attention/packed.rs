@@ -127,6 +127,26 @@ impl Packed {
         }
     }
 
+    /// Copies all rows of one sequence to another one, as they are stored.
+    ///
+    /// # Panics
+    /// If one of them is not there.
+    pub fn copy_batch(&mut self, from: usize, to: usize) {
+        assert!(from.max(to) < self.batch, "sequence {from} to {to} of {}", self.batch);
+        let copied = |width: usize| {
+            let n = self.n_kv_head * self.capacity * width;
+            (from * n..(from + 1) * n, to * n)
+        };
+        let ((elements, place), (rows, row)) = (copied(self.head_dim), copied(1));
+        match &mut self.elements {
+            Elements::F16(halves) => halves.copy_within(elements, place),
+            Elements::Q8 { counts, scales } => {
+                counts.copy_within(elements, place);
+                scales.copy_within(rows, row);
+            }
+        }
+    }
+
     /// Which rows of all these are.
     fn places(&self, batch: usize, head: usize, positions: Range<usize>) -> Range<usize> {
         let Self { n_kv_head, capacity, .. } = *self;

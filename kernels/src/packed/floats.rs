@@ -80,8 +80,11 @@ impl Element for BF16 {
     }
 }
 
-/// Rows of `x` up to which the tiles are streamed; more rows go by blocks.
-const MAX_STREAMED: usize = 4;
+/// Rows of `x` up to which each tile is streamed, from the second time on out of the core's cache; more rows go by blocks.
+const MAX_STREAMED: usize = 24;
+
+/// Rows whose sums fit into registers: with a tile, of which one step is loaded, and a number of `x`.
+const MAX_AT_ONCE: usize = 6;
 
 /// Lanes of the vectors here, on every instruction set.
 const LANES: usize = 8;
@@ -95,8 +98,25 @@ pub(super) fn multiply<E: Element>(tiles: &[u8], x: Mat, y: &mut MatMut) {
         0 => {}
         1 => stream::<E, 1, 2>(tiles, x, y),
         2 => stream::<E, 2, 2>(tiles, x, y),
-        3 => stream::<E, 3, 1>(tiles, x, y),
-        MAX_STREAMED => stream::<E, 4, 1>(tiles, x, y),
+        3..=MAX_STREAMED => {
+            // Few in the last group would leave the processor waiting for their sums.
+            let n_groups = m.div_ceil(MAX_AT_ONCE);
+            for (tile_idx, tile) in tiles.chunks_exact(TILE * x.cols() * E::BYTES).enumerate() {
+                let columns = TILE.min(n - tile_idx * TILE);
+                for group in 0..n_groups {
+                    let rows = m * group / n_groups..m * (group + 1) / n_groups;
+                    let x = x.sub_rows(rows.start, rows.len());
+                    let mut y = y.sub_rows(rows.start, rows.len());
+                    let mut y = y.sub_cols(tile_idx * TILE, columns);
+                    match rows.len() {
+                        3 => stream::<E, 3, 1>(tile, x, &mut y),
+                        4 => stream::<E, 4, 1>(tile, x, &mut y),
+                        5 => stream::<E, 5, 1>(tile, x, &mut y),
+                        _ => stream::<E, MAX_AT_ONCE, 1>(tile, x, &mut y),
+                    }
+                }
+            }
+        }
         _ => by_blocks::<E>(tiles, x, y),
     }
 }

@@ -6,7 +6,7 @@
 //!
 //! | what | bytes |
 //! |---|---|
-//! | where blocks share one: the header, half-precision scales of the eight rows, and minimums | see [`Scales`] |
+//! | where blocks share one: the header, scales of the eight rows, and minimums | see [`Scales`] |
 //! | scales of the block | see [`Scales`] |
 //! | numbers of 8 bits: 8 vectors | 256 |
 //! | or the lower 4 bits: 4 vectors, the numbers 0 to 15 in the lower halves, 16 to 31 in the upper | 128 |
@@ -16,7 +16,7 @@
 //! A number stands for `scale * (q - 2^(bits - 1))`, or where there are minimums for `scale * q + min`. Sums over a block
 //! are exact; they are scaled and added up in floats, in order of the blocks.
 
-use super::input::{self, BLOCK};
+use super::input::{self, BLOCK, Rest};
 use crate::matmul::MatMut;
 use crate::simd::Simd;
 use crate::simd::ints::{GROUP, Ints, ROWS, VECTORS, dispatch_ints};
@@ -27,6 +27,8 @@ pub(super) trait Scales {
     const PER_BLOCK: usize;
     /// Whether a minimum is added.
     const HAS_MIN: bool;
+    /// Whether scales are single precision, in the header.
+    const IS_SINGLE: bool = false;
     /// Blocks under a header.
     const BLOCKS: usize;
     /// Bytes of a header.
@@ -58,6 +60,25 @@ impl Scales for Half {
     unsafe fn load<I: Ints>(_: *const u8, block: *const u8) -> ([I::Floats; 2], I::Floats) {
         // SAFETY: the caller promises a block.
         let scale = unsafe { I::halves(block) };
+        ([scale; 2], I::Floats::splat(0.0))
+    }
+}
+
+/// For `N` blocks `[scale, f32; 8]`.
+pub(super) struct Single<const N: usize>;
+
+impl<const N: usize> Scales for Single<N> {
+    const PER_BLOCK: usize = 1;
+    const HAS_MIN: bool = false;
+    const IS_SINGLE: bool = true;
+    const BLOCKS: usize = N;
+    const HEADER_BYTES: usize = 4 * ROWS;
+    const BYTES: usize = 0;
+
+    #[inline(always)]
+    unsafe fn load<I: Ints>(header: *const u8, _: *const u8) -> ([I::Floats; 2], I::Floats) {
+        // SAFETY: the caller promises a header, which is eight floats; they are loaded without alignment.
+        let scale = unsafe { I::Floats::load_ptr(header.cast()) };
         ([scale; 2], I::Floats::splat(0.0))
     }
 }
@@ -128,6 +149,8 @@ impl Scales for BytesFor16 {
 pub struct Group {
     /// The scale, a little-endian `f16`.
     pub scale: [u8; 2],
+    /// The scale of kinds that have it in single precision.
+    pub single: f32,
     /// The minimum, a little-endian `f16`.
     pub min: [u8; 2],
     /// What the scale is multiplied by for each 16 numbers; where it is one for 32, that of the first 16 counts.
@@ -141,7 +164,7 @@ impl Group {
     pub const MAX: usize = 256;
 
     /// Zeros.
-    pub const ZERO: Self = Self { scale: [0; 2], min: [0; 2], scales: [0; 16], mins: [0; 8] };
+    pub const ZERO: Self = Self { scale: [0; 2], single: 0.0, min: [0; 2], scales: [0; 16], mins: [0; 8] };
 }
 
 /// What a product needs to know of some tiles and the rows to multiply.
@@ -150,8 +173,8 @@ pub(super) struct Job<'a> {
     pub tiles: &'a [u8],
     /// Blocks of 32 numbers in a row.
     pub n_blocks: usize,
-    /// As [`input::quantize`] makes them, of `m` rows.
-    pub x: &'a [input::Block],
+    /// The other factor, rounded.
+    pub x: &'a input::Input,
     /// Rows of `x`.
     pub m: usize,
 }
@@ -250,27 +273,44 @@ impl<I: Ints> Unpacked<I> {
     ///
     /// Numbers of fewer than 8 bits are multiplied without their zero, which is made up for as a minimum is.
     #[inline(always)]
-    fn add<S: Scales, const BITS: u32>(&self, x: &input::Block, mut acc: I::Floats) -> I::Floats {
+    fn add<S: Scales, const BITS: u32>(&self, x: &input::Block, acc: I::Floats) -> I::Floats {
+        let mut acc = self.add_products::<S, BITS>(x, acc);
+        if S::PER_BLOCK == 2 && BITS < 8 {
+            acc = self.first_min.mul_add(I::Floats::splat(x.first_total), acc);
+        }
+        if S::HAS_MIN || BITS < 8 { self.min.mul_add(I::Floats::splat(x.total), acc) } else { acc }
+    }
+
+    /// The same without zeros and minimums.
+    #[inline(always)]
+    fn add_products<S: Scales, const BITS: u32>(&self, x: &input::Block, acc: I::Floats) -> I::Floats {
         let scale = I::Floats::splat(x.scale);
+        let [sum, first_sum] = x.sums.map(i32::from);
         // SAFETY: eight vectors of four numbers meet the 32 of `x`.
         unsafe {
-            let [sum, first_sum] = x.sums.map(i32::from);
             if S::PER_BLOCK == 1 {
                 let sums = I::dot_32::<BITS>(self.q, x.q.as_ptr(), sum);
-                acc = I::to_floats(sums).mul_add(self.scales[0] * scale, acc);
-            } else {
-                let [a, b, c, d, e, f, g, h] = self.q;
-                let sums = I::dot_16::<BITS>([a, b, c, d], x.q.as_ptr(), first_sum);
-                acc = I::to_floats(sums).mul_add(self.scales[0] * scale, acc);
-                let last = x.q.as_ptr().add(BLOCK / 2);
-                let sums = I::dot_16::<BITS>([e, f, g, h], last, sum - first_sum);
-                acc = I::to_floats(sums).mul_add(self.scales[1] * scale, acc);
+                return I::to_floats(sums).mul_add(self.scales[0] * scale, acc);
             }
+            let [a, b, c, d, e, f, g, h] = self.q;
+            let sums = I::dot_16::<BITS>([a, b, c, d], x.q.as_ptr(), first_sum);
+            let acc = I::to_floats(sums).mul_add(self.scales[0] * scale, acc);
+            let last = x.q.as_ptr().add(BLOCK / 2);
+            let sums = I::dot_16::<BITS>([e, f, g, h], last, sum - first_sum);
+            I::to_floats(sums).mul_add(self.scales[1] * scale, acc)
         }
-        if S::PER_BLOCK == 2 && BITS < 8 {
-            acc = self.first_min.mul_add(I::Floats::splat(x.scaled_first), acc);
-        }
-        if S::HAS_MIN || BITS < 8 { self.min.mul_add(I::Floats::splat(x.scaled_sum), acc) } else { acc }
+    }
+}
+
+/// How far ahead of a block memory is asked for, in bytes: the work on a block keeps the processor from looking that far by
+/// itself.
+const AHEAD: usize = 3072;
+
+/// Asks for what lies [`AHEAD`] of a block of `n_bytes`.
+#[inline(always)]
+fn prefetch<S: Simd>(block: *const u8, n_bytes: usize) {
+    for line in (0..n_bytes).step_by(64) {
+        S::prefetch(block.wrapping_add(AHEAD + line).cast());
     }
 }
 
@@ -282,6 +322,7 @@ macro_rules! each_block {
             let header = at;
             at = at.wrapping_add($S::HEADER_BYTES);
             for $idx in first..first + $S::BLOCKS {
+                prefetch::<$I::Floats>(at, block_bytes::<$S>($BITS));
                 // SAFETY: a tile has `n_blocks` blocks, a multiple of those under a header.
                 let $block = unsafe { Unpacked::<$I>::new::<$S, $BITS>(header, at) };
                 at = at.wrapping_add(block_bytes::<$S>($BITS));
@@ -291,11 +332,19 @@ macro_rules! each_block {
     };
 }
 
+/// Those of `n` rows from `first` on.
+#[inline(always)]
+fn of_rows(rests: &[Rest], first: usize, n: usize) -> impl Iterator<Item = &Rest> {
+    let skipped = if first == 0 { 0 } else { rests.partition_point(|rest| rest.row < first) };
+    rests[skipped..].iter().take_while(move |rest| rest.row < first + n)
+}
+
 #[inline(always)]
 fn multiply_impl<I: Ints, S: Scales, const BITS: u32>(job: &Job, y: &mut MatMut) {
     let Job { tiles, n_blocks, x, m } = *job;
+    let (x, rests) = (&x.blocks[..], &x.rests[..]);
     let tile_bytes = tile_bytes::<S>(BITS, n_blocks);
-    assert!(n_blocks.is_multiple_of(S::BLOCKS) && x.len() == n_blocks * m);
+    assert!(n_blocks.is_multiple_of(S::BLOCKS) && x.len() == n_blocks * m && rests.len() == n_blocks);
     assert!(y.rows() == m && tiles.len() == y.cols().div_ceil(ROWS) * tile_bytes);
     let mut acc = [[0.0; ROWS]; ROWS_AT_ONCE];
     for first in (0..m).step_by(ROWS_AT_ONCE) {
@@ -306,6 +355,9 @@ fn multiply_impl<I: Ints, S: Scales, const BITS: u32>(job: &Job, y: &mut MatMut)
                 let mut sums = I::Floats::splat(0.0);
                 each_block!(I, S, BITS, tile.as_ptr(), n_blocks, |block, idx| {
                     sums = block.add::<S, BITS>(&x[idx * m + first], sums);
+                    for rest in of_rows(&rests[idx], first, 1) {
+                        sums = block.add_products::<S, BITS>(&rest.block, sums);
+                    }
                 });
                 sums.store(&mut acc[0]);
             } else {
@@ -313,6 +365,10 @@ fn multiply_impl<I: Ints, S: Scales, const BITS: u32>(job: &Job, y: &mut MatMut)
                 each_block!(I, S, BITS, tile.as_ptr(), n_blocks, |block, idx| {
                     for (x, acc) in x[idx * m + first..][..rows].iter().zip(&mut acc[..rows]) {
                         block.add::<S, BITS>(x, I::Floats::load(acc)).store(acc);
+                    }
+                    for rest in of_rows(&rests[idx], first, rows) {
+                        let acc = &mut acc[rest.row - first];
+                        block.add_products::<S, BITS>(&rest.block, I::Floats::load(acc)).store(acc);
                     }
                 });
             }
@@ -345,7 +401,10 @@ pub(super) fn pack_tile<S: Scales>(bits: u32, q: &[u8], groups: &[Group], tile: 
             out.as_chunks_mut::<2>().0.iter_mut().enumerate().for_each(|(row, out)| *out = of(at(row, g)));
         };
         let header = next(S::HEADER_BYTES);
-        if S::HEADER_BYTES > 0 {
+        if S::IS_SINGLE {
+            let scales = header.as_chunks_mut::<4>().0.iter_mut().enumerate();
+            scales.for_each(|(row, out)| *out = at(row, g).single.to_le_bytes());
+        } else if S::HEADER_BYTES > 0 {
             halves(|group| group.scale, &mut header[..HALVES]);
             if S::HAS_MIN {
                 halves(|group| group.min, &mut header[HALVES..]);
@@ -358,7 +417,7 @@ pub(super) fn pack_tile<S: Scales>(bits: u32, q: &[u8], groups: &[Group], tile: 
                 if S::HAS_MIN {
                     halves(|group| group.min, &mut scales[HALVES..]);
                 }
-            } else {
+            } else if !S::IS_SINGLE {
                 for row in 0..ROWS {
                     scales[row] = at(row, g).scales[2 * b];
                     scales[ROWS + row] =
@@ -425,11 +484,13 @@ pub(super) fn unpack_row<S: Scales>(bits: u32, tile: &[u8], row: usize, out: &mu
         for (block, out) in blocks.chunks_exact(block_bytes::<S>(bits)).zip(out.chunks_exact_mut(BLOCK)) {
             let (scales, numbers) = block.split_at(S::BYTES);
             let halves = if S::HEADER_BYTES == 0 { scales } else { header };
-            let (scale, min) = (half_at(halves), if S::HAS_MIN { half_at(&halves[HALVES..]) } else { 0.0 });
-            let (scales, min) = match (S::HEADER_BYTES, S::HAS_MIN) {
-                (0, _) => ([scale; 2], min),
-                (_, true) => ([scale * f32::from(scales[row]); 2], -(min * f32::from(scales[ROWS + row]))),
-                (_, false) => ([row, ROWS + row].map(|at| scale * f32::from(scales[at] as i8)), 0.0),
+            let scale =
+                if S::IS_SINGLE { f32::from_le_bytes(header.as_chunks().0[row]) } else { half_at(halves) };
+            let min = if S::HAS_MIN { half_at(&halves[HALVES..]) } else { 0.0 };
+            let (scales, min) = match S::HAS_MIN {
+                _ if S::IS_SINGLE || S::HEADER_BYTES == 0 => ([scale; 2], min),
+                true => ([scale * f32::from(scales[row]); 2], -(min * f32::from(scales[ROWS + row]))),
+                false => ([row, ROWS + row].map(|at| scale * f32::from(scales[at] as i8)), 0.0),
             };
             for (k, out) in out.iter_mut().enumerate() {
                 let q = number(bits, numbers, row, k);

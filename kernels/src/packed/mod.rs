@@ -2,8 +2,8 @@
 //! numbers that its file has.
 //!
 //! A byte of weights is read once for each product of a few rows, in one stream, and is in the core's cache for all rows of
-//! a large one. Weights of 4 to 8 bits meet rows that are rounded to 8 bits in blocks of 32 (as Q8_0 rounds); their
-//! products are added up exactly within a block. The rules of batch invariance hold: an element of the result follows from
+//! a large one. Weights of 4 to 8 bits meet rows that are rounded to 8 bits in blocks of 32 (as Q8_0 rounds), to 16
+//! where a block stands out; their products are added up exactly within a block. The rules of batch invariance hold: an element of the result follows from
 //! its row and its column alone.
 
 mod floats;
@@ -77,6 +77,23 @@ pub enum Scales {
     BytesAndMin,
     /// `scale s (q - zero)` with a signed byte s for 16 numbers, and a scale for 256.
     BytesFor16,
+    /// `scale (q - zero)`, a scale in single precision for 32 numbers. This and the next two with 4 or 8 bits only.
+    Single32,
+    /// The same for 64 numbers.
+    Single64,
+    /// The same for 128 numbers.
+    Single128,
+}
+
+impl Scales {
+    /// Whether there are kernels for numbers of so many bits with them.
+    fn go_with(self, bits: Bits) -> bool {
+        match self {
+            Self::HalfAndMin | Self::BytesAndMin => bits != Bits::Eight,
+            Self::Single32 | Self::Single64 | Self::Single128 => matches!(bits, Bits::Four | Bits::Eight),
+            Self::Half | Self::BytesFor16 => true,
+        }
+    }
 }
 
 /// Runs `$use` with `$S` and `$BITS` standing for the kind's types.
@@ -105,7 +122,22 @@ macro_rules! with_kind {
                 }
             }};
         }
+        macro_rules! four_or_eight {
+            ($T:ty) => {{
+                type $S = $T;
+                if $bits == Bits::Four {
+                    const $BITS: u32 = 4;
+                    $use
+                } else {
+                    const $BITS: u32 = 8;
+                    $use
+                }
+            }};
+        }
         match $scales {
+            Scales::Single32 => four_or_eight!(ints::Single<1>),
+            Scales::Single64 => four_or_eight!(ints::Single<2>),
+            Scales::Single128 => four_or_eight!(ints::Single<4>),
             Scales::Half => bits!(ints::Half),
             Scales::HalfAndMin => bits!(ints::HalfAndMin),
             Scales::BytesAndMin => bits!(ints::BytesAndMin),
@@ -126,8 +158,12 @@ impl Kind {
     /// The number of columns is a multiple of this.
     pub fn block_len(self) -> usize {
         match self {
-            Self::Ints { scales: Scales::Half | Scales::HalfAndMin, .. } => input::BLOCK,
-            Self::Ints { .. } => Group::MAX,
+            Self::Ints { scales, .. } => match scales {
+                Scales::Half | Scales::HalfAndMin | Scales::Single32 => input::BLOCK,
+                Scales::Single64 => 2 * input::BLOCK,
+                Scales::Single128 => 4 * input::BLOCK,
+                Scales::BytesAndMin | Scales::BytesFor16 => Group::MAX,
+            },
             _ => 1,
         }
     }
@@ -192,8 +228,9 @@ impl Part {
         read: impl Fn(Range<usize>, &mut Rows) -> Result<(), E> + Sync,
     ) -> Result<Self, E> {
         assert!(n_in.is_multiple_of(kind.block_len()) && n_in > 0, "{kind:?}: rows of {n_in} numbers");
-        let has_min = matches!(kind, Kind::Ints { scales: Scales::HalfAndMin | Scales::BytesAndMin, .. });
-        assert!(!(has_min && matches!(kind, Kind::Ints { bits: Bits::Eight, .. })), "{kind:?}");
+        if let Kind::Ints { bits, scales } = kind {
+            assert!(scales.go_with(bits), "{kind:?}");
+        }
         let (tile_rows, tile_bytes) = (kind.tile_rows(), kind.tile_bytes(n_in));
         let mut tiles = Buffer::zeroed(n_out.div_ceil(tile_rows) * tile_bytes);
         let tiles_at_once = (PACKED_AT_ONCE / (tile_rows * n_in)).max(1);
@@ -283,7 +320,7 @@ pub struct Matrix {
 
 thread_local! {
     /// Rows rounded to 8 bits, of a product that this thread began.
-    static INPUT: RefCell<Vec<input::Block>> = const { RefCell::new(Vec::new()) };
+    static INPUT: RefCell<input::Input> = RefCell::default();
 }
 
 /// Bytes of weights below which another thread costs more than it saves, for one row; see `matmul`.
@@ -387,7 +424,7 @@ impl Matrix {
         let has_ints = parts.iter().any(|(_, part)| matches!(part.kind, Kind::Ints { .. }));
         let mut input = INPUT.take();
         if has_ints {
-            input::quantize(x, m, &mut input);
+            input.round(x, m);
         }
         let product = Product { x, m, n_in: self.n_in, input: &input };
         let tasks = split(&parts, rows.start, m);
@@ -402,8 +439,8 @@ struct Product<'a> {
     x: &'a [f32],
     m: usize,
     n_in: usize,
-    /// Empty if there are no integers to multiply.
-    input: &'a [input::Block],
+    /// Of use if there are integers to multiply.
+    input: &'a input::Input,
 }
 
 /// Some tiles of a part, and the columns of the result that they give.

@@ -11,10 +11,17 @@ use crate::reference::{bits, on_threads, values};
 /// Every combination of bits and scales that there is.
 fn ints() -> Vec<(Bits, Scales)> {
     let all = [Bits::Four, Bits::Five, Bits::Six, Bits::Eight];
-    let scales = [Scales::Half, Scales::HalfAndMin, Scales::BytesAndMin, Scales::BytesFor16];
-    let has_min = |scales| matches!(scales, Scales::HalfAndMin | Scales::BytesAndMin);
+    let scales = [
+        Scales::Half,
+        Scales::HalfAndMin,
+        Scales::BytesAndMin,
+        Scales::BytesFor16,
+        Scales::Single32,
+        Scales::Single64,
+        Scales::Single128,
+    ];
     let pairs = all.into_iter().flat_map(|bits| scales.map(|scales| (bits, scales)));
-    pairs.filter(|&(bits, scales)| !(bits == Bits::Eight && has_min(scales))).collect()
+    pairs.filter(|&(bits, scales)| scales.go_with(bits)).collect()
 }
 
 /// Random numbers of a kind, and what they stand for, row after row.
@@ -26,6 +33,8 @@ fn groups(bits: Bits, scales: Scales, n_out: usize, n_in: usize, seed: u32) -> (
         let byte = |i: usize| (random[i % len] * 1e6) as i64 as u8;
         let group = Group {
             scale: f16::from_f32(random[0] * 0.01).to_le_bytes(),
+            // No half-precision number.
+            single: random[0] * 1e-12,
             min: f16::from_f32(random[1] * 0.02).to_le_bytes(),
             scales: std::array::from_fn(|i| byte(2 + i)),
             mins: std::array::from_fn(|i| byte(20 + i)),
@@ -40,6 +49,7 @@ fn groups(bits: Bits, scales: Scales, n_out: usize, n_in: usize, seed: u32) -> (
             let centred = f32::from(q) - f32::from(1u8 << (bits.n() - 1));
             dense.push(match scales {
                 Scales::Half => scale * centred,
+                Scales::Single32 | Scales::Single64 | Scales::Single128 => group.single * centred,
                 Scales::HalfAndMin => scale * f32::from(q) + min,
                 Scales::BytesAndMin => {
                     let (s, m) = (group.scales[i / 32 * 2], group.mins[i / 32]);
@@ -125,15 +135,16 @@ fn integers_multiply_as_defined() {
         for (bits_of, scales) in ints() {
             for (m, n_out, n_in, seed) in [(1, 40, 512, 1), (5, 13, 256, 2), (131, 8, 256, 3)] {
                 let (part, dense) = part(bits_of, scales, n_out, n_in, seed);
-                let x = values(m * n_in, seed + 10);
+                let mut x = values(m * n_in, seed + 10);
+                // Of every third row, a block that stands out.
+                x.chunks_exact_mut(n_in).step_by(3).for_each(|row| row[n_in - 7] = 20.0);
                 let y = multiplied(&Matrix::new(vec![part]), &x);
-                let mut blocks = Vec::new();
-                input::quantize(&x, m, &mut blocks);
+                let mut rounded = input::Input::default();
+                rounded.round(&x, m);
                 for (i, j) in (0..m).flat_map(|i| (0..n_out).map(move |j| (i, j))) {
                     let (mut exact, mut size) = (0.0, 0.0);
                     for (k, &w) in dense[j * n_in..][..n_in].iter().enumerate() {
-                        let block = &blocks[k / 32 * m + i];
-                        let product = f64::from(block.scale) * f64::from(block.q[k % 32]) * f64::from(w);
+                        let product = rounded.number(m, i, k) * f64::from(w);
                         exact += product;
                         size += product.abs();
                     }
@@ -153,9 +164,16 @@ fn integers_multiply_as_defined() {
 fn floats_multiply_to_the_bits_of_the_plain_product() {
     on_each(|| {
         for kind in [Kind::F32, Kind::F16, Kind::BF16] {
-            for (m, n_out, n_in) in
-                [(1, 50, 33), (2, 16, 300), (3, 1, 7), (4, 33, 20), (5, 100, 300), (70, 300, 40)]
-            {
+            for (m, n_out, n_in) in [
+                (1, 50, 33),
+                (2, 16, 300),
+                (3, 1, 7),
+                (4, 33, 20),
+                (5, 100, 300),
+                (13, 33, 40),
+                (24, 20, 9),
+                (70, 300, 40),
+            ] {
                 let (part, dense) = float_part(kind, n_out, n_in, 9);
                 let x = values(m * n_in, 2);
                 let mut expected = vec![0.0; m * n_out];
@@ -170,27 +188,29 @@ fn floats_multiply_to_the_bits_of_the_plain_product() {
 
 #[test]
 fn parts_of_several_kinds_lie_one_below_the_other() {
-    let (n_in, m) = (256, 3);
-    let (a, a_dense) = part(Bits::Four, Scales::BytesAndMin, 20, n_in, 1);
-    let (b, b_dense) = float_part(Kind::F16, 5, n_in, 2);
-    let (c, c_dense) = part(Bits::Six, Scales::BytesFor16, 9, n_in, 4);
-    let matrix = Matrix::new(vec![a, b, c]);
-    assert_eq!((matrix.n_out(), matrix.n_in()), (34, n_in));
-    let mut row = vec![0.0; n_in];
-    for (i, expected) in [a_dense, b_dense, c_dense].concat().chunks_exact(n_in).enumerate() {
-        matrix.row(i, &mut row);
-        assert_eq!(bits(&row), bits(expected), "row {i}");
-    }
-    let x = values(m * n_in, 8);
-    let whole = multiplied(&matrix, &x);
-    for rows in [0..20, 20..25, 25..34, 20..34] {
-        let mut y = vec![0.0; m * rows.len()];
-        matrix.multiply_rows(rows.clone(), &x, &mut y);
-        for (i, y) in y.chunks_exact(rows.len()).enumerate() {
-            assert_eq!(bits(y), bits(&whole[i * 34..][rows.clone()]), "rows {rows:?}");
+    on_each(|| {
+        let (n_in, m) = (256, 3);
+        let (a, a_dense) = part(Bits::Four, Scales::BytesAndMin, 20, n_in, 1);
+        let (b, b_dense) = float_part(Kind::F16, 5, n_in, 2);
+        let (c, c_dense) = part(Bits::Six, Scales::BytesFor16, 9, n_in, 4);
+        let matrix = Matrix::new(vec![a, b, c]);
+        assert_eq!((matrix.n_out(), matrix.n_in()), (34, n_in));
+        let mut row = vec![0.0; n_in];
+        for (i, expected) in [a_dense, b_dense, c_dense].concat().chunks_exact(n_in).enumerate() {
+            matrix.row(i, &mut row);
+            assert_eq!(bits(&row), bits(expected), "row {i}");
         }
-    }
-    assert!(std::panic::catch_unwind(|| matrix.multiply_rows(0..7, &[0.0; 256], &mut [0.0; 7])).is_err());
+        let x = values(m * n_in, 8);
+        let whole = multiplied(&matrix, &x);
+        for rows in [0..20, 20..25, 25..34, 20..34] {
+            let mut y = vec![0.0; m * rows.len()];
+            matrix.multiply_rows(rows.clone(), &x, &mut y);
+            for (i, y) in y.chunks_exact(rows.len()).enumerate() {
+                assert_eq!(bits(y), bits(&whole[i * 34..][rows.clone()]), "rows {rows:?}");
+            }
+        }
+        assert!(std::panic::catch_unwind(|| matrix.multiply_rows(0..7, &[0.0; 256], &mut [0.0; 7])).is_err());
+    });
 }
 
 /// Number `k` of a row of words, as [`words`] describes it.
@@ -200,7 +220,7 @@ fn number_in_words(kind: Kind, row: &[u32], n_in: usize, k: usize) -> f32 {
         let bit = idx * width;
         row[first + bit / 32] >> (bit % 32) & ((1u64 << width) - 1) as u32
     };
-    let half = |idx: usize| f16::from_bits(field(at.halves, 16, idx) as u16).to_f32();
+    let half = |idx: usize| f16::from_bits(field(at.scales, 16, idx) as u16).to_f32();
     let (bits, scales) = match kind {
         Kind::F32 => return f32::from_bits(row[k]),
         Kind::F16 => return f16::from_bits(field(0, 16, k) as u16).to_f32(),
@@ -213,6 +233,9 @@ fn number_in_words(kind: Kind, row: &[u32], n_in: usize, k: usize) -> f32 {
     let byte = |idx: usize| field(at.bytes + 4 * (k / 256), 8, idx) as u8;
     match scales {
         Scales::Half => half(k / 32) * centred,
+        Scales::Single32 | Scales::Single64 | Scales::Single128 => {
+            f32::from_bits(row[at.scales + k / kind.block_len()]) * centred
+        }
         Scales::HalfAndMin => half(k / 32 * 2) * q + half(k / 32 * 2 + 1),
         Scales::BytesAndMin => {
             let [s, m] = [0, 8].map(|first| f32::from(byte(first + k % 256 / 32)));
@@ -295,7 +318,8 @@ proptest! {
         let (ints, _) = part(bits_of, scales, n_out, n_in, 5);
         let (floats, _) = float_part(Kind::BF16, n_out, n_in, 5);
         let matrix = Matrix::new(vec![ints, floats]);
-        let x = values(m * n_in, 6);
+        let mut x = values(m * n_in, 6);
+        x.chunks_exact_mut(n_in).step_by(2).for_each(|row| row[77] = -30.0);
         on_each(|| {
             let together = bits(&on_threads(1, || multiplied(&matrix, &x)));
             assert!(bits(&on_threads(n_threads, || multiplied(&matrix, &x))) == together);

@@ -9,6 +9,7 @@
 //! | the `h` bits above them, if there are any: those of 8 numbers take `8 h` bits, number `i` at bit `h i` | `n_in / 32 h` |
 //! | bytes that scales are multiplied by, if there are any: for 256 numbers 16 of [`Group::scales`], or 8 of these and 8 of [`Group::mins`] | 4 each 256 numbers |
 //! | scales in half precision, two in a word, or a scale and above it a minimum | one for a group, or half a one |
+//! | or scales in single precision | one for a group |
 //!
 //! Floats lie as they are, with zeros after the last up to a multiple of 8. What a number stands for is said at [`Scales`];
 //! the numbers take as many bytes as in a tile, but for the halves of a word at the ends of rows.
@@ -30,7 +31,7 @@ pub struct RowWords {
     /// Bytes that scales are multiplied by.
     pub bytes: usize,
     /// Scales and minimums.
-    pub halves: usize,
+    pub scales: usize,
     /// Words of a row.
     pub len: usize,
 }
@@ -44,13 +45,14 @@ impl Kind {
         let n_units = n_in.div_ceil(UNIT);
         let Self::Ints { bits, scales } = self else {
             let len = n_units * UNIT * self.element_bytes() / 4;
-            return RowWords { high: len, bytes: len, halves: len, len };
+            return RowWords { high: len, bytes: len, scales: len, len };
         };
         let bytes = n_units + n_units * (bits.n() as usize - 4) / 4;
         let n_groups = n_in / self.block_len();
-        let halves = bytes + if self.block_len() == Group::MAX { BYTES * n_groups } else { 0 };
-        let len = halves + if scales.has_min() { n_groups } else { n_groups.div_ceil(2) };
-        RowWords { high: n_units, bytes, halves, len }
+        let first_scale = bytes + if self.block_len() == Group::MAX { BYTES * n_groups } else { 0 };
+        let takes_word = scales.has_min() || scales.is_single();
+        let len = first_scale + if takes_word { n_groups } else { n_groups.div_ceil(2) };
+        RowWords { high: n_units, bytes, scales: first_scale, len }
     }
 }
 
@@ -58,6 +60,11 @@ impl Scales {
     /// Whether something is added besides the scaled number.
     pub fn has_min(self) -> bool {
         matches!(self, Self::HalfAndMin | Self::BytesAndMin)
+    }
+
+    /// Whether scales are in single precision.
+    pub fn is_single(self) -> bool {
+        matches!(self, Self::Single32 | Self::Single64 | Self::Single128)
     }
 }
 
@@ -112,16 +119,19 @@ fn pack_rows(kind: Kind, n_in: usize, rows: &Rows, words: &mut [u32]) {
     let each = rows.numbers.chunks_exact(n_in).zip(rows.groups.chunks_exact(n_groups));
     for ((numbers, groups), words) in each.zip(words.chunks_exact_mut(at.len)) {
         pack_numbers(bits.n() as usize - 4, numbers, &mut words[..at.bytes]);
-        if at.halves > at.bytes {
+        if at.scales > at.bytes {
             for (group, words) in groups.iter().zip(words[at.bytes..].chunks_exact_mut(BYTES)) {
                 fill(words, &bytes_of(group, scales));
             }
         }
-        let halves: Vec<u8> = match scales.has_min() {
-            true => groups.iter().flat_map(|group| [group.scale, group.min]).flatten().collect(),
-            false => groups.iter().flat_map(|group| group.scale).collect(),
+        let factors: Vec<u8> = match scales {
+            _ if scales.has_min() => {
+                groups.iter().flat_map(|group| [group.scale, group.min]).flatten().collect()
+            }
+            _ if scales.is_single() => groups.iter().flat_map(|group| group.single.to_le_bytes()).collect(),
+            _ => groups.iter().flat_map(|group| group.scale).collect(),
         };
-        fill(&mut words[at.halves..], &halves);
+        fill(&mut words[at.scales..], &factors);
     }
 }
 
