@@ -37,7 +37,8 @@ impl Lost {
         lost
     }
 
-    fn of(row: &[f32], back: &[f32], importance: Option<&[f32]>) -> Self {
+    /// What a row lost that became `back`.
+    pub(crate) fn of(row: &[f32], back: &[f32], importance: Option<&[f32]>) -> Self {
         let mut lost = Self::default();
         for (idx, (value, back)) in row.iter().zip(back).enumerate() {
             let (value, error) = (f64::from(*value), f64::from(value - back));
