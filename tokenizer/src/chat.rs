@@ -9,6 +9,7 @@
 //! Whatever the layout, what a message says can neither start nor end a turn: the caller's text is told from the
 //! template's character by character, and only the template's spells special tokens.
 
+mod calls;
 mod config;
 mod jinja;
 pub mod json;
@@ -17,6 +18,7 @@ mod render;
 mod special;
 pub mod template;
 
+pub use calls::{CallForm, CallPiece, CallReader, Spelling};
 pub use message::{FunctionCall, Message, Role, ToolCall, ToolKind};
 pub use render::{ChatFormat, Rendered, Request};
 

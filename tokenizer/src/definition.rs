@@ -40,6 +40,15 @@ pub(crate) struct Definition {
     pub padding: Option<Value>,
 }
 
+impl Definition {
+    /// In which order a file has the keys of its parts decides nothing: neither the hash nor what is written.
+    pub(crate) fn sort_keys(&mut self) {
+        let Self { normalizer, pre_tokenizer, post_processor, decoder, padding, .. } = self;
+        let parts = [normalizer, pre_tokenizer, post_processor, decoder, padding];
+        parts.into_iter().flatten().for_each(Value::sort_all_objects);
+    }
+}
+
 /// To which length a `tokenizer.json` wants texts cut.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

@@ -318,7 +318,8 @@ impl Tokenizer {
     }
 
     /// Checks a definition and builds the tokenizer.
-    pub(crate) fn from_definition(def: Definition) -> Result<Self, Error> {
+    pub(crate) fn from_definition(mut def: Definition) -> Result<Self, Error> {
+        def.sort_keys();
         Ok(Self { inner: Arc::new(build::build(def)?) })
     }
 

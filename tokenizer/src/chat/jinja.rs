@@ -33,9 +33,9 @@ const OUTPUT_BYTES: usize = 16 << 20;
 /// The most bytes of values that a template holds at a time, besides its inputs. A growing buffer briefly needs twice
 /// its size and a method as much again, which stays below 256 MiB.
 const HELD_BYTES: usize = 40 << 20;
-/// Steps of work besides those that the inputs grant: about half a second. A conversation of 1000 messages takes a
-/// tenth of that.
-const FUEL: u64 = 6_000_000;
+/// Steps of work besides those that the inputs grant: a third of a second for most, half a one for the slowest. A
+/// conversation of 1000 messages takes a sixth of them.
+const FUEL: u64 = 4_000_000;
 /// Steps that each byte of the inputs grants.
 const FUEL_PER_BYTE: u64 = 40;
 /// Enough for [`eval::MAX_CALLS`] in unoptimised builds, whose frames are the largest, with a margin of two.

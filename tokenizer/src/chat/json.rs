@@ -1,7 +1,7 @@
 //! JSON that keeps the order of its keys, as Python's dictionaries do.
 //!
 //! Templates print tool schemas, and a model has seen them in the order that their author wrote. `serde_json`'s own
-//! value sorts keys.
+//! value keeps it only where somebody turned that on.
 
 use std::fmt;
 

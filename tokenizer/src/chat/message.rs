@@ -169,6 +169,16 @@ struct MessageJson {
     name: Option<String>,
     #[serde(default)]
     reasoning_content: Option<String>,
+    /// What the assistant says instead of an answer.
+    #[serde(default)]
+    refusal: Option<String>,
+    // An answer of OpenAI's interface has these, so they come back; only those that say nothing are understood.
+    #[serde(default, rename = "annotations")]
+    _annotations: Option<[(); 0]>,
+    #[serde(default, rename = "audio")]
+    _audio: Option<()>,
+    #[serde(default, rename = "function_call")]
+    _function_call: Option<()>,
 }
 
 #[derive(Deserialize)]
@@ -193,6 +203,7 @@ impl TryFrom<MessageJson> for Message {
             Some(Content::Text(text)) => text,
             Some(Content::Parts(parts)) => parts.into_iter().map(|Part::Text { text }| text).collect(),
             None if !tool_calls.is_empty() => String::new(),
+            None if json.refusal.is_some() => json.refusal.unwrap_or_default(),
             None => return Err("missing field `content`: only a message with `tool_calls` may lack it"),
         };
         if json.role != Role::Assistant && !tool_calls.is_empty() {
@@ -200,5 +211,33 @@ impl TryFrom<MessageJson> for Message {
         }
         let MessageJson { role, tool_call_id, name, reasoning_content, .. } = json;
         Ok(Self { role, content, tool_calls, tool_call_id, name, reasoning_content })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(json: &str) -> Result<Message, String> {
+        serde_json::from_str(json).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn an_answer_can_be_sent_back_as_it_came() {
+        let nothing = r#""refusal":null,"annotations":[],"audio":null,"function_call":null"#;
+        let call = r#"{"id":"call_1","type":"function","function":{"name":"f","arguments":"{}"}}"#;
+        let message =
+            read(&format!(r#"{{"role":"assistant","content":null,"tool_calls":[{call}],{nothing}}}"#));
+        assert_eq!(message.expect("a message").tool_calls[0].function.name, "f");
+        let message =
+            read(&format!(r#"{{"role":"assistant","content":"Yes.","tool_calls":null,{nothing}}}"#));
+        assert_eq!(message.expect("a message"), Message::new(Role::Assistant, "Yes."));
+        let refused = read(r#"{"role":"assistant","content":null,"refusal":"No."}"#);
+        assert_eq!(refused.expect("a message").content, "No.");
+        for more in
+            [r#""annotations":[1]"#, r#""audio":{"id":"x"}"#, r#""function_call":{}"#, r#""else":null"#]
+        {
+            assert!(read(&format!(r#"{{"role":"assistant","content":"a",{more}}}"#)).is_err(), "{more}");
+        }
     }
 }

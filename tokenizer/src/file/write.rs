@@ -27,6 +27,11 @@ pub(super) fn to_json(tokenizer: &Tokenizer) -> Result<String, Error> {
             decoder: def.decoder.clone(),
         },
     };
+    let mut post_processor = def.post_processor.clone().or_else(|| template(tokenizer));
+    let mut parts = parts;
+    for part in [&mut post_processor, &mut parts.normalizer, &mut parts.decoder] {
+        part.iter_mut().for_each(Value::sort_all_objects);
+    }
     let file = FileJson {
         version: "1.0",
         truncation: &def.truncation,
@@ -34,7 +39,7 @@ pub(super) fn to_json(tokenizer: &Tokenizer) -> Result<String, Error> {
         added_tokens: parts.added,
         normalizer: parts.normalizer,
         pre_tokenizer: &def.pre_tokenizer,
-        post_processor: def.post_processor.clone().or_else(|| template(tokenizer)),
+        post_processor,
         decoder: parts.decoder,
         model: model(inner)?,
     };

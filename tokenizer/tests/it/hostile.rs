@@ -311,14 +311,17 @@ fn use_it(tokenizer: &Tokenizer) {
     let _ = tokenizer.to_json();
 }
 
-/// Reads and uses a file that may be broken, in less than a second.
+/// Reads and uses a file that may be broken, in less than a second: once of three times, as another program may take the
+/// processor at any moment.
 fn try_it(format: Format, bytes: &[u8], what: impl std::fmt::Display) {
-    let start = Instant::now();
-    if let Ok(tokenizer) = format.read(bytes) {
-        use_it(&tokenizer);
-    }
-    let spent = start.elapsed();
-    assert!(spent < Duration::from_secs(1), "{format:?}, {what}: {spent:?}");
+    let time = || {
+        let start = Instant::now();
+        if let Ok(tokenizer) = format.read(bytes) {
+            use_it(&tokenizer);
+        }
+        start.elapsed()
+    };
+    assert!((0..3).any(|_| time() < Duration::from_secs(1)), "{format:?}, {what}: {:?}", time());
 }
 
 #[test]

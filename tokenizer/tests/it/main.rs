@@ -1,5 +1,8 @@
 //! Integration tests of the tokenizer crate: one binary, a module for each contract.
 
+#[path = "../../fuzz/fuzz_targets/apart.rs"]
+mod apart;
+mod calls;
 mod chat;
 mod exactness;
 mod fixtures;

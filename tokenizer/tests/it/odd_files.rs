@@ -221,3 +221,16 @@ fn very_long_tokens_that_are_sought_everywhere_are_refused() {
     let message = Tokenizer::from_json(long.to_string().as_bytes()).unwrap_err().to_string();
     assert!(message.contains("longer than the 4096 bytes"), "{message}");
 }
+
+#[test]
+fn keys_in_another_order_are_the_same_tokenizer() {
+    let file = |normalizer: &str| {
+        let json = format!(
+            r#"{{"version":"1.0","normalizer":{normalizer},"model":{{"type":"BPE","vocab":{{"a":0}},"merges":[]}}}}"#
+        );
+        Tokenizer::from_json(json.as_bytes()).unwrap().hash()
+    };
+    let sorted = file(r#"{"content":"a","pattern":{"String":"b"},"type":"Replace"}"#);
+    assert_eq!(file(r#"{"type":"Replace","pattern":{"String":"b"},"content":"a"}"#), sorted);
+    assert_ne!(file(r#"{"type":"Replace","pattern":{"String":"c"},"content":"a"}"#), sorted);
+}

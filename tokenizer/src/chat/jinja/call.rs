@@ -85,7 +85,7 @@ pub(super) struct Given {
 impl Given {
     /// Pays for what a call looks up by name, one by one.
     pub fn pay(&self, meter: &Meter) -> Result<(), Raise> {
-        meter.work(self.named.len() / 4)
+        meter.work(self.named.len())
     }
 
     /// The argument at a position or of a name; nothing if it is missing.

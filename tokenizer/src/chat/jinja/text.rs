@@ -54,7 +54,7 @@ fn push_hex(code: u32, n_digits: u32, out: &mut String) {
 /// Pays for spelling a string out or in other letters. Characters that are not plain ASCII take longer.
 fn pay_for_spelling(text: &str, meter: &Meter) -> Result<(), Raise> {
     let n_odd = text.bytes().filter(|byte| !(b' '..=b'~').contains(byte)).count();
-    meter.touch(2 * text.len() + 12 * n_odd)
+    meter.touch(2 * text.len() + 20 * n_odd)
 }
 
 /// `repr` of a string.
