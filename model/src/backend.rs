@@ -55,6 +55,11 @@ impl Kind {
         dispatch(self, HasScores).unwrap_or(false)
     }
 
+    /// Whether it computes in memory of its device's own, of which the machine says nothing.
+    pub fn has_own_memory(self) -> bool {
+        matches!(self, Self::Cuda | Self::Wgpu)
+    }
+
     /// Whether it is compiled in and its device answers a small computation; else the reason.
     ///
     /// # Errors

@@ -106,6 +106,25 @@ impl<B: Backend> Rows<B> {
         }
     }
 
+    /// All rows of one sequence or page to another one.
+    pub fn copy_batch(&mut self, from: usize, to: usize) {
+        let [_, n_kv_head, capacity, head_dim] = self.shape();
+        match self {
+            Rows::F32(kv) => {
+                let (k, v) = kv.take().expect("an operation always puts the cache back");
+                // Copies, so that the cache itself has one owner again and is written in place.
+                let copied = |x: &Tensor<B, 4>| x.clone().narrow(0, from, 1).mul_scalar(1.0);
+                let (new_k, new_v) = (copied(&k), copied(&v));
+                let place = [to..to + 1, 0..n_kv_head, 0..capacity, 0..head_dim];
+                *kv = Some((k.slice_assign(place.clone(), new_k), v.slice_assign(place, new_v)));
+            }
+            Rows::Packed { kv, .. } => {
+                kv.0.copy_batch(from, to);
+                kv.1.copy_batch(from, to);
+            }
+        }
+    }
+
     /// The `n` rows from `from` on to `to`, the keys changed on the way.
     fn move_up(&mut self, from: usize, n: usize, to: usize, change: impl Fn(Tensor<B, 4>) -> Tensor<B, 4>) {
         let [batch, n_kv_head, _, head_dim] = self.shape();

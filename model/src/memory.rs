@@ -2,6 +2,7 @@
 
 use crate::cache::{Kind, MAX_STEP, rows_of_layer};
 use crate::config::Config;
+use crate::encoder;
 
 /// Bytes by purpose, for f32 numbers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -97,6 +98,19 @@ impl Inference {
                 batch,
                 config.vocab_size,
             ])),
+            scratch_bytes: SCRATCH,
+        }
+    }
+
+    /// The plan for an encoder that `rows` positions of any number of texts go through together, or one text of the most
+    /// that it takes. Weights are in float32.
+    pub fn of_encoder(config: &encoder::Config, rows: usize) -> Self {
+        let widest = (2 * config.n_embd + 2 * config.n_ff).max(6 * config.n_embd);
+        let activations = [4, rows.max(config.context), widest];
+        Self {
+            weights_bytes: (config.n_params() as u64).saturating_mul(4),
+            cache_bytes: 0,
+            activation_bytes: activations.iter().fold(1, |product, &n| product.saturating_mul(n as u64)),
             scratch_bytes: SCRATCH,
         }
     }

@@ -62,6 +62,15 @@ impl<B: Backend> Pool<B> {
         self.context
     }
 
+    /// Copies what a page holds to another one, in all layers.
+    ///
+    /// # Panics
+    /// If one of them is not there.
+    pub fn copy_page(&mut self, from: usize, to: usize) {
+        assert!(from.max(to) < self.n_pages, "page {from} to {to} of {}", self.n_pages);
+        self.layers.iter_mut().for_each(|rows| rows.copy_batch(from, to));
+    }
+
     /// Bytes of one page in all layers.
     pub fn page_bytes(config: &Config, kind: Kind) -> usize {
         2 * config.n_layer * config.n_kv_head() * PAGE * kind.row_bytes(config.head_dim())

@@ -5,17 +5,25 @@ use std::path::Path;
 use super::names::{Form, Piece};
 use super::parameters::{self, Names};
 use super::{Error, check_size, config_json, config_text, safetensors, shards};
-use crate::encoder::Encoder;
+use crate::encoder::{Config, Encoder};
 use crate::ops::FusedOps;
+
+/// Reads the shape of the encoder in a folder.
+///
+/// # Errors
+/// [`Error`] names the file and what is wrong with it.
+pub fn config(dir: &Path) -> Result<Config, Error> {
+    let (path, text) = config_text(dir)?;
+    config_json::parse_encoder(&text).map_err(|why| Error::Config { path, why })
+}
 
 /// Reads the encoder in a folder.
 ///
 /// # Errors
 /// [`Error`] names the file and what is wrong with it.
 pub fn load<B: FusedOps>(dir: &Path, device: &B::Device) -> Result<Encoder<B>, Error> {
-    let (path, text) = config_text(dir)?;
-    let config = config_json::parse_encoder(&text).map_err(|why| Error::Config { path, why })?;
-    let archive = safetensors::open(&shards::files(dir)?, is_left_out)?;
+    let config = config(dir)?;
+    let archive = safetensors::open(&shards::files(dir)?, is_left_out, None)?;
     check_size(&archive, config.n_layer, config.n_params(), dir)?;
     let names = Names { pieces: &|path, rows| vec![pieces(path, rows)], tied_head: None };
     parameters::fill(Encoder::empty(&config, device), &archive, &names, device)

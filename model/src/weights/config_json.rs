@@ -13,6 +13,7 @@ use std::collections::BTreeSet;
 
 use serde_json::{Map, Value, json};
 
+use super::compressed::{self, Scheme};
 use super::family::Family;
 use crate::config::{Config, Experts, LayerKind, MAX_SIZE, MlpKind, NormKind, NormPlace, Position, QkNorm};
 
@@ -44,6 +45,10 @@ pub fn parse(text: &str) -> Result<(Family, Config), String> {
     }
     let keys = Keys { map, seen: RefCell::default() };
     keys.only("is_encoder_decoder", json!(false))?;
+    // What it says of the weights, whoever reads these asks for again.
+    if let Some(said) = keys.get(compressed::KEY) {
+        Scheme::parse(said)?;
+    }
     let config = match family {
         Family::Gpt2 => gpt2(&keys)?,
         Family::GptNeoX => gpt_neox(&keys)?,

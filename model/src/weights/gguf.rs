@@ -15,7 +15,7 @@ use quant::{Format, Gguf, NewTensor, Tensor};
 use tokenizer::gguf::Value;
 
 use super::Error;
-use super::archive::{Archive, Stored};
+use super::archive::{Archive, Encoding, Stored};
 use super::family::Family;
 use super::names::Layout;
 use super::parameters::{self, Saved};
@@ -69,7 +69,8 @@ pub(super) fn open(path: &Path) -> Result<(Family, Config, Archive), Error> {
         config::parse(&values, &facts).map_err(|why| Error::Config { path: path.into(), why })?;
     let place = |tensor: Tensor<'_>| {
         let offset = (tensor.data.as_ptr() as usize - map.as_ptr() as usize) as u64;
-        (tensor.name.to_owned(), Stored { shape: tensor.shape, format: tensor.format, offset })
+        let encoding = Encoding::Blocks(tensor.format);
+        (tensor.name.to_owned(), Stored { shape: tensor.shape, encoding, offset })
     };
     let mut archive = Archive::default();
     archive.add(path, gguf.tensors().filter(|tensor| tensor.name != DIVISORS).map(place).collect())?;

@@ -91,7 +91,7 @@ impl Adapter {
             crate::files::read_text(&path).map_err(|source| Error::Io { path: path.clone(), source })?;
         let (alpha, is_rank_stabilised) = parse(&text).map_err(|why| Error::Config { path, why })?;
         let path = dir.join(WEIGHTS);
-        let archive = safetensors::open(std::slice::from_ref(&path), |_| false)?;
+        let archive = safetensors::open(std::slice::from_ref(&path), |_| false, None)?;
         let unused = |name: &str| Error::Unused { path: path.clone(), name: name.to_owned() };
         let mut factors = BTreeMap::new();
         for name in archive.names() {

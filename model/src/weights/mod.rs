@@ -9,6 +9,7 @@
 
 pub mod archive;
 pub mod bert;
+pub mod compressed;
 pub mod config_json;
 pub mod family;
 pub mod gguf;
@@ -25,7 +26,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use burn::prelude::*;
-
+use kernels::packed::Kind;
 use quant::Format;
 
 use crate::config::{Config, ConfigError};
@@ -117,6 +118,19 @@ pub struct Opened {
     archive: Archive,
 }
 
+/// Matrices that take more memory than their file, packed or not.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Widened {
+    /// How many.
+    pub n_tensors: usize,
+    /// The format of the first of them.
+    pub format: String,
+    /// What they take in files.
+    pub file_bytes: u64,
+    /// What they take in memory.
+    pub bytes: u64,
+}
+
 /// Reads what a model is made of and where its weights lie, in a folder or a GGUF file.
 ///
 /// # Errors
@@ -124,8 +138,11 @@ pub struct Opened {
 pub fn open(path: &Path) -> Result<Opened, Error> {
     let opened = match path.is_dir() {
         true => {
-            let (family, config) = parse_config(path)?;
-            let archive = safetensors::open(&shards::files(path)?, is_derived)?;
+            let (file, text) = config_text(path)?;
+            let wrong = |why| Error::Config { path: file.clone(), why };
+            let (family, config) = config_json::parse(&text).map_err(wrong)?;
+            let scheme = compressed::Scheme::of_config(&text).map_err(wrong)?;
+            let archive = safetensors::open(&shards::files(path)?, is_derived, scheme.as_ref())?;
             Opened { config, layout: Layout::HuggingFace(family), archive }
         }
         false => {
@@ -187,10 +204,25 @@ impl Opened {
     /// [`load`](Self::load).
     pub fn weights_bytes(&self, packs: bool) -> u64 {
         let bytes = |stored: &archive::Stored| match packs && stored.shape.len() > 1 {
-            true => packing::packed_bytes(stored.format, stored.n_elements() as u64),
+            true => packing::packed_bytes(stored),
             false => 4 * stored.n_elements() as u64,
         };
         self.archive.tensors().map(bytes).sum()
+    }
+
+    /// The matrices that [`load_packed`](Self::load_packed) holds in single precision although the files have them smaller,
+    /// as there are no kernels for them: how many, their format, and bytes in files and in memory.
+    pub fn widened(&self) -> Option<Widened> {
+        let is_widened = |stored: &&archive::Stored| {
+            stored.shape.len() > 1 && stored.encoding.float().is_none() && stored.packed() == Kind::F32
+        };
+        let all: Vec<_> = self.archive.tensors().filter(is_widened).collect();
+        Some(Widened {
+            n_tensors: all.len(),
+            format: all.first()?.encoding.name(),
+            file_bytes: all.iter().map(|stored| stored.n_bytes() as u64).sum(),
+            bytes: all.iter().map(|stored| 4 * stored.n_elements() as u64).sum(),
+        })
     }
 
     fn fill<B: FusedOps>(&self, model: Transformer<B>, device: &B::Device) -> Result<Transformer<B>, Error> {
@@ -259,11 +291,6 @@ pub fn fill<B: FusedOps>(
         return Err(Error::Config { path: dir.join("config.json"), why });
     }
     opened.fill(model, device)
-}
-
-fn parse_config(dir: &Path) -> Result<(family::Family, Config), Error> {
-    let (path, text) = config_text(dir)?;
-    config_json::parse(&text).map_err(|why| Error::Config { path, why })
 }
 
 fn config_text(dir: &Path) -> Result<(PathBuf, String), Error> {

@@ -6,7 +6,7 @@ use kernels::packed::Rows;
 use quant::Format;
 
 use super::Error;
-use super::archive::Archive;
+use super::archive::{Archive, Stored};
 use super::names::Form;
 use super::parameters::Found;
 use crate::ops::{FusedOps, PackedMatrix, Source};
@@ -27,13 +27,13 @@ pub(super) fn pack<B: FusedOps>(
 
 fn source<'a>(archive: &'a Archive, found: &'a Found, n_in: usize) -> Result<Source<'a, Error>, Error> {
     let (name, form, n_out) = (&found.name, found.piece.form, found.piece.rows);
-    let format = archive.get(name).expect("a tensor that was found").format;
+    let stored = archive.get(name).expect("a tensor that was found");
     if form == Form::Transposed {
         let mut values = kernels::memory::zeroed(n_out * n_in);
         archive.read(name, 0, &mut values)?;
         form.undo(&mut values, &[n_out, n_in]);
         // Numbers of a float format go back to it unchanged; those of blocks were made for rows that these are not.
-        let format = if format.block_len() == 1 { format } else { Format::F32 };
+        let format = stored.encoding.float().unwrap_or(Format::F32);
         let read = move |rows: Range<usize>, out: &mut Rows| {
             let mut bytes = Vec::new();
             format.quantize(&values[rows.start * n_in..rows.end * n_in], &mut bytes);
@@ -44,22 +44,17 @@ fn source<'a>(archive: &'a Archive, found: &'a Found, n_in: usize) -> Result<Sou
     }
     let first_row = found.first() / n_in;
     let read = move |rows: Range<usize>, out: &mut Rows| {
-        let mut bytes = Vec::new();
         if form == Form::Same {
-            archive.read_bytes(name, (first_row + rows.start) * n_in, rows.len() * n_in, &mut bytes)?;
-        } else {
-            for row in rows {
-                let row = first_row + form.row_in_file(row, n_out);
-                archive.read_bytes(name, row * n_in, n_in, &mut bytes)?;
-            }
+            return archive.read_packed(name, (first_row + rows.start) * n_in, rows.len() * n_in, out);
         }
-        format.append_to(&bytes, out);
-        Ok(())
+        rows.into_iter().try_for_each(|row| {
+            archive.read_packed(name, (first_row + form.row_in_file(row, n_out)) * n_in, n_in, out)
+        })
     };
-    Ok(Source { kind: format.packed(), n_out, read: Box::new(read) })
+    Ok(Source { kind: stored.packed(), n_out, read: Box::new(read) })
 }
 
-/// Bytes of so many numbers of a matrix, packed from a format; short of rows that fill up the last tile.
-pub(super) fn packed_bytes(format: Format, n: u64) -> u64 {
-    (n as f64 * format.packed().bits_per_number() / 8.0) as u64
+/// Bytes of the numbers of a matrix, packed; short of rows that fill up the last tile.
+pub(super) fn packed_bytes(stored: &Stored) -> u64 {
+    (stored.n_elements() as f64 * stored.packed().bits_per_number() / 8.0) as u64
 }

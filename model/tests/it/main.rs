@@ -36,9 +36,11 @@ mod dropout;
 mod init;
 mod overfit;
 
+mod compressed;
 mod gguf;
 mod lora;
 mod packed;
 mod pool;
+mod seeds;
 mod stories;
 mod weights;

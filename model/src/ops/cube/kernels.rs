@@ -51,7 +51,7 @@ struct Weights {
     n_units: usize,
     high: usize,
     bytes: usize,
-    halves: usize,
+    scales: usize,
     len: usize,
 }
 
@@ -136,7 +136,7 @@ fn cubes(n: usize) -> CubeCount {
 
 fn weights<R: CubeRuntime>(chunk: &Chunk, n_in: usize) -> WeightsLaunch<R> {
     let row = chunk.kind.row_words(n_in);
-    WeightsLaunch::new(chunk.n_out, n_in.div_ceil(UNIT), row.high, row.bytes, row.halves, row.len)
+    WeightsLaunch::new(chunk.n_out, n_in.div_ceil(UNIT), row.high, row.bytes, row.scales, row.len)
 }
 
 /// The words of a chunk, which lie on the device of `beside`.
@@ -221,15 +221,16 @@ fn unpack_ints(
         high = w[row + at.high + (bit / 32) as usize] >> (bit % 32);
     }
     let group = unit / units;
-    let halves = row + at.halves;
+    let scales_at = row + at.scales;
     let bytes = row + at.bytes + 4 * group;
     // A scale and above it a minimum, or what is of no use.
-    let word = if comptime!(has_min) {
-        w[halves + group]
+    let is_single = comptime!(scales(kind).is_single());
+    let word = if comptime!(has_min || is_single) {
+        w[scales_at + group]
     } else {
-        w[halves + group / 2] >> (16 * (group % 2) as u32)
+        w[scales_at + group / 2] >> (16 * (group % 2) as u32)
     };
-    let mut scale = half(word & 0xffff);
+    let mut scale = if is_single { f32::reinterpret(word) } else { half(word & 0xffff) };
     let mut min = half(word >> 16);
     if comptime!(scales(kind) == Scales::BytesAndMin) {
         let block = unit % units / 4;

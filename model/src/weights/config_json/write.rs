@@ -9,7 +9,7 @@ use crate::weights::family::Family;
 
 /// The text of `config.json`.
 pub fn write(config: &Config) -> String {
-    let value = match family_of(config) {
+    let mut value = match family_of(config) {
         Family::Flint => json!({
             "architectures": [Family::Flint.architecture()],
             "model_type": Family::Flint.model_type(),
@@ -17,6 +17,8 @@ pub fn write(config: &Config) -> String {
         }),
         family => to_json(family, config),
     };
+    // Whether serde_json keeps an order of its own depends on who else uses it.
+    value.sort_all_objects();
     serde_json::to_string_pretty(&value).expect("plain data") + "\n"
 }
 

@@ -1,4 +1,5 @@
-//! A model's tensors as a GGUF has them, read straight from its files, some rows at a time: no model is loaded.
+//! A model's tensors as a GGUF or a folder has them, read straight from its files, some rows at a time: no model is
+//! loaded.
 //!
 //! A tensor here is rows of tensors there, mostly in the same order. Where the order differs (turned pairs of LLaMA,
 //! columns of GPT-2), the tensor is read as a whole; those are never the largest of a model.
@@ -17,6 +18,7 @@ use super::{DIVISORS, config};
 use crate::config::Config;
 use crate::transformer::Transformer;
 use crate::weights::archive::Archive;
+use crate::weights::config_json;
 use crate::weights::names::{self, Form, Layout, Piece};
 use crate::weights::parameters::{Found, Names};
 use crate::weights::{Error, Opened};
@@ -24,7 +26,7 @@ use crate::weights::{Error, Opened};
 /// Elements that are handed on at once, unless a row has more: 16 MiB.
 const SLAB: usize = 1 << 22;
 
-/// What a GGUF of a model will consist of, but for the formats.
+/// What a GGUF of a model, or a folder, will consist of, but for the formats.
 pub struct Contents<'a> {
     archive: &'a Archive,
     layout: Layout,
@@ -33,14 +35,27 @@ pub struct Contents<'a> {
     tensors: Vec<Tensor>,
 }
 
-/// A tensor of the GGUF.
+/// A tensor of the GGUF or the folder.
 pub struct Tensor {
     /// Its name there.
     pub name: String,
     /// In the order of rows.
     pub shape: Vec<usize>,
+    /// The tensor of a GGUF that has the same columns, and which of its matrices: by these names columns are calibrated.
+    pub in_gguf: Option<InGguf>,
     /// One below the other.
     runs: Vec<Run>,
+}
+
+/// Where a GGUF has a matrix.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct InGguf {
+    /// The tensor's name there.
+    pub name: String,
+    /// Which of its matrices.
+    pub matrix_idx: usize,
+    /// Of how many.
+    pub n_matrices: usize,
 }
 
 /// From where rows come.
@@ -81,14 +96,44 @@ impl Opened {
     pub fn contents<B: Backend>(&self, device: &B::Device) -> Result<Contents<'_>, Error> {
         let config::Written { family, pairs, facts } = config::write(&self.config)
             .map_err(|why| Error::Config { path: self.archive.path_of("").into(), why })?;
+        let layout = Layout::Gguf(family);
+        let mut tensors = self.tensors_in::<B>(layout, Some(layout), device)?;
+        if let Some(divisors) = facts.divisors {
+            let shape = vec![divisors.len()];
+            let (name, runs) = (DIVISORS.to_owned(), vec![Run::Given(divisors)]);
+            tensors.push(Tensor { name, shape, in_gguf: None, runs });
+        }
+        Ok(Contents { archive: &self.archive, layout, pairs, tensors })
+    }
+
+    /// What a folder of the model consists of.
+    ///
+    /// # Errors
+    /// As [`contents`](Self::contents) for tensors.
+    pub fn folder_contents<B: Backend>(&self, device: &B::Device) -> Result<Contents<'_>, Error> {
+        let layout = Layout::HuggingFace(config_json::family_of(&self.config));
+        let tensors = self.tensors_in::<B>(layout, self.gguf_layout(), device)?;
+        Ok(Contents { archive: &self.archive, layout, pairs: Vec::new(), tensors })
+    }
+
+    /// The names that a GGUF has for the model's tensors, if there is an architecture that is this model.
+    pub fn gguf_layout(&self) -> Option<Layout> {
+        config::write(&self.config).ok().map(|written| Layout::Gguf(written.family))
+    }
+
+    fn tensors_in<B: Backend>(
+        &self,
+        layout: Layout,
+        gguf: Option<Layout>,
+        device: &B::Device,
+    ) -> Result<Vec<Tensor>, Error> {
         // Its matrices take no memory, for nobody asks for them.
         let model = Transformer::<B>::empty(&self.config, device);
-        let layout = Layout::Gguf(family);
-        let mut tensors = self.with_names(|names| {
+        self.with_names(|names| {
             let (config, archive) = (&self.config, &self.archive);
             let unused = archive.names().collect();
-            let mut walk =
-                Walk { path: Vec::new(), config, layout, archive, names, unused, tensors: Ok(Vec::new()) };
+            let tensors = Ok(Vec::new());
+            let mut walk = Walk { path: Vec::new(), config, layout, gguf, archive, names, unused, tensors };
             model.visit(&mut walk);
             let (tensors, mut unused) = (walk.tensors?, walk.unused);
             match unused.pop_first() {
@@ -97,12 +142,7 @@ impl Opened {
                 }
                 None => Ok(tensors),
             }
-        })?;
-        if let Some(divisors) = facts.divisors {
-            let shape = vec![divisors.len()];
-            tensors.push(Tensor { name: DIVISORS.to_owned(), shape, runs: vec![Run::Given(divisors)] });
-        }
-        Ok(Contents { archive: &self.archive, layout, pairs, tensors })
+        })
     }
 }
 
@@ -110,6 +150,8 @@ struct Walk<'a, 'n> {
     path: Vec<String>,
     config: &'a Config,
     layout: Layout,
+    /// Names for calibration.
+    gguf: Option<Layout>,
     archive: &'a Archive,
     names: &'n Names<'n>,
     /// The tensors of the files that no parameter took yet.
@@ -150,15 +192,27 @@ impl Walk<'_, '_> {
         }
         let mut first = 0;
         for piece in names::pieces(&path, shape[0], self.config, self.layout) {
+            let in_gguf = self.in_gguf(&path, shape[0], first);
             let shape = [&[piece.rows], &shape[1..]].concat();
             let runs = runs(&from, first..first + piece.rows, &piece, &shape);
             first += piece.rows;
             match tensors.iter_mut().find(|tensor| piece.expert.is_some() && tensor.name == piece.name) {
                 Some(tensor) => tensor.runs.extend(runs),
-                None => tensors.push(Tensor { shape: piece.shape(&shape), name: piece.name, runs }),
+                None => tensors.push(Tensor { shape: piece.shape(&shape), name: piece.name, in_gguf, runs }),
             }
         }
         Ok(())
+    }
+
+    /// Where a GGUF has row `row` of the parameter at a path that has `rows`.
+    fn in_gguf(&self, path: &str, rows: usize, row: usize) -> Option<InGguf> {
+        let mut end = 0;
+        let piece = names::pieces(path, rows, self.config, self.gguf?).into_iter().find(|piece| {
+            end += piece.rows;
+            row < end
+        })?;
+        let (matrix_idx, n_matrices) = piece.expert.map_or((0, 1), |expert| (expert.idx, expert.n));
+        Some(InGguf { name: piece.name, matrix_idx, n_matrices })
     }
 }
 
