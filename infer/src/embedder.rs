@@ -11,7 +11,7 @@ use tokenizer::Tokenizer;
 
 /// Positions that go through the encoder together, about: enough that matrix products run at full speed, few enough
 /// that what lies between them (the widest is the MLP's, some KiB a position) stays near the caches.
-const ROWS_TOGETHER: usize = 1024;
+pub const ROWS_TOGETHER: usize = 1024;
 
 /// A text's vector, and what became of the text.
 #[derive(Clone, Debug, PartialEq)]
@@ -25,7 +25,7 @@ pub struct Embedding {
 }
 
 /// Why texts have no vectors.
-#[derive(Debug, thiserror::Error, PartialEq)]
+#[derive(Clone, Debug, thiserror::Error, PartialEq)]
 pub enum Error {
     /// The tokenizer gives an id that the encoder has no vector for.
     #[error(
@@ -53,6 +53,16 @@ pub enum Error {
         /// Those that the tokenizer puts around a text.
         around: usize,
     },
+    /// A text that is not to be cut is longer than the model takes.
+    #[error("text {text_idx} has {n_tokens} tokens, those around it included: the model takes {max}")]
+    TooLong {
+        /// Which of the texts, from 0.
+        text_idx: usize,
+        /// Its tokens.
+        n_tokens: usize,
+        /// Tokens that the model takes.
+        max: usize,
+    },
     /// The model computes nonsense.
     #[error("the vector of text {text_idx} is not made of numbers: the weights are damaged")]
     NotANumber {
@@ -61,12 +71,82 @@ pub enum Error {
     },
 }
 
+/// What is to have a vector.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Input {
+    /// A text, around which the tokenizer puts what it puts around every text.
+    Text(String),
+    /// Ids as the encoder is to see them.
+    Ids(Vec<u32>),
+}
+
+/// Turns texts into what an encoder sees.
+#[derive(Clone, Debug)]
+pub struct Reader {
+    tokenizer: Tokenizer,
+    is_lowered: bool,
+    max_tokens: usize,
+    vocab_size: usize,
+}
+
+impl Reader {
+    /// For an encoder of `vocab_size` ids that sees `max_tokens` of a text, lowered before if it is to be.
+    pub fn new(tokenizer: Tokenizer, is_lowered: bool, max_tokens: usize, vocab_size: usize) -> Self {
+        Self { tokenizer, is_lowered, max_tokens, vocab_size }
+    }
+
+    /// The vocabulary.
+    pub fn tokenizer(&self) -> &Tokenizer {
+        &self.tokenizer
+    }
+
+    /// The most tokens that the encoder sees of a text, those around it included.
+    pub fn max_tokens(&self) -> usize {
+        self.max_tokens
+    }
+
+    /// The ids of each input; nothing is cut.
+    ///
+    /// # Errors
+    /// [`Error`] says which is empty, too long or has an id that is none.
+    pub fn read(&self, inputs: &[Input]) -> Result<Vec<Vec<i32>>, Error> {
+        let (max, (before, after)) = (self.max_tokens, self.tokenizer.around());
+        let one = |(text_idx, input): (usize, &Input)| {
+            let ids = match input {
+                Input::Text(text) => {
+                    let plain = match self.is_lowered {
+                        true => self.tokenizer.encode(&text.to_lowercase()),
+                        false => self.tokenizer.encode(text),
+                    };
+                    [before, &plain[..], after].concat()
+                }
+                Input::Ids(ids) => ids.clone(),
+            };
+            if ids.len() > max {
+                return Err(Error::TooLong { text_idx, n_tokens: ids.len(), max });
+            }
+            self.checked(text_idx, ids)
+        };
+        inputs.iter().enumerate().map(one).collect()
+    }
+
+    fn checked(&self, text_idx: usize, ids: Vec<u32>) -> Result<Vec<i32>, Error> {
+        if ids.is_empty() {
+            return Err(Error::Empty { text_idx });
+        }
+        let vocab_size = self.vocab_size;
+        match ids.iter().find(|&&id| id as usize >= vocab_size) {
+            Some(&id) => Err(Error::UnknownId { id, vocab_size }),
+            None => Ok(ids.into_iter().map(|id| id as i32).collect()),
+        }
+    }
+}
+
 /// An encoder with its tokenizer and its way of pooling.
 pub struct Embedder<B: FusedOps> {
     encoder: Encoder<B>,
-    tokenizer: Tokenizer,
     sentence: Sentence,
-    max_tokens: usize,
+    reader: Reader,
 }
 
 impl<B: FusedOps> Embedder<B> {
@@ -82,7 +162,14 @@ impl<B: FusedOps> Embedder<B> {
         if around >= max {
             return Err(Error::NoRoom { max, around });
         }
-        Ok(Self { encoder, tokenizer, sentence, max_tokens: max })
+        let (is_lowered, vocab_size) = (sentence.is_lowered, encoder.config().vocab_size);
+        let reader = Reader::new(tokenizer, is_lowered, max, vocab_size);
+        Ok(Self { encoder, sentence, reader })
+    }
+
+    /// What turns texts into ids, for whoever has them elsewhere.
+    pub fn reader(&self) -> &Reader {
+        &self.reader
     }
 
     /// Elements of a vector.
@@ -92,7 +179,7 @@ impl<B: FusedOps> Embedder<B> {
 
     /// The most tokens that the encoder sees of a text, those around it included.
     pub fn max_tokens(&self) -> usize {
-        self.max_tokens
+        self.reader.max_tokens
     }
 
     /// The vectors of texts, in their order.
@@ -101,22 +188,8 @@ impl<B: FusedOps> Embedder<B> {
     /// [`Error`] says which text or id is at fault.
     pub fn embed<S: AsRef<str> + Sync>(&self, texts: &[S]) -> Result<Vec<Embedding>, Error> {
         let sequences = self.tokenize(texts)?;
-        let mut order: Vec<usize> = (0..sequences.len()).collect();
-        // Longest first, so that memory is at its most at once.
-        order.sort_by_key(|&i| std::cmp::Reverse(sequences[i].0.len()));
-        let mut vectors: Vec<Vec<f32>> = vec![Vec::new(); sequences.len()];
-        let mut rest = &order[..];
-        while !rest.is_empty() {
-            let (batch, later) = rest.split_at(n_together(rest.iter().map(|&i| sequences[i].0.len())));
-            rest = later;
-            let ids: Vec<&[i32]> = batch.iter().map(|&i| &*sequences[i].0).collect();
-            for (vector, &text_idx) in self.encode(&ids).into_iter().zip(batch) {
-                if vector.iter().any(|x| !x.is_finite()) {
-                    return Err(Error::NotANumber { text_idx });
-                }
-                vectors[text_idx] = vector;
-            }
-        }
+        let ids: Vec<&[i32]> = sequences.iter().map(|(ids, _)| &**ids).collect();
+        let vectors = self.vectors(&ids)?;
         let join = |(vector, (ids, n_cut)): (Vec<f32>, (Vec<i32>, usize))| Embedding {
             vector,
             n_tokens: ids.len(),
@@ -125,28 +198,45 @@ impl<B: FusedOps> Embedder<B> {
         Ok(vectors.into_iter().zip(sequences).map(join).collect())
     }
 
+    /// The vectors of what a [`Reader`] made of texts, in their order.
+    ///
+    /// # Errors
+    /// [`Error::NotANumber`].
+    pub fn vectors(&self, sequences: &[&[i32]]) -> Result<Vec<Vec<f32>>, Error> {
+        let mut order: Vec<usize> = (0..sequences.len()).collect();
+        // Longest first, so that memory is at its most at once.
+        order.sort_by_key(|&i| std::cmp::Reverse(sequences[i].len()));
+        let mut vectors: Vec<Vec<f32>> = vec![Vec::new(); sequences.len()];
+        let mut rest = &order[..];
+        while !rest.is_empty() {
+            let (batch, later) = rest.split_at(n_together(rest.iter().map(|&i| sequences[i].len())));
+            rest = later;
+            let ids: Vec<&[i32]> = batch.iter().map(|&i| sequences[i]).collect();
+            for (vector, &text_idx) in self.encode(&ids).into_iter().zip(batch) {
+                if vector.iter().any(|x| !x.is_finite()) {
+                    return Err(Error::NotANumber { text_idx });
+                }
+                vectors[text_idx] = vector;
+            }
+        }
+        Ok(vectors)
+    }
+
     /// Each text's ids as the encoder sees them, and how many tokens it does not see.
     fn tokenize<S: AsRef<str> + Sync>(&self, texts: &[S]) -> Result<Vec<(Vec<i32>, usize)>, Error> {
         let plain = match self.sentence.is_lowered {
             true => {
                 let lowered: Vec<String> = texts.iter().map(|text| text.as_ref().to_lowercase()).collect();
-                self.tokenizer.encode_batch(&lowered)
+                self.reader.tokenizer.encode_batch(&lowered)
             }
-            false => self.tokenizer.encode_batch(texts),
+            false => self.reader.tokenizer.encode_batch(texts),
         };
-        let (before, after) = self.tokenizer.around();
-        let room = self.max_tokens - before.len() - after.len();
-        let vocab_size = self.encoder.config().vocab_size;
+        let (before, after) = self.reader.tokenizer.around();
+        let room = self.reader.max_tokens - before.len() - after.len();
         let sequence = |(text_idx, plain): (usize, Vec<u32>)| {
             let n_kept = plain.len().min(room);
             let ids = [before, &plain[..n_kept], after].concat();
-            if ids.is_empty() {
-                return Err(Error::Empty { text_idx });
-            }
-            match ids.iter().find(|&&id| id as usize >= vocab_size) {
-                Some(&id) => Err(Error::UnknownId { id, vocab_size }),
-                None => Ok((ids.into_iter().map(|id| id as i32).collect(), plain.len() - n_kept)),
-            }
+            Ok((self.reader.checked(text_idx, ids)?, plain.len() - n_kept))
         };
         plain.into_iter().enumerate().map(sequence).collect()
     }
@@ -231,6 +321,23 @@ mod tests {
         let found = cutting.embed(&["abc", "abcde"]).expect("embedded");
         assert_eq!(found[0].vector, found[1].vector);
         assert_eq!(found.iter().map(|e| (e.n_tokens, e.n_cut)).collect::<Vec<_>>(), [(5, 0), (5, 2)]);
+    }
+
+    #[test]
+    fn a_reader_cuts_nothing_and_takes_ids_as_they_are() {
+        let limited = Sentence { max_tokens: Some(5), ..Sentence::default() };
+        let embedder = embedder(tokenizer(CLS_SEP, 28), limited).expect("fits");
+        let (reader, text) = (embedder.reader(), |text: &str| Input::Text(text.into()));
+        let read = reader.read(&[text("abc"), Input::Ids(vec![1, 3, 31, 32, 2])]).expect("short enough");
+        assert_eq!(read[0], read[1]);
+        let vectors = embedder.vectors(&[&read[0]]).expect("embedded");
+        assert_eq!(vectors[0], embedder.embed(&["abc"]).expect("embedded")[0].vector);
+        let too_long = Error::TooLong { text_idx: 1, n_tokens: 6, max: 5 };
+        assert_eq!(reader.read(&[text("a"), text("abcd")]), Err(too_long.clone()));
+        assert_eq!(reader.read(&[text("a"), Input::Ids(vec![0; 6])]), Err(too_long));
+        assert_eq!(reader.read(&[Input::Ids(vec![])]), Err(Error::Empty { text_idx: 0 }));
+        let unknown = Error::UnknownId { id: 61, vocab_size: 61 };
+        assert_eq!(reader.read(&[Input::Ids(vec![61])]), Err(unknown));
     }
 
     #[test]

@@ -12,16 +12,28 @@
 //!
 //! A long prompt is read in pieces that cost little beside a step that generates, so that nobody's tokens stop coming
 //! (Agrawal et al. 2023, "SARATHI"). How much that is follows from how long steps took.
+//!
+//! If it is told to, it guesses tokens that a step then checks several of (see [`crate::speculate`]).
+
+mod guess;
+mod pace;
+mod request;
 
 use std::time::{Duration, Instant};
 
 use model::pool::{PAGE, Part};
 use model::{FusedOps, Pool, Transformer};
 
+use self::guess::{Guesses, Speculating};
+use self::pace::{Pace, Rows};
+use crate::constrain::Constraint;
 use crate::pages::{Name, Pages};
-use crate::sampler::{NotANumber, Sampler, Sampling, SamplingError};
+use crate::sampler::Sampler;
 use crate::session::FinishReason;
 use crate::text::TextStream;
+
+pub use self::guess::{Source, Speculation};
+pub use self::request::{Event, Failure, Finished, Logprob, Refused, Request, Sink};
 
 /// What an engine steps: a decoder over a pool of pages.
 pub trait Decoder {
@@ -50,6 +62,10 @@ impl<'a, B: FusedOps> Paged<'a, B> {
     pub fn new(model: &'a Transformer<B>, pool: Pool<B>) -> Self {
         Self { model, pool }
     }
+
+    pub(crate) fn pool_mut(&mut self) -> &mut Pool<B> {
+        &mut self.pool
+    }
 }
 
 impl<B: FusedOps> Decoder for Paged<'_, B> {
@@ -70,152 +86,6 @@ impl<B: FusedOps> Decoder for Paged<'_, B> {
     }
 }
 
-/// What to continue, and how.
-#[derive(Debug)]
-pub struct Request {
-    /// Ids to continue; not empty.
-    pub prompt: Vec<u32>,
-    /// Most new tokens; the context may end it before.
-    pub n: usize,
-    /// How tokens are picked.
-    pub sampling: Sampling,
-    /// Ids that end the text.
-    pub stop_ids: Vec<u32>,
-    /// Turns ids into text, and ends it at stop strings.
-    pub text: TextStream,
-    /// Ids below it may be picked: a model may have room for more than its tokenizer names.
-    pub vocab_size: usize,
-    /// Of each new token its probability and those of so many of the most probable ones.
-    pub logprobs: Option<usize>,
-    /// The same of each token of the prompt.
-    pub prompt_logprobs: Option<usize>,
-    /// Who asks: those who have less running go first.
-    pub owner: u64,
-}
-
-/// Where a request's events go.
-pub trait Sink: Send {
-    /// Takes one event. After the last one nothing comes.
-    fn send(&mut self, event: Event);
-
-    /// Whether there is room for another event. A sequence waits until there is.
-    fn is_ready(&self) -> bool {
-        true
-    }
-
-    /// Whether nobody listens any more: the sequence ends without a word.
-    fn is_gone(&self) -> bool {
-        false
-    }
-}
-
-/// What happens to a request.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Event {
-    /// Each token of the prompt but the first, if that was wanted.
-    Prompt(Vec<Logprob>),
-    /// Another token.
-    Token {
-        /// Its id.
-        id: u32,
-        /// Text that has become certain; often that of this token.
-        text: String,
-        /// If that was wanted.
-        logprob: Option<Logprob>,
-    },
-    /// It is done.
-    End(Finished),
-    /// It cannot go on.
-    Failed(Failure),
-}
-
-/// A token's probability, and which would have been the most probable ones.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Logprob {
-    /// The token.
-    pub id: u32,
-    /// Natural logarithm of its probability under the model, before sampling changes anything.
-    pub logprob: f32,
-    /// The most probable tokens, with theirs.
-    pub top: Vec<(u32, f32)>,
-}
-
-/// How a request ended.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Finished {
-    /// Why.
-    pub reason: FinishReason,
-    /// Text that was held back until nothing more came.
-    pub text: String,
-    /// Tokens of the prompt.
-    pub n_prompt: usize,
-    /// Of these, those that were known from others.
-    pub n_cached: usize,
-    /// New tokens, without the one that ended it.
-    pub n_new: usize,
-    /// Until its first step.
-    pub queued: Duration,
-    /// From being asked to the first token.
-    pub time_to_first_token: Duration,
-    /// From the first token to the end.
-    pub decode_time: Duration,
-}
-
-/// Why a request ended in the middle.
-#[derive(Clone, Debug, PartialEq, thiserror::Error)]
-pub enum Failure {
-    /// The model computes nonsense.
-    #[error(transparent)]
-    NotANumber(#[from] NotANumber),
-    /// The tokenizer lacks an id that the model gave.
-    #[error("{0}")]
-    Text(String),
-    /// The engine is gone.
-    #[error("the engine stopped: its log says why")]
-    Engine,
-}
-
-/// Why a request is not taken.
-#[derive(Clone, Debug, PartialEq, thiserror::Error)]
-pub enum Refused {
-    /// There is nothing to continue.
-    #[error("the prompt is empty: a model continues at least one token")]
-    EmptyPrompt,
-    /// It could never run.
-    #[error(
-        "the prompt has {prompt} tokens and {new} more are asked for: at most {context} fit in the model's context"
-    )]
-    TooLong {
-        /// Tokens of the prompt.
-        prompt: usize,
-        /// Tokens wanted.
-        new: usize,
-        /// Positions that a sequence may have.
-        context: usize,
-    },
-    /// It needs more memory than all others together may have.
-    #[error("{tokens} tokens need {pages} pages of the cache, which has {available}")]
-    NoMemory {
-        /// Of prompt and answer.
-        tokens: usize,
-        /// That they fill.
-        pages: usize,
-        /// Of the pool.
-        available: usize,
-    },
-    /// An id of the prompt is not in the vocabulary.
-    #[error("token id {id} is not in the model's vocabulary of {vocab_size}")]
-    UnknownId {
-        /// The id.
-        id: u32,
-        /// Number of ids the model knows.
-        vocab_size: usize,
-    },
-    /// A setting of the sampler has no meaning.
-    #[error(transparent)]
-    Sampling(#[from] SamplingError),
-}
-
 /// How much an engine does at once.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Limits {
@@ -227,11 +97,14 @@ pub struct Limits {
     pub step_time: Duration,
     /// What reading prompts may add to a step that generates, as a multiple of its time.
     pub stall: f64,
+    /// How long a sequence whose reader holds it up keeps its place while others wait.
+    pub patience: Duration,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { n_running: 16, n_rows: 512, step_time: Duration::from_millis(150), stall: 1.5 }
+        let (step_time, patience) = (Duration::from_millis(150), Duration::from_secs(1));
+        Self { n_running: 16, n_rows: 512, step_time, stall: 1.5, patience }
     }
 }
 
@@ -248,10 +121,16 @@ pub struct Stats {
     pub pages_idle: usize,
     /// Positions of prompts that were computed.
     pub prompt_tokens: u64,
+    /// Positions that were computed again, after their sequence was sent back.
+    pub recomputed_tokens: u64,
     /// Positions of prompts that were known.
     pub cached_tokens: u64,
     /// Tokens that were generated.
     pub new_tokens: u64,
+    /// Tokens that were guessed and checked.
+    pub guessed_tokens: u64,
+    /// Of these, those that were right.
+    pub accepted_tokens: u64,
     /// Sequences that were sent back to wait.
     pub preempted: u64,
     /// Sequences that nobody listened to any more.
@@ -272,6 +151,7 @@ pub struct Engine<D> {
     pace: Pace,
     stats: Stats,
     n_arrived: u64,
+    speculation: Option<Speculating<D>>,
 }
 
 /// A request and how far it is.
@@ -286,6 +166,10 @@ struct Sequence {
     n_max: usize,
     /// Ids whose keys and values are in the pages.
     n_done: usize,
+    /// Ids that it has read once, whether they are still in the pages or not.
+    n_read: usize,
+    /// Since when its reader has held it up.
+    held_since: Option<Instant>,
     n_cached: usize,
     pages: Vec<u32>,
     /// Pages that are full and known, and the name of the last.
@@ -294,10 +178,12 @@ struct Sequence {
     stop_ids: Vec<u32>,
     text: TextStream,
     vocab_size: usize,
+    constraint: Option<Constraint>,
     logprobs: Option<usize>,
     /// What is wanted of the prompt, until it has been sent.
     prompt_logprobs: Option<(usize, Vec<Logprob>)>,
     owner: u64,
+    guesses: Guesses,
     sink: Box<dyn Sink>,
 }
 
@@ -307,7 +193,7 @@ impl<D: Decoder> Engine<D> {
         let pages = Pages::new(decoder.n_pages());
         let pace = Pace::default();
         let (waiting, running, stats) = (Vec::new(), Vec::new(), Stats::default());
-        Self { decoder, limits, pages, waiting, running, pace, stats, n_arrived: 0 }
+        Self { decoder, limits, pages, waiting, running, pace, stats, n_arrived: 0, speculation: None }
     }
 
     /// Whether a request can ever run, and if so, how many tokens it can have: what fits if it asks for no number.
@@ -324,8 +210,9 @@ impl<D: Decoder> Engine<D> {
     /// [`Refused`] if it can never run.
     pub fn submit(&mut self, request: Request, sink: Box<dyn Sink>) -> Result<(), Refused> {
         self.check(&request)?;
-        let Request { prompt, n, sampling, stop_ids, text, vocab_size, logprobs, prompt_logprobs, owner } =
-            request;
+        let Request {
+            prompt, n, sampling, stop_ids, text, vocab_size, logprobs, prompt_logprobs, owner, ..
+        } = request;
         self.n_arrived += 1;
         self.waiting.push(Sequence {
             arrival: self.n_arrived,
@@ -336,6 +223,8 @@ impl<D: Decoder> Engine<D> {
             n_max: prompt.len() + n,
             ids: prompt,
             n_done: 0,
+            n_read: 0,
+            held_since: None,
             n_cached: 0,
             pages: Vec::new(),
             known: (0, 0),
@@ -343,9 +232,11 @@ impl<D: Decoder> Engine<D> {
             stop_ids,
             text,
             vocab_size: vocab_size.min(self.decoder.vocab_size()),
+            constraint: request.constraint,
             logprobs,
             prompt_logprobs: prompt_logprobs.map(|n| (n, Vec::new())),
             owner,
+            guesses: Guesses::default(),
             sink,
         });
         Ok(())
@@ -375,7 +266,11 @@ impl<D: Decoder> Engine<D> {
     /// One step. Returns whether anything was computed: if not, nothing can go on before something changes outside.
     pub fn step(&mut self) -> bool {
         self.drop_cancelled();
+        for Sequence { sink, held_since, .. } in &mut self.running {
+            *held_since = held_since.take().or_else(|| Some(Instant::now())).filter(|_| !sink.is_ready());
+        }
         self.admit();
+        self.guess();
         let plan = self.plan();
         if plan.iter().all(|&n| n == 0) {
             return false;
@@ -385,12 +280,12 @@ impl<D: Decoder> Engine<D> {
     }
 
     fn drop_cancelled(&mut self) {
-        self.waiting.retain(|sequence| {
+        self.waiting.retain_mut(|sequence| {
             let is_gone = sequence.sink.is_gone();
             self.stats.cancelled += u64::from(is_gone);
             !is_gone
         });
-        self.running.retain(|sequence| {
+        self.running.retain_mut(|sequence| {
             let is_gone = sequence.sink.is_gone();
             if is_gone {
                 self.pages.release(&sequence.pages);
@@ -404,10 +299,10 @@ impl<D: Decoder> Engine<D> {
     fn admit(&mut self) {
         // Who waits for a beginning that somebody else is computing right now.
         let mut waits = vec![false; self.waiting.len()];
-        while self.running.len() < self.limits.n_running {
+        loop {
             let n_of = |owner| self.running.iter().filter(|other| other.owner == owner).count();
             let next = (0..self.waiting.len())
-                .filter(|&i| !waits[i])
+                .filter(|&i| !waits[i] && self.waiting[i].sink.is_ready())
                 .min_by_key(|&i| (n_of(self.waiting[i].owner), self.waiting[i].arrival));
             let Some(i) = next else { break };
             let sequence = &self.waiting[i];
@@ -422,24 +317,36 @@ impl<D: Decoder> Engine<D> {
             }
             // And a page for each of the others, so that the first thing it does is not to have itself sent back.
             let n_needed = sequence.ids.len() / PAGE + 1 - n_known + self.running.len();
-            if n_needed > self.pages.n_available() - n_idle && !self.running.is_empty() {
-                break;
+            let lacks_pages = n_needed > self.pages.n_available() - n_idle && !self.running.is_empty();
+            if lacks_pages || self.running.len() >= self.limits.n_running {
+                let Some(held) = self.longest_held() else { break };
+                self.send_back(held);
+                waits.push(true);
+                continue;
             }
             let mut sequence = self.waiting.remove(i);
             waits.remove(i);
             if sequence.prompt_logprobs.is_none() {
                 let (pages, name) = self.pages.take_known(&sequence.ids);
                 (sequence.n_done, sequence.known) = (pages.len() * PAGE, (pages.len(), name));
+                sequence.guesses.n_drafted = self.n_drafted(&pages);
                 sequence.pages = pages;
                 let n_cached = sequence.n_done.min(sequence.n_prompt);
-                self.stats.cached_tokens += n_cached as u64;
                 if sequence.first_step.is_none() {
+                    self.stats.cached_tokens += n_cached as u64;
                     sequence.n_cached = n_cached;
                 }
             }
             sequence.first_step.get_or_insert_with(Instant::now);
             self.running.push(sequence);
         }
+    }
+
+    /// The sequence whose reader has held it up the longest, if that is long enough to let others have its place.
+    fn longest_held(&self) -> Option<usize> {
+        let held = |(i, sequence): (usize, &Sequence)| Some((sequence.held_since?, i));
+        let (since, i) = self.running.iter().enumerate().filter_map(held).min()?;
+        (since.elapsed() >= self.limits.patience).then_some(i)
     }
 
     /// How many positions of each running sequence are next. Those have pages then.
@@ -455,7 +362,7 @@ impl<D: Decoder> Engine<D> {
             let sequence = &self.running[i];
             let n = match (is_ready(sequence), sequence.generates()) {
                 (false, _) => 0,
-                (true, true) => 1,
+                (true, true) => 1 + sequence.guesses.n(),
                 (true, false) => sequence.n_left().min(budget).min(sequence.most_at_once()),
             };
             if !self.make_room(i, n) {
@@ -481,10 +388,10 @@ impl<D: Decoder> Engine<D> {
             if (sequence.n_done + n).div_ceil(PAGE) <= sequence.pages.len() {
                 return true;
             }
-            match self.pages.take() {
+            match self.take_page() {
                 Some(page) => self.running[i].pages.push(page),
                 None => {
-                    self.send_back_last();
+                    self.send_back(self.running.len() - 1);
                     if i == self.running.len() {
                         return false;
                     }
@@ -493,10 +400,12 @@ impl<D: Decoder> Engine<D> {
         }
     }
 
-    fn send_back_last(&mut self) {
-        let mut sequence = self.running.pop().expect("somebody has the pages");
+    /// Makes a running sequence wait, without its pages.
+    fn send_back(&mut self, i: usize) {
+        let mut sequence = self.running.remove(i);
         self.pages.release(&std::mem::take(&mut sequence.pages));
-        (sequence.n_done, sequence.known) = (0, (0, 0));
+        (sequence.n_done, sequence.known, sequence.held_since) = (0, (0, 0), None);
+        sequence.guesses.let_go();
         if let Some((_, prompt)) = &mut sequence.prompt_logprobs {
             prompt.clear();
         }
@@ -512,7 +421,10 @@ impl<D: Decoder> Engine<D> {
             .zip(plan)
             .filter(|&(_, &n)| n > 0)
             .map(|(sequence, &n)| Part {
-                ids: &sequence.ids[sequence.n_done..sequence.n_done + n],
+                ids: match sequence.guesses.n() {
+                    0 => &sequence.ids[sequence.n_done..sequence.n_done + n],
+                    _ => &sequence.guesses.fed,
+                },
                 start: sequence.n_done,
                 pages: &sequence.pages,
                 n_logits: sequence.n_logits(n),
@@ -521,19 +433,28 @@ impl<D: Decoder> Engine<D> {
         let logits = self.decoder.step(&parts);
         let n_rows: usize = plan.iter().sum();
         let n_generating =
-            self.running.iter().zip(plan).filter(|&(sequence, &n)| n == 1 && sequence.generates()).count();
-        self.pace.note(n_generating, n_rows - n_generating, begin.elapsed());
+            self.running.iter().zip(plan).filter(|&(sequence, &n)| n > 0 && sequence.generates()).count();
+        let n_guessed = self.running.iter().map(|sequence| sequence.guesses.n()).sum();
+        let n_prompt = n_rows - n_generating - n_guessed;
+        self.pace.note(Rows { n_generating, n_prompt, n_guessed }, begin.elapsed());
         self.stats.steps += 1;
-        self.stats.prompt_tokens += (n_rows - n_generating) as u64;
+        for (sequence, &n) in self.running.iter_mut().zip(plan).filter(|(sequence, _)| !sequence.generates())
+        {
+            let n_new = sequence.read(n);
+            self.stats.prompt_tokens += n_new as u64;
+            self.stats.recomputed_tokens += (n - n_new) as u64;
+        }
+        self.stats.guessed_tokens += n_guessed as u64;
         let mut rest = &logits[..];
-        let (context, vocab_size) = (self.decoder.context(), self.decoder.vocab_size());
+        let vocab_size = self.decoder.vocab_size();
         let mut is_over = Vec::new();
         for (sequence, &n) in self.running.iter_mut().zip(plan) {
             let (own, others) = rest.split_at(sequence.n_logits(n) * vocab_size);
             rest = others;
             let n_before = sequence.ids.len();
-            is_over.push(n > 0 && sequence.advance(n, own, vocab_size, context));
+            is_over.push(n > 0 && sequence.advance(n, own, vocab_size));
             self.stats.new_tokens += (sequence.ids.len() - n_before) as u64;
+            self.stats.accepted_tokens += std::mem::take(&mut sequence.guesses.n_right) as u64;
             sequence.publish(&mut self.pages);
         }
         let mut is_over = is_over.into_iter();
@@ -558,7 +479,8 @@ pub(crate) fn check(
     if prompt == 0 {
         return Err(Refused::EmptyPrompt);
     }
-    let tokens = prompt.saturating_add(new);
+    // The last new token is told and never read.
+    let tokens = prompt.saturating_add(new.saturating_sub(1));
     if tokens > context {
         return Err(Refused::TooLong { prompt, new, context });
     }
@@ -567,6 +489,15 @@ pub(crate) fn check(
         return Err(Refused::NoMemory { tokens, pages, available: n_pages });
     }
     request.sampling.validate()?;
+    let least = request.constraint.as_ref().map_or(0, Constraint::least_tokens);
+    if least > new {
+        return Err(Refused::NoRoom { least, new });
+    }
+    // Of ids without a name no probabilities are told.
+    let vocab_size = match request.prompt_logprobs {
+        Some(_) => vocab_size.min(request.vocab_size),
+        None => vocab_size,
+    };
     match request.prompt.iter().find(|&&id| id as usize >= vocab_size) {
         Some(&id) => Err(Refused::UnknownId { id, vocab_size }),
         None => Ok(()),
@@ -577,6 +508,14 @@ impl Sequence {
     /// Ids to compute before the next token is known.
     fn n_left(&self) -> usize {
         self.ids.len() - self.n_done
+    }
+
+    /// Notes that it reads `n` more ids; how many of them are the prompt's, and read for the first time.
+    fn read(&mut self, n: usize) -> usize {
+        let end = self.n_done + n;
+        let n_new = end.min(self.n_prompt).saturating_sub(self.n_read.max(self.n_done));
+        self.n_read = self.n_read.max(end);
+        n_new
     }
 
     /// Whether its next position is that of its last token.
@@ -603,15 +542,15 @@ impl Sequence {
     fn n_logits(&self, n: usize) -> usize {
         match self.prompt_logprobs {
             Some(_) => n,
-            None if n == self.n_left() => n.min(1),
+            None if n >= self.n_left() => n.min(1) + self.guesses.n(),
             None => 0,
         }
     }
 
     /// Notes that `n` more positions are done, and takes the next token if that was the last. Says whether it is over.
-    fn advance(&mut self, n: usize, logits: &[f32], vocab_size: usize, context: usize) -> bool {
+    fn advance(&mut self, n: usize, logits: &[f32], vocab_size: usize) -> bool {
         let n_named = self.vocab_size;
-        let mut rows = logits.chunks_exact(vocab_size).map(|row| &row[..n_named]);
+        let rows = logits.chunks_exact(vocab_size).map(|row| &row[..n_named]);
         if let Some((n_top, mut found)) = self.prompt_logprobs.take() {
             let next = self.ids[..self.n_prompt].iter().skip(self.n_done + 1);
             found.extend(next.zip(rows.clone()).map(|(&id, row)| Logprob::of(id, row, n_top)));
@@ -620,7 +559,8 @@ impl Sequence {
                 false => self.sink.send(Event::Prompt(found)),
             }
         }
-        self.n_done += n;
+        let n_guessed = self.guesses.n();
+        self.n_done += n - n_guessed;
         if self.n_left() > 0 {
             return false;
         }
@@ -628,14 +568,34 @@ impl Sequence {
             // Nothing but the prompt was wanted.
             return self.end(FinishReason::Length);
         }
-        let row = rows.next_back().expect("the logits of the last position");
-        let id = match self.sampler.sample(row, &self.ids) {
-            Ok(id) => id,
-            Err(error) => {
-                self.sink.send(Event::Failed(error.into()));
+        let fed = std::mem::take(&mut self.guesses.fed);
+        let n_rows = rows.len();
+        let rows = rows.skip(n_rows - 1 - n_guessed);
+        for (row, guess) in rows.zip(fed.iter().skip(1).map(Some).chain([None])) {
+            let id = match self.pick(row) {
+                Ok(id) => id,
+                Err(failure) => {
+                    self.sink.send(Event::Failed(failure));
+                    return true;
+                }
+            };
+            let is_right = Some(&id) == guess;
+            self.guesses.n_right += usize::from(is_right);
+            if self.take(id, row) {
                 return true;
             }
-        };
+            // The next row is of a position that is done, if the token there is the one that was guessed.
+            if !is_right {
+                break;
+            }
+            self.n_done += 1;
+        }
+        self.guesses.note(n_guessed, self.n_done);
+        false
+    }
+
+    /// Takes the token that was picked by a row of logits. Says whether it is over.
+    fn take(&mut self, id: u32, row: &[f32]) -> bool {
         self.first_token.get_or_insert_with(Instant::now);
         if self.stop_ids.contains(&id) {
             return self.end(FinishReason::Stop);
@@ -650,14 +610,20 @@ impl Sequence {
         self.ids.push(id);
         let logprob = self.logprobs.map(|n_top| Logprob::of(id, row, n_top));
         self.sink.send(Event::Token { id, text, logprob });
-        if self.text.stopped() {
+        if self.text.stopped() || self.constraint.as_ref().is_some_and(Constraint::is_over) {
             return self.end(FinishReason::Stop);
         }
-        match self.ids.len() {
-            n if n == self.n_max => self.end(FinishReason::Length),
-            n if n >= context => self.end(FinishReason::Context),
-            _ => false,
-        }
+        self.ids.len() == self.n_max && self.end(FinishReason::Length)
+    }
+
+    /// The next token by the logits before it.
+    fn pick(&mut self, logits: &[f32]) -> Result<u32, Failure> {
+        let Self { sampler, ids, constraint, stop_ids, n_max, .. } = self;
+        let Some(constraint) = constraint else { return Ok(sampler.sample(logits, ids)?) };
+        let draw = |logits: &[f32]| sampler.draw(logits, ids).map_err(Failure::from);
+        let id = constraint.pick(logits, *n_max - ids.len(), stop_ids, draw)?;
+        sampler.take(id);
+        Ok(id)
     }
 
     fn end(&mut self, reason: FinishReason) -> bool {
@@ -685,68 +651,6 @@ impl Sequence {
             name = pages.publish(self.pages[i], name, &self.ids[i * PAGE..(i + 1) * PAGE]);
         }
         self.known = (n_full.max(first), name);
-    }
-}
-
-impl Logprob {
-    /// Of a token by the logits before it.
-    fn of(id: u32, logits: &[f32], n_top: usize) -> Self {
-        let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-        let sum: f64 = logits.iter().map(|&logit| f64::from(logit - max).exp()).sum();
-        let total = f64::from(max) + sum.ln();
-        let of = |id: u32| (f64::from(logits[id as usize]) - total) as f32;
-        let mut ids: Vec<u32> = (0..logits.len() as u32).collect();
-        let order = |a: &u32, b: &u32| logits[*b as usize].total_cmp(&logits[*a as usize]).then(a.cmp(b));
-        let n_top = n_top.min(ids.len());
-        if (1..ids.len()).contains(&n_top) {
-            ids.select_nth_unstable_by(n_top - 1, order);
-        }
-        ids.truncate(n_top);
-        ids.sort_unstable_by(order);
-        Self { id, logprob: of(id), top: ids.into_iter().map(|id| (id, of(id))).collect() }
-    }
-}
-
-/// What steps cost: moving averages, in seconds.
-#[derive(Clone, Copy, Debug, Default)]
-struct Pace {
-    /// A step that only generates.
-    generate: Option<f64>,
-    /// A position of a prompt.
-    row: Option<f64>,
-}
-
-/// Positions of a prompt in a step, at least, and in the first one.
-const MIN_ROWS: usize = 4;
-const FIRST_ROWS: usize = 32;
-
-/// How fast the averages follow.
-const WEIGHT: f64 = 0.2;
-
-impl Pace {
-    /// Positions of prompts that a step may take beside so many sequences that generate.
-    fn prompt_rows(&self, n_generating: usize, limits: &Limits) -> usize {
-        let time = match (n_generating, self.generate) {
-            (0, _) => limits.step_time.as_secs_f64(),
-            (_, Some(generate)) => generate * limits.stall,
-            (_, None) => 0.0,
-        };
-        let n = self.row.map_or(FIRST_ROWS, |row| (time / row) as usize);
-        n.clamp(MIN_ROWS, limits.n_rows.max(MIN_ROWS))
-    }
-
-    fn note(&mut self, n_generating: usize, n_prompt: usize, time: Duration) {
-        let follow = |average: &mut Option<f64>, x: f64| {
-            *average = Some(average.map_or(x, |average| average + WEIGHT * (x - average)));
-        };
-        let time = time.as_secs_f64();
-        if n_prompt == 0 {
-            follow(&mut self.generate, time);
-        } else if n_prompt >= MIN_ROWS {
-            let own = if n_generating > 0 { self.generate.unwrap_or(0.0) } else { 0.0 };
-            // Of a step that was faster than one without it, at least something.
-            follow(&mut self.row, (time - own).max(time * 0.1) / n_prompt as f64);
-        }
     }
 }
 

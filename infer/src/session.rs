@@ -10,7 +10,8 @@ use burn::prelude::*;
 use model::cache::{CannotEvict, Kind};
 use model::{Cache, FusedOps, Transformer, span};
 
-use crate::sampler::{NotANumber, Sampler};
+use crate::constrain::{Broken, Constraint};
+use crate::sampler::{NoToken, Sampler};
 
 /// Why generation ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -97,9 +98,20 @@ pub enum Error {
         /// Number of ids the model knows.
         vocab_size: usize,
     },
-    /// The model computes nonsense.
+    /// The model computes nonsense, or every token is forbidden.
     #[error(transparent)]
-    NotANumber(#[from] NotANumber),
+    NoToken(#[from] NoToken),
+    /// What the text must be is longer than it may be.
+    #[error("what the grammar allows has at least {least} tokens, and there is room for {room}")]
+    NoRoom {
+        /// Tokens of the shortest text that is known.
+        least: usize,
+        /// New tokens that may come.
+        room: usize,
+    },
+    /// What the text must be could not be followed to its end.
+    #[error(transparent)]
+    Constraint(#[from] Broken),
 }
 
 /// A model at work on one sequence.
@@ -110,6 +122,7 @@ pub struct Session<'a, B: Backend> {
     ids: Vec<u32>,
     vocab_size: usize,
     when_full: WhenFull,
+    constraint: Option<Constraint>,
 }
 
 impl<'a, B: FusedOps> Session<'a, B> {
@@ -137,7 +150,7 @@ impl<'a, B: FusedOps> Session<'a, B> {
 
     fn over(model: &'a Transformer<B>, cache: Cache<B>) -> Self {
         let vocab_size = model.config().vocab_size;
-        Self { model, cache, ids: Vec::new(), vocab_size, when_full: WhenFull::Refuse }
+        Self { model, cache, ids: Vec::new(), vocab_size, when_full: WhenFull::Refuse, constraint: None }
     }
 
     /// Keys and values are stored as `kind`.
@@ -148,6 +161,11 @@ impl<'a, B: FusedOps> Session<'a, B> {
     /// Only ids below `n` may be picked: a model may have room for more than its tokenizer names.
     pub fn with_vocabulary(self, n: usize) -> Self {
         Self { vocab_size: self.vocab_size.min(n), ..self }
+    }
+
+    /// The next text must be what `constraint` allows. It ends where nothing may follow, and always in time.
+    pub fn with_constraint(self, constraint: Constraint) -> Self {
+        Self { constraint: Some(constraint), ..self }
     }
 
     /// Positions that fit.
@@ -169,6 +187,15 @@ impl<'a, B: FusedOps> Session<'a, B> {
         mut on_token: impl FnMut(u32) -> ControlFlow<()>,
     ) -> Result<Generated, Error> {
         self.check(prompt)?;
+        // The last token needs no position.
+        let room = (self.context() + 1).saturating_sub(prompt.len());
+        let n_max = if self.when_full == WhenFull::Refuse { n.min(room) } else { n };
+        let mut constraint = self.constraint.take();
+        if let Some(least) = constraint.as_ref().map(Constraint::least_tokens).filter(|&least| least > n_max)
+        {
+            return Err(Error::NoRoom { least, room: n_max });
+        }
+        sampler.begin();
         let begin = Instant::now();
         let mut seen = prompt.to_vec();
         let mut first_token = None;
@@ -193,14 +220,23 @@ impl<'a, B: FusedOps> Session<'a, B> {
             is_new = false;
             let id = {
                 let _op = span::host_op("sampling");
-                sampler.sample(&logits, &seen)?
+                match &mut constraint {
+                    None => sampler.sample(&logits, &seen)?,
+                    Some(constraint) => {
+                        let left = n_max - (seen.len() - prompt.len());
+                        let draw = |logits: &[f32]| sampler.draw(logits, &seen).map_err(Error::from);
+                        let id = constraint.pick(&logits, left, stop, draw)?;
+                        sampler.take(id);
+                        id
+                    }
+                }
             };
             first_token.get_or_insert_with(Instant::now);
             if stop.contains(&id) {
                 break FinishReason::Stop;
             }
             seen.push(id);
-            if on_token(id).is_break() {
+            if on_token(id).is_break() || constraint.as_ref().is_some_and(Constraint::is_over) {
                 break FinishReason::Stop;
             }
         };
@@ -344,6 +380,32 @@ mod tests {
             let pairs = rounded.iter().zip(&exact);
             assert!(pairs.into_iter().all(|(a, b)| (a - b).abs() <= bound * largest), "{kind:?}");
         }
+    }
+
+    #[test]
+    fn a_constrained_text_is_whole_when_the_context_is_full() {
+        let model = tiny();
+        let names: Vec<String> = (0..50u8).map(|id| format!("\"{}\":{id}", char::from(b'A' + id))).collect();
+        let json = format!(
+            r#"{{"version":"1.0","model":{{"type":"BPE","vocab":{{{}}},"merges":[]}},"decoder":{{"type":"Fuse"}}}}"#,
+            names.join(",").replace('\\', "\\\\")
+        );
+        let tokenizer = tokenizer::Tokenizer::from_json(json.as_bytes()).expect("a vocabulary");
+        let vocabulary = crate::Vocabulary::new(&tokenizer, 50).expect("a vocabulary");
+        let source = crate::constrain::Source::Regex("([A-Z]{2}_)*END".into());
+        let grammar = vocabulary.grammar(&source).expect("a grammar");
+        let run = |n: usize, seed: u64| {
+            let mut session = Session::new(&model, 12).with_constraint(grammar.begin());
+            let mut sampler = Sampler::new(Sampling { seed, ..Sampling::default() }).expect("valid");
+            session.generate(&[1, 2], n, &[], &mut sampler, |_| ControlFlow::Continue(()))
+        };
+        for seed in 0..30 {
+            let generated = run(40, seed).expect("generated");
+            let text: String = generated.ids.iter().map(|&id| char::from(b'A' + id as u8)).collect();
+            assert!(text.ends_with("END") && text.len() <= 11, "{text}");
+            assert_eq!(generated.finish_reason, FinishReason::Stop);
+        }
+        assert_eq!(run(2, 1).unwrap_err(), Error::NoRoom { least: 3, room: 2 });
     }
 
     #[test]

@@ -1,11 +1,15 @@
 //! An engine on a thread of its own, and clients on others.
 
+mod line;
+#[cfg(all(test, feature = "loom"))]
+mod orders;
+
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use self::line::Line;
 use crate::engine::{self, Decoder, Engine, Event, Failure, Refused, Request, Sink, Stats};
 
 /// How often sequences are looked after that wait for their readers.
@@ -30,10 +34,13 @@ type Submitted = (Request, Box<dyn Sink>);
 #[derive(Debug)]
 struct Shared {
     size: Size,
-    stats: Mutex<Stats>,
-    /// Requests on their way to the engine.
-    n_sent: AtomicUsize,
-    is_alive: AtomicBool,
+    line: Line,
+}
+
+mod sync {
+    //! What `line` is made of.
+    pub use std::sync::Mutex;
+    pub use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 }
 
 /// What can be asked of an engine.
@@ -69,26 +76,26 @@ impl Client {
     /// # Errors
     /// [`Error`] if it is not taken; then nothing comes.
     pub fn submit(&self, request: Request, sink: Box<dyn Sink>) -> Result<(), Error> {
-        let Size { context, n_pages, vocab_size, n_waiting } = self.shared.size;
+        let Size { context, n_pages, vocab_size, .. } = self.shared.size;
         engine::check(&request, context, n_pages, vocab_size)?;
         if !self.is_alive() {
             return Err(Error::Stopped);
         }
-        // Counted before it is looked at, so that many at once do not all see the last place.
-        let n_before = self.shared.n_sent.fetch_add(1, Ordering::AcqRel) + self.stats().n_waiting;
-        let sent = match n_before >= n_waiting {
-            true => Err(Error::Full(n_before)),
-            false => self.requests.send((request, sink)).map_err(|_| Error::Stopped),
-        };
-        if sent.is_err() {
-            self.shared.n_sent.fetch_sub(1, Ordering::AcqRel);
-        }
-        sent
+        self.shared.line.enter().map_err(Error::Full)?;
+        self.requests.send((request, sink)).map_err(|_| {
+            self.shared.line.leave();
+            Error::Stopped
+        })
     }
 
     /// What the engine has done, as of its last step.
     pub fn stats(&self) -> Stats {
-        *self.shared.stats.lock().unwrap_or_else(PoisonError::into_inner)
+        self.shared.line.stats()
+    }
+
+    /// Whether nothing waits, runs or is on its way.
+    pub fn is_idle(&self) -> bool {
+        self.shared.line.is_idle()
     }
 
     /// What can be asked of it.
@@ -98,15 +105,14 @@ impl Client {
 
     /// Whether it can still work.
     pub fn is_alive(&self) -> bool {
-        self.shared.is_alive.load(Ordering::Acquire)
+        self.shared.line.is_alive()
     }
 }
 
 /// A client and the end that an engine is to be [run](Worker::run) at.
 pub fn pair(size: Size) -> (Client, Worker) {
     let (sender, requests) = mpsc::channel();
-    let (stats, n_sent, is_alive) = (Mutex::default(), AtomicUsize::new(0), AtomicBool::new(true));
-    let shared = Arc::new(Shared { size, stats, n_sent, is_alive });
+    let shared = Arc::new(Shared { size, line: Line::new(size.n_waiting) });
     (Client { requests: sender, shared: shared.clone() }, Worker { requests, shared })
 }
 
@@ -127,11 +133,11 @@ impl Worker {
                 Ok(false) if engine.is_idle() => {}
                 Ok(false) => std::thread::sleep(LOOK_AGAIN),
                 Err(panic) => {
-                    self.shared.is_alive.store(false, Ordering::Release);
+                    self.shared.line.end();
                     engine.fail(&Failure::Engine);
                     self.note(&engine);
                     for (_, mut sink) in self.requests.try_iter() {
-                        self.shared.n_sent.fetch_sub(1, Ordering::AcqRel);
+                        self.shared.line.leave();
                         sink.send(Event::Failed(Failure::Engine));
                     }
                     return Err(words(&*panic));
@@ -160,21 +166,23 @@ impl Worker {
         let taken = engine.submit(request, sink);
         debug_assert!(taken.is_ok(), "{taken:?}");
         self.note(engine);
-        self.shared.n_sent.fetch_sub(1, Ordering::AcqRel);
+        self.shared.line.leave();
     }
 
     fn note<D: Decoder>(&self, engine: &Engine<D>) {
-        *self.shared.stats.lock().unwrap_or_else(PoisonError::into_inner) = engine.stats();
+        self.shared.line.note(engine.stats());
     }
 }
 
-fn words(panic: &(dyn std::any::Any + Send)) -> String {
+pub(crate) fn words(panic: &(dyn std::any::Any + Send)) -> String {
     let text = panic.downcast_ref::<String>().map(String::as_str);
     text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("a panic without words").to_owned()
 }
 
 #[cfg(test)]
 mod tests {
+    use std::sync::LazyLock;
+
     use model::pool::Part;
     use tokenizer::Tokenizer;
 
@@ -219,16 +227,19 @@ mod tests {
         }
     }
 
-    fn request(prompt: &[u32], n: usize) -> Request {
-        let json = br#"{"version":"1.0","model":{"type":"BPE","vocab":{"a":0,"b":1,"c":2},"merges":[]}}"#;
-        let tokenizer = Tokenizer::from_json(json).expect("a vocabulary");
+    pub(super) fn request(prompt: &[u32], n: usize) -> Request {
+        static LETTERS: LazyLock<Tokenizer> = LazyLock::new(|| {
+            let json = br#"{"version":"1.0","model":{"type":"BPE","vocab":{"a":0,"b":1,"c":2},"merges":[]}}"#;
+            Tokenizer::from_json(json).expect("a vocabulary")
+        });
         Request {
             prompt: prompt.to_vec(),
             n,
             sampling: Sampling::greedy(),
             stop_ids: Vec::new(),
-            text: TextStream::new(&tokenizer, &[]),
+            text: TextStream::new(&LETTERS, &[]),
             vocab_size: 3,
+            constraint: None,
             logprobs: None,
             prompt_logprobs: None,
             owner: 0,
@@ -274,10 +285,16 @@ mod tests {
     fn more_than_may_wait_are_turned_away() {
         let (client, worker) = pair(SIZE);
         // Nobody works yet.
+        assert!(client.is_idle());
         let waiting: Vec<_> = (0..2).map(|_| submit(&client, &[1], 1).expect("taken")).collect();
+        assert!(!client.is_idle());
         assert_eq!(submit(&client, &[1], 1).err(), Some(Error::Full(2)));
         let thread = std::thread::spawn(|| worker.run(Engine::new(Fake { panics_at: 9 }, Limits::default())));
         assert!(waiting.into_iter().all(|events| events.iter().count() == 2));
+        // The last word comes before the step that said it is counted.
+        while !client.is_idle() {
+            std::thread::yield_now();
+        }
         submit(&client, &[1], 1).expect("there is room again");
         drop(client);
         assert_eq!(thread.join().expect("no panic"), Ok(()));

@@ -1,22 +1,27 @@
-//! The engine over a decoder whose tokens follow from all ids before them, as they stand in its pages; and over a model.
+//! The engine over a decoder whose tokens follow from all ids before them, as they stand in its pages.
 
+mod over_model;
+
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, LazyLock, Mutex};
 
-use burn::backend::Flex;
-use model::cache::Kind;
 use model::rng::Rng;
-use model::{Config, Transformer};
 use proptest::prelude::*;
 use tokenizer::Tokenizer;
 
 use super::*;
-use crate::session::Session;
+use crate::sampler::Sampling;
 
 const VOCAB: usize = 12;
 
 /// A vocabulary of the letters `a` to `l`.
 fn letters() -> Tokenizer {
+    static LETTERS: LazyLock<Tokenizer> = LazyLock::new(read_letters);
+    LETTERS.clone()
+}
+
+fn read_letters() -> Tokenizer {
     let vocab: Vec<String> =
         (0..VOCAB).map(|id| format!("\"{}\":{id}", char::from(b'a' + id as u8))).collect();
     let json = format!(
@@ -32,11 +37,16 @@ struct Fake {
     context: usize,
     /// Rows of each step.
     steps: Arc<Mutex<Vec<Vec<usize>>>>,
+    /// Of how many of the last ids logits are a hash.
+    memory: usize,
+    /// Of so many positions one has the logits of other ids; 0 for none.
+    errs: usize,
 }
 
 impl Fake {
     fn new(n_pages: usize, context: usize) -> Self {
-        Self { pages: vec![[u32::MAX; PAGE]; n_pages], context, steps: Arc::default() }
+        let pages = vec![[u32::MAX; PAGE]; n_pages];
+        Self { pages, context, steps: Arc::default(), memory: usize::MAX, errs: 0 }
     }
 }
 
@@ -57,7 +67,12 @@ impl Decoder for Fake {
             }
             let end = part.start + part.ids.len();
             for last in end - part.n_logits..end {
-                logits.extend(logits_after((0..=last).map(|t| self.pages[at(t).0][at(t).1])));
+                let first = (last + 1).saturating_sub(self.memory);
+                let mut row = logits_after((first..=last).map(|t| self.pages[at(t).0][at(t).1]));
+                if self.errs > 0 && last % self.errs == 0 {
+                    row.rotate_right(1);
+                }
+                logits.extend(row);
             }
         }
         logits
@@ -93,7 +108,7 @@ impl Sink for Ear {
         !self.is_full.load(Ordering::Relaxed)
     }
 
-    fn is_gone(&self) -> bool {
+    fn is_gone(&mut self) -> bool {
         self.is_gone.load(Ordering::Relaxed)
     }
 }
@@ -127,6 +142,7 @@ fn request(prompt: &[u32], n: usize, seed: u64) -> Request {
         stop_ids: Vec::new(),
         text: TextStream::new(&letters(), &[]),
         vocab_size: VOCAB,
+        constraint: None,
         logprobs: None,
         prompt_logprobs: None,
         owner: 0,
@@ -135,12 +151,28 @@ fn request(prompt: &[u32], n: usize, seed: u64) -> Request {
 
 /// What a request gives by definition.
 fn expected(prompt: &[u32], n: usize, seed: u64) -> Vec<u32> {
-    let mut sampler = Sampler::new(Sampling { seed, ..Sampling::default() }).expect("valid");
+    expected_with(Sampling { seed, ..Sampling::default() }, prompt, n, usize::MAX)
+}
+
+fn expected_with(sampling: Sampling, prompt: &[u32], n: usize, memory: usize) -> Vec<u32> {
+    let mut sampler = Sampler::new(sampling).expect("valid");
     let mut ids = prompt.to_vec();
     for _ in 0..n {
-        ids.push(sampler.sample(&logits_after(ids.iter().copied()), &ids).expect("numbers"));
+        let last = ids[ids.len().saturating_sub(memory)..].iter().copied();
+        ids.push(sampler.sample(&logits_after(last), &ids).expect("numbers"));
     }
     ids.split_off(prompt.len())
+}
+
+/// Guesses as many as it may, whatever they cost.
+fn lookup<D>() -> Speculation<D> {
+    Speculation { source: Source::Lookup, n_most: 7, cost: Some(0.0) }
+}
+
+/// A model that guesses, and is wrong at one of `errs` positions.
+fn draft(n_pages: usize, context: usize, errs: usize) -> Speculation<Fake> {
+    let fake = Fake { errs, ..Fake::new(n_pages, context) };
+    Speculation { source: Source::Draft(fake), n_most: 5, cost: Some(0.0) }
 }
 
 fn prompt(n: usize, seed: u64) -> Vec<u32> {
@@ -206,7 +238,10 @@ fn where_memory_runs_out_the_last_one_waits_and_nothing_changes() {
     for (i, ear) in ears.iter().enumerate() {
         assert_eq!(ear.ids(), expected(&prompt(70, i as u64), 180, i as u64));
     }
-    assert!(engine.stats().preempted > 0);
+    let stats = engine.stats();
+    assert!(stats.preempted > 0);
+    // What was read again is no more of the prompt.
+    assert_eq!((stats.prompt_tokens, stats.recomputed_tokens >= 70), (3 * 70, true));
     no_page_is_held(&engine);
 }
 
@@ -238,6 +273,40 @@ fn a_full_reader_holds_up_itself_alone() {
     slow.is_full.store(false, Ordering::Relaxed);
     finish(&mut engine);
     assert_eq!((slow.ids(), fast.ids()), (expected(&[1], 5, 1), expected(&[2], 5, 1)));
+}
+
+#[test]
+fn a_held_reader_gives_its_place_to_those_that_wait() {
+    // A place for one, and pages for one and a half.
+    for n_pages in [40, 3] {
+        let limits =
+            Limits { n_running: 1 + n_pages % 2, patience: Duration::from_millis(20), ..Limits::default() };
+        let mut engine = Engine::new(Fake::new(n_pages, 1000), limits);
+        let slow = submit(&mut engine, request(&prompt(100, 1), 60, 1));
+        for _ in 0..30 {
+            engine.step();
+        }
+        let n_before = slow.ids().len();
+        assert!(n_before > 0);
+        slow.is_full.store(true, Ordering::Relaxed);
+        let begin = Instant::now();
+        assert!(!engine.step(), "nobody else is there");
+        let fast = submit(&mut engine, request(&prompt(120, 2), 40, 2));
+        while fast.end().is_none() {
+            assert!(begin.elapsed() < Duration::from_secs(60), "it gets its place");
+            engine.step();
+        }
+        assert!(begin.elapsed() >= Duration::from_millis(20), "not at once");
+        assert_eq!(fast.ids(), expected(&prompt(120, 2), 40, 2));
+        // Who waits for a reader takes no place before that has read.
+        engine.step();
+        assert_eq!((slow.ids().len(), engine.stats().n_running, engine.stats().n_waiting), (n_before, 0, 1));
+        slow.is_full.store(false, Ordering::Relaxed);
+        finish(&mut engine);
+        assert_eq!(slow.ids(), expected(&prompt(100, 1), 60, 1));
+        assert_eq!(engine.stats().preempted, 1);
+        no_page_is_held(&engine);
+    }
 }
 
 #[test]
@@ -331,19 +400,194 @@ fn stop_ids_and_stop_strings_end_it() {
 }
 
 #[test]
+fn the_last_token_needs_no_position() {
+    let mut engine = Engine::new(Fake::new(3, 192), Limits::default());
+    let ear = submit(&mut engine, request(&[1], 192, 1));
+    finish(&mut engine);
+    assert_eq!(ear.ids(), expected(&[1], 192, 1));
+    assert_eq!(ear.end().expect("it ended").reason, FinishReason::Length);
+}
+
+#[test]
 fn what_can_never_run_is_refused_at_once() {
     let mut engine = Engine::new(Fake::new(3, 1000), Limits::default());
     let mut error = |request| engine.submit(request, Box::new(Ear::default())).unwrap_err();
     assert_eq!(error(request(&[], 1, 1)), Refused::EmptyPrompt);
-    assert_eq!(error(request(&[1], 1000, 1)), Refused::TooLong { prompt: 1, new: 1000, context: 1000 });
+    assert_eq!(error(request(&[1], 1001, 1)), Refused::TooLong { prompt: 1, new: 1001, context: 1000 });
+    assert_eq!(error(request(&[1; 1001], 0, 1)), Refused::TooLong { prompt: 1001, new: 0, context: 1000 });
     assert_eq!(
         error(request(&[1], usize::MAX, 1)),
         Refused::TooLong { prompt: 1, new: usize::MAX, context: 1000 }
     );
-    assert_eq!(error(request(&[1], 192, 1)), Refused::NoMemory { tokens: 193, pages: 4, available: 3 });
+    assert_eq!(error(request(&[1], 193, 1)), Refused::NoMemory { tokens: 193, pages: 4, available: 3 });
     assert_eq!(error(request(&[12], 1, 1)), Refused::UnknownId { id: 12, vocab_size: VOCAB });
+    // The model may have room for more ids than have names: of those no probabilities are told.
+    let told = Request { prompt_logprobs: Some(0), vocab_size: 10, ..request(&[3, 11], 1, 1) };
+    assert_eq!(error(told), Refused::UnknownId { id: 11, vocab_size: 10 });
     let sampling = Sampling { top_p: 2.0, ..Sampling::default() };
     assert!(matches!(error(Request { sampling, ..request(&[1], 1, 1) }), Refused::Sampling(_)));
+}
+
+#[test]
+fn guesses_change_nothing_but_the_number_of_steps() {
+    let settings = [
+        Sampling { seed: 5, ..Sampling::default() },
+        Sampling::greedy(),
+        Sampling {
+            presence_penalty: 0.5,
+            mirostat: Some(crate::sampler::mirostat::Mirostat::default()),
+            dry: crate::sampler::dry::Dry { multiplier: 0.5, ..Default::default() },
+            seed: 6,
+            ..Sampling::default()
+        },
+    ];
+    for sampling in settings {
+        for guesses in [lookup(), draft(9, 1000, 0), draft(9, 1000, 3), draft(9, 90, 2)] {
+            let right = match &guesses.source {
+                Source::Lookup => 0.0,
+                Source::Draft(fake) if fake.errs == 0 => 1.0,
+                Source::Draft(_) => 0.05,
+            };
+            // Three sequences that need 4 pages each at the end, and 9 pages: somebody is sent back.
+            let mut engine = Engine::new(Fake::new(9, 1000), Limits::default()).speculating(guesses);
+            let of = |i| Request { sampling: sampling.clone(), ..request(&prompt(70, i), 180, 0) };
+            let ears: Vec<Ear> = (0..3).map(|i| submit(&mut engine, of(i))).collect();
+            finish(&mut engine);
+            for (i, ear) in ears.iter().enumerate() {
+                let expected = expected_with(sampling.clone(), &prompt(70, i as u64), 180, usize::MAX);
+                assert_eq!(ear.ids(), expected, "{sampling:?}");
+                assert_eq!(ear.end().expect("it ended").n_new, 180);
+            }
+            let stats = engine.stats();
+            assert!(stats.preempted > 0 && stats.guessed_tokens > 0);
+            let found = stats.accepted_tokens as f64 / stats.guessed_tokens as f64;
+            assert!(found >= right, "{found} of the guesses were right");
+            assert_eq!(stats.new_tokens, 3 * 180);
+            no_page_is_held(&engine);
+        }
+    }
+}
+
+#[test]
+fn a_text_that_repeats_takes_few_steps() {
+    // What follows an id is always the same, so that greedy picking soon goes round.
+    let fake = Fake { memory: 1, ..Fake::new(10, 600) };
+    let mut engine = Engine::new(fake, Limits::default()).speculating(lookup());
+    let ear = submit(&mut engine, Request { sampling: Sampling::greedy(), ..request(&[3], 400, 0) });
+    finish(&mut engine);
+    assert_eq!(ear.ids(), expected_with(Sampling::greedy(), &[3], 400, 1));
+    let stats = engine.stats();
+    assert!(stats.steps < 400 / 7 + 30, "{} steps", stats.steps);
+    assert!(stats.accepted_tokens > 330, "{} accepted", stats.accepted_tokens);
+}
+
+#[test]
+fn a_model_that_guesses_wrong_is_seldom_asked() {
+    let wrong = Speculation { cost: Some(0.2), ..draft(20, 1200, 1) };
+    let mut engine = Engine::new(Fake::new(20, 1200), Limits::default()).speculating(wrong);
+    let ear = submit(&mut engine, Request { sampling: Sampling::greedy(), ..request(&[3], 1000, 0) });
+    finish(&mut engine);
+    assert_eq!(ear.ids(), expected_with(Sampling::greedy(), &[3], 1000, usize::MAX));
+    assert!(engine.stats().guessed_tokens < 160, "{} guessed", engine.stats().guessed_tokens);
+}
+
+#[test]
+fn a_model_that_guesses_knows_what_sequences_share() {
+    let guesses = draft(40, 2000, 0);
+    let Source::Draft(fake) = &guesses.source else { panic!("a model") };
+    let steps = fake.steps.clone();
+    let mut engine = Engine::new(Fake::new(40, 2000), Limits::default()).speculating(guesses);
+    let beginning = prompt(5 * PAGE + 3, 1);
+    for i in 0..3 {
+        let text = [&beginning[..], &prompt(10, 100 + i)].concat();
+        let ear = submit(&mut engine, request(&text, 40, 2));
+        finish(&mut engine);
+        assert_eq!(ear.ids(), expected(&text, 40, 2));
+    }
+    // It read the common pages once.
+    let n_read: usize = steps.lock().expect("whole").iter().flatten().sum();
+    assert!(n_read < 5 * PAGE + 3 * (3 + 10 + 3 * 40), "{n_read} positions");
+    assert!(engine.stats().accepted_tokens > 80);
+}
+
+#[test]
+fn guesses_end_where_the_text_does() {
+    let mut engine = Engine::new(Fake::new(8, 130), Limits::default()).speculating(draft(8, 130, 0));
+    let all = expected(&[3], 129, 9);
+    let stop = all[20];
+    let first = all.iter().position(|&id| id == stop).expect("there");
+    let ear = submit(&mut engine, Request { stop_ids: vec![stop], ..request(&[3], 100, 9) });
+    finish(&mut engine);
+    assert_eq!((ear.ids(), ear.end().expect("it ended").reason), (all[..first].to_vec(), FinishReason::Stop));
+    for n in [0, 1, 2, 3, 129] {
+        let ear = submit(&mut engine, request(&[3], n, 9));
+        finish(&mut engine);
+        assert_eq!(ear.ids(), all[..n]);
+    }
+    // The model that guesses is never wrong, not even about the end.
+    let stats = engine.stats();
+    assert_eq!((stats.accepted_tokens, stats.guessed_tokens > 60), (stats.guessed_tokens, true));
+}
+
+/// Requests that come, go, stop reading and are abandoned at any time, among them some that cannot be: no page is used twice, all that can run end, nothing is left behind, and what can never fit is refused at once.
+#[test]
+fn of_ten_thousand_random_traces_none_passes_the_pool_and_all_end() {
+    let mut n_refused = 0;
+    for trace in 0..10_000 {
+        let mut rng = Rng::stream(4, trace);
+        let mut below = |n: u64| rng.below(n) as usize;
+        let (n_pages, n_running, context) = (1 + below(6), 1 + below(4), 100 + below(300));
+        let fake = Fake { memory: 1, ..Fake::new(n_pages, context) };
+        let limits = Limits { n_running, patience: Duration::ZERO, ..Limits::default() };
+        let mut engine = Engine::new(fake, limits);
+        let mut ears: Vec<(Ear, usize)> = Vec::new();
+        let mut n_left = 1 + below(6);
+        let mut n_steps = 0;
+        while n_left > 0 || !engine.is_idle() {
+            if n_left > 0 && below(4) == 0 {
+                n_left -= 1;
+                let (len, n, seed) = (1 + below(200), below(24), below(2) as u64);
+                let n = if below(8) == 0 { n + below(400) } else { n };
+                let request = Request {
+                    owner: below(3) as u64,
+                    sampling: Sampling::greedy(),
+                    ..request(&prompt(len, seed), n, seed)
+                };
+                let tokens = len + n.saturating_sub(1);
+                let is_possible = tokens <= context && tokens.div_ceil(PAGE) <= n_pages;
+                let ear = Ear::default();
+                let taken = engine.submit(request, Box::new(ear.clone()));
+                assert_eq!(taken.is_ok(), is_possible, "trace {trace}: {taken:?}");
+                n_refused += usize::from(!is_possible);
+                if is_possible {
+                    ears.push((ear, n));
+                }
+            }
+            for (ear, _) in &ears {
+                // Readers that are gone stay away; those that are slow come back.
+                ear.is_gone.fetch_or(below(200) == 0, Ordering::Relaxed);
+                match below(10) {
+                    0 => ear.is_full.store(n_steps < 500, Ordering::Relaxed),
+                    1..=4 => ear.is_full.store(false, Ordering::Relaxed),
+                    _ => {}
+                }
+            }
+            engine.step();
+            n_steps += 1;
+            assert!(n_steps < 5_000, "trace {trace} does not end");
+            let held: Vec<u32> = engine.running.iter().flat_map(|sequence| sequence.pages.clone()).collect();
+            let distinct: BTreeSet<u32> = held.iter().copied().collect();
+            assert!(distinct.len() <= n_pages && distinct.iter().all(|&page| (page as usize) < n_pages));
+            assert_eq!(engine.stats().pages_used, distinct.len(), "trace {trace}");
+            assert!(engine.running.len() <= n_running);
+        }
+        for (ear, n) in &ears {
+            let is_gone = ear.is_gone.load(Ordering::Relaxed);
+            assert!(is_gone || ear.end().is_some_and(|end| end.n_new == *n), "trace {trace}");
+        }
+        no_page_is_held(&engine);
+    }
+    assert!((1_000..30_000).contains(&n_refused), "{n_refused} could never fit");
 }
 
 proptest! {
@@ -352,12 +596,17 @@ proptest! {
     /// those of the request alone.
     #[test]
     fn random_arrivals(
-        n_pages in 4usize..12, n_running in 1usize..5,
+        n_pages in 4usize..12, n_running in 1usize..5, guesses in 0usize..3,
         arrivals in prop::collection::vec(
             (0usize..6, 0u64..3, 1usize..180, 0usize..70, 0u64..3, 0usize..400), 1..14,
         ),
     ) {
-        let mut engine = Engine::new(Fake::new(n_pages, 250), Limits { n_running, ..Limits::default() });
+        let engine = Engine::new(Fake::new(n_pages, 250), Limits { n_running, ..Limits::default() });
+        let mut engine = match guesses {
+            0 => engine,
+            1 => engine.speculating(lookup()),
+            _ => engine.speculating(draft(n_pages, 250, 5)),
+        };
         let mut open: Vec<(Ear, Vec<u32>, usize, u64, usize)> = Vec::new();
         let mut n_steps = 0;
         let mut step = |engine: &mut Engine<Fake>, open: &[(Ear, Vec<u32>, usize, u64, usize)]| {
@@ -392,29 +641,45 @@ proptest! {
 }
 
 #[test]
-fn a_model_gives_many_what_a_session_gives_one() {
-    let config = Config { n_kv_head: Some(2), ..Config::new(VOCAB, 2, 32, 4, 300) };
-    let model = Transformer::<Flex>::init(&config, 1, &Default::default());
-    let pool = Pool::new(&config, Kind::F32, 8, 300, &Default::default());
-    let mut engine = Engine::new(Paged::new(&model, pool), Limits::default());
-    let cases: Vec<(Vec<u32>, u64)> = (0..6).map(|i| (prompt(1 + 12 * i as usize, i), i)).collect();
-    let ears: Vec<Ear> = cases
-        .iter()
-        .map(|(prompt, seed)| {
-            let ear = Ear::default();
-            engine.submit(request(prompt, 150, *seed), Box::new(ear.clone())).expect("it fits");
-            ear
-        })
-        .collect();
-    while !engine.is_idle() {
-        assert!(engine.step());
+fn constrained_texts_are_those_of_the_constraint_alone_whoever_else_runs() {
+    let tokenizer = letters();
+    let vocabulary = crate::constrain::Vocabulary::new(&tokenizer, VOCAB).expect("a vocabulary");
+    let grammar = |regex: &str| {
+        vocabulary.grammar(&crate::constrain::Source::Regex(regex.to_owned())).expect("a grammar")
+    };
+    let grammars = [grammar("(ab|ba)*c"), grammar("[a-f]{3,}l?"), grammar("k{5}")];
+    let request = |i: usize, n: usize| Request {
+        constraint: Some(grammars[i % 3].begin()),
+        stop_ids: vec![8],
+        ..request(&prompt(1 + 9 * i, i as u64), n, i as u64)
+    };
+    let alone = |i: usize| {
+        let mut engine = Engine::new(Fake::new(40, 2000), Limits::default());
+        let ear = submit(&mut engine, request(i, 20 + i));
+        finish(&mut engine);
+        (ear.ids(), ear.end().expect("it ended").reason)
+    };
+    // Few pages, so that some are sent back in the middle.
+    let mut engine = Engine::new(Fake::new(6, 300), Limits { n_running: 5, ..Limits::default() });
+    let ears: Vec<Ear> = (0..15).map(|i| submit(&mut engine, request(i, 20 + i))).collect();
+    finish(&mut engine);
+    for (i, ear) in ears.iter().enumerate() {
+        let (ids, reason) = alone(i);
+        assert_eq!((ear.ids(), ear.end().expect("it ended").reason), (ids.clone(), reason));
+        let text: String = ids.iter().map(|&id| char::from(b'a' + id as u8)).collect();
+        match i % 3 {
+            0 => {
+                let pairs = text.strip_suffix('c').expect("it ends with it").as_bytes().chunks(2);
+                assert!(pairs.into_iter().all(|pair| [b"ab", b"ba"].iter().any(|of| pair == *of)), "{text}");
+                assert_eq!(reason, FinishReason::Stop);
+            }
+            1 => assert!(
+                text.len() >= 3 && text.trim_end_matches('l').bytes().all(|byte| byte <= b'f'),
+                "{text}"
+            ),
+            _ => assert_eq!((&*text, reason), ("kkkkk", FinishReason::Stop)),
+        }
     }
-    assert!(engine.stats().preempted > 0, "8 pages are few");
-    for (ear, (prompt, seed)) in ears.iter().zip(&cases) {
-        let mut sampler = Sampler::new(Sampling { seed: *seed, ..Sampling::default() }).expect("valid");
-        let shown = |_| std::ops::ControlFlow::Continue(());
-        let alone =
-            Session::new(&model, 300).generate(prompt, 150, &[], &mut sampler, shown).expect("generated");
-        assert_eq!(ear.ids(), alone.ids);
-    }
+    let refused = engine.submit(request(2, 4), Box::new(Ear::default())).unwrap_err();
+    assert_eq!(refused, Refused::NoRoom { least: 5, new: 4 });
 }

@@ -1,0 +1,151 @@
+//! What steps cost, by the clock.
+
+use std::time::Duration;
+
+use super::Limits;
+
+/// Moving averages, in seconds.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Pace {
+    /// A step that only generates, a token of each sequence.
+    generate: Option<f64>,
+    /// A position of a prompt.
+    row: Option<f64>,
+    /// A guess that a step checks.
+    check: Option<f64>,
+    /// A step of the model that guesses.
+    draft: Option<f64>,
+}
+
+/// What a step computed.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Rows {
+    /// Sequences that generate.
+    pub n_generating: usize,
+    /// Positions of prompts.
+    pub n_prompt: usize,
+    /// Guesses that were checked.
+    pub n_guessed: usize,
+}
+
+/// Positions of a prompt in a step, at least, and in the first one.
+const MIN_ROWS: usize = 4;
+const FIRST_ROWS: usize = 32;
+
+/// How fast the averages follow.
+const WEIGHT: f64 = 0.2;
+
+/// The same where what is followed cannot be told from the rest of a step.
+const SLOW_WEIGHT: f64 = 0.02;
+
+/// What a guess costs as a share of a step, at most and if it is not known. It cannot be more than 1, and what never is tried
+/// because it was found dear once would never be found cheap again.
+const MAX_COST: f64 = 0.8;
+const FIRST_COST: f64 = 0.5;
+
+fn follow(average: &mut Option<f64>, x: f64) {
+    *average = Some(average.map_or(x, |average| average + WEIGHT * (x - average)));
+}
+
+impl Pace {
+    /// Positions of prompts that a step may take beside so many sequences that generate.
+    pub fn prompt_rows(&self, n_generating: usize, limits: &Limits) -> usize {
+        let time = match (n_generating, self.generate) {
+            (0, _) => limits.step_time.as_secs_f64(),
+            (_, Some(generate)) => generate * limits.stall,
+            (_, None) => 0.0,
+        };
+        let n = self.row.map_or(FIRST_ROWS, |row| (time / row) as usize);
+        n.clamp(MIN_ROWS, limits.n_rows.max(MIN_ROWS))
+    }
+
+    /// What a guess costs, as a share of what a sequence's token does in a step of so many sequences.
+    pub fn guess_cost(&self, n_generating: usize, has_draft: bool) -> f64 {
+        let Some(token) = self.generate.map(|generate| generate / n_generating.max(1) as f64) else {
+            return FIRST_COST;
+        };
+        let draft = if has_draft { self.draft.unwrap_or(0.0) / n_generating.max(1) as f64 } else { 0.0 };
+        match self.check.or(self.row) {
+            Some(check) => ((check + draft) / token).min(MAX_COST),
+            None => FIRST_COST,
+        }
+    }
+
+    /// Notes how long a step took.
+    pub fn note(&mut self, rows: Rows, time: Duration) {
+        let time = time.as_secs_f64();
+        let Rows { n_generating, n_prompt, n_guessed } = rows;
+        if n_generating > 0 && n_prompt + n_guessed > 0 {
+            // Where prompts never stop coming, this is all there is to learn from.
+            let others =
+                self.row.unwrap_or(0.0) * n_prompt as f64 + self.check.unwrap_or(0.0) * n_guessed as f64;
+            match self.generate {
+                None => {
+                    self.generate = Some((time - others).max(time * 0.1));
+                    return;
+                }
+                Some(ref mut generate) if n_prompt > 0 => {
+                    *generate += SLOW_WEIGHT * ((time - others).max(time * 0.1) - *generate);
+                }
+                Some(_) => {}
+            }
+        }
+        let generate = self.generate.filter(|_| n_generating > 0);
+        if n_prompt == 0 && n_guessed == 0 {
+            follow(&mut self.generate, time);
+        } else if n_prompt == 0 {
+            if let Some(generate) = generate {
+                follow(&mut self.check, (time - generate).max(0.0) / n_guessed as f64);
+            }
+        } else if n_prompt >= MIN_ROWS {
+            let own = generate.unwrap_or(0.0) + self.check.unwrap_or(0.0) * n_guessed as f64;
+            // Of a step that was faster than one without it, at least something.
+            follow(&mut self.row, (time - own).max(time * 0.1) / n_prompt as f64);
+        }
+    }
+
+    /// Notes how long a step of the model that guesses took.
+    pub fn note_draft(&mut self, time: Duration) {
+        follow(&mut self.draft, time.as_secs_f64());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn prompts_that_never_stop_coming_are_not_read_ever_more_slowly() {
+        let limits = Limits::default();
+        let mut pace = Pace::default();
+        // A position of a prompt takes a millisecond, a step that generates twenty.
+        let step = |pace: &mut Pace, n_generating: usize| {
+            let n_prompt = pace.prompt_rows(n_generating, &limits);
+            let ms = n_prompt as u64 + if n_generating > 0 { 20 } else { 0 };
+            pace.note(Rows { n_generating, n_prompt, n_guessed: 0 }, Duration::from_millis(ms));
+            n_prompt
+        };
+        step(&mut pace, 0);
+        for _ in 0..1000 {
+            step(&mut pace, 1);
+        }
+        let n = step(&mut pace, 1);
+        assert!((15..=60).contains(&n), "{n} rows beside a step of the time of 20");
+    }
+
+    #[test]
+    fn guesses_cost_what_steps_with_them_take_longer() {
+        let ms = Duration::from_millis;
+        let mut pace = Pace::default();
+        assert_eq!(pace.guess_cost(1, false), FIRST_COST);
+        let rows = |n_generating, n_guessed| Rows { n_generating, n_prompt: 0, n_guessed };
+        pace.note(rows(1, 0), ms(100));
+        pace.note(rows(1, 4), ms(140));
+        assert!((pace.guess_cost(1, false) - 0.1).abs() < 1e-9);
+        // Beside another sequence, a step gives two tokens for its time.
+        assert!((pace.guess_cost(2, false) - 0.2).abs() < 1e-9);
+        pace.note_draft(ms(20));
+        assert!((pace.guess_cost(1, true) - 0.3).abs() < 1e-9);
+        assert_eq!(pace.guess_cost(100, false), MAX_COST);
+    }
+}
