@@ -3,35 +3,37 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use quant::{Format, Recipe};
+use quant::{Format, Recipe, Symmetric};
 
 /// `flint quantize`
 ///
-/// Reads a model some rows at a time and writes it as a GGUF whose matrices take fewer bits. At the end stands a report:
+/// Reads a model some rows at a time and writes it with matrices that take fewer bits, as a GGUF or, with int8 and int4-g32,
+/// -g64 or -g128, as a folder in the Hugging Face layout (compressed-tensors). At the end stands a report:
 /// bits per weight, sizes, what every tensor lost, and with --text the perplexity of that text before and after, how far
 /// the predictions are apart (Kullback-Leibler divergence) and tokens per second. The report is stored in the file
-/// (`flint.quantize.*`).
+/// (`flint.quantize.*`), in a folder also as flint_quantize.json.
 ///
 /// Recipes are llama.cpp's, with its names: a mixture such as q4_k_m gives more bits to the tensors that a model suffers
 /// most from. Norms, biases and routers stay F32; what has rows that are no whole number of blocks gets a format of
-/// smaller blocks, which is reported.
+/// smaller blocks, which is reported. In a folder the matrices of linear layers are whole numbers with a scale for each row
+/// (int8) or each 32, 64 or 128 numbers of a row (int4); embedding, head, norms and routers stay floats.
 #[derive(Debug, Args)]
 #[command(group = clap::ArgGroup::new("texts").multiple(true))]
 pub struct Quantize {
     /// Model or run folder, or GGUF file
     pub model: PathBuf,
 
-    /// Recipe: q8_0, q6_k, q5_k_m, q4_k_m, q4_0, iq4_xs, q3_k_m, q2_k, ...
-    #[arg(long, value_name = "RECIPE", value_parser = recipe, required_unless_present = "target_bpw")]
-    pub format: Option<Recipe>,
+    /// Recipe: q8_0, q6_k, q5_k_m, q4_k_m, q4_0, iq4_xs, q3_k_m, q2_k, ...; or int8, int4-g32, int4-g64, int4-g128
+    #[arg(long, value_name = "RECIPE", value_parser = wanted, required_unless_present = "target_bpw")]
+    pub format: Option<Wanted>,
 
     /// Instead of a recipe: at most so many bits per weight over all tensors, each in the format that measured errors
     /// speak for
     #[arg(long, value_name = "BITS", conflicts_with_all = ["format", "pure"], value_parser = bits)]
     pub target_bpw: Option<f64>,
 
-    /// GGUF file to write, which must not be there yet
-    #[arg(short, long, value_name = "FILE")]
+    /// GGUF file or folder to write, which must not be there yet
+    #[arg(short, long, value_name = "PATH")]
     pub out: PathBuf,
 
     /// Another format for tensors whose name contains PART, as in `ffn_down=q6_k`; may be repeated, the first that fits
@@ -65,9 +67,32 @@ pub struct Quantize {
     pub json: bool,
 }
 
-fn recipe(name: &str) -> Result<Recipe, String> {
+/// What --format asks for.
+#[derive(Clone, Copy, Debug)]
+pub enum Wanted {
+    /// A GGUF.
+    Gguf(Recipe),
+    /// A folder.
+    Folder(Symmetric),
+}
+
+impl Quantize {
+    /// The recipe of a GGUF, if --format has one.
+    pub fn recipe(&self) -> Option<Recipe> {
+        match self.format {
+            Some(Wanted::Gguf(recipe)) => Some(recipe),
+            _ => None,
+        }
+    }
+}
+
+fn wanted(name: &str) -> Result<Wanted, String> {
+    let folder = || Symmetric::from_name(name).map(Wanted::Folder);
+    let names = || Recipe::names().chain(Symmetric::NAMES).collect::<Vec<_>>().join(", ");
     Recipe::from_name(name)
-        .ok_or_else(|| format!("choose one of {}", Recipe::names().collect::<Vec<_>>().join(", ")))
+        .map(Wanted::Gguf)
+        .or_else(folder)
+        .ok_or_else(|| format!("choose one of {}", names()))
 }
 
 fn bits(text: &str) -> Result<f64, String> {

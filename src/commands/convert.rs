@@ -17,6 +17,7 @@ use tokenizer::gguf::Value;
 
 use super::Common;
 use crate::args::{self, FileFormat};
+use crate::scratch::Scratch;
 use crate::source::Source;
 use crate::{loading, output};
 
@@ -55,10 +56,7 @@ impl Job for Run {
         let model: Transformer<B> = opened.load(&device).context("cannot open the model")?;
         let model = loading::with_adapters(model, &args.lora)?;
         let before = logits(&model, &ids);
-        // Beside the place where it will be, so that one rename puts it there.
-        let parent = args.out.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        let scratch = tempfile::Builder::new().prefix(".convert-").tempdir_in(parent);
-        let scratch = scratch.with_context(|| format!("cannot write to {}", parent.display()))?;
+        let scratch = Scratch::beside(&args.out, ".convert-")?;
         let (written, weights_file) = match args.to {
             FileFormat::Safetensors => write_folder(&source, &model, format, scratch.path())?,
             FileFormat::Gguf => write_gguf(&source, &model, format, scratch.path())?,
@@ -74,9 +72,7 @@ impl Job for Run {
             );
         }
         put_into(&weights_file, &format!("{difference:e}"))?;
-        fs::rename(&written, &args.out)
-            .and_then(|()| model::files::sync_dir(parent))
-            .with_context(|| format!("cannot write {}", args.out.display()))?;
+        scratch.publish(&written, &args.out)?;
         let scale = before.iter().fold(0.0f32, |most, logit| most.max(logit.abs()));
         if args.json {
             output::json(&json!({
@@ -102,9 +98,9 @@ fn format_of(opened: &Opened) -> Format {
     let archive = opened.archive();
     let matrices =
         archive.names().filter_map(|name| archive.get(name)).filter(|stored| stored.shape.len() > 1);
-    let mut formats = matrices.map(|stored| stored.format);
-    let first = formats.next().unwrap_or(Format::F32);
-    if first.block_len() == 1 && formats.all(|format| format == first) { first } else { Format::F32 }
+    let mut formats = matrices.map(|stored| stored.encoding.float());
+    let first = formats.next().flatten().unwrap_or(Format::F32);
+    if formats.all(|format| format == Some(first)) { first } else { Format::F32 }
 }
 
 /// What both models are asked.

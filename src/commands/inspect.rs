@@ -30,6 +30,7 @@ pub fn run(args: args::Inspect, common: Common) -> Result<ExitCode> {
     let context = args.context.map_or(config.context.min(CONTEXT), |n| n as usize);
     let backend = common.backend()?;
     let packs = backend.packs();
+    loading::say_if_widened(&opened, packs, common);
     let cache = args.cache.kind();
     let batch = args.batch.into();
     let mut plan = Inference::new(config, opened.weights_bytes(packs), cache, batch, context);
@@ -102,7 +103,7 @@ pub fn run(args: args::Inspect, common: Common) -> Result<ExitCode> {
     if args.tensors {
         for name in opened.archive().names() {
             let stored = opened.archive().get(name).expect("one of its names");
-            output::line(&format!("    {name:<48} {:<8} {:?}", stored.format.name(), stored.shape))?;
+            output::line(&format!("    {name:<48} {:<8} {:?}", stored.encoding.name(), stored.shape))?;
         }
     }
     output::line(&format!("  tokenizer: {}", tokenizer.as_ref().map_or("none".into(), Value::to_string)))?;
@@ -161,10 +162,10 @@ fn parts(config: &Config) -> impl Iterator<Item = (&'static str, u128)> {
 }
 
 /// Number and bytes of the tensors in each format.
-fn formats(opened: &Opened) -> BTreeMap<&'static str, (usize, u64)> {
+fn formats(opened: &Opened) -> BTreeMap<String, (usize, u64)> {
     let mut formats = BTreeMap::new();
     for stored in opened.archive().names().filter_map(|name| opened.archive().get(name)) {
-        let (n, bytes) = formats.entry(stored.format.name()).or_insert((0, 0));
+        let (n, bytes) = formats.entry(stored.encoding.name()).or_insert((0, 0));
         *n += 1;
         *bytes += stored.n_bytes() as u64;
     }
@@ -175,7 +176,7 @@ fn tensors(opened: &Opened) -> Vec<Value> {
     let archive = opened.archive();
     let entry = |name: &str| {
         let stored = archive.get(name)?;
-        Some(json!({ "name": name, "shape": stored.shape, "format": stored.format.name() }))
+        Some(json!({ "name": name, "shape": stored.shape, "format": stored.encoding.name() }))
     };
     archive.names().filter_map(entry).collect()
 }

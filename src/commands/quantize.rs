@@ -5,6 +5,7 @@
 
 mod budget;
 mod calibrate;
+mod folder;
 mod measure;
 mod report;
 
@@ -15,6 +16,7 @@ use std::{fs, io};
 use anyhow::{Context, Result, bail};
 use model::backend::Job;
 use model::weights::gguf::stream::{Contents, Slab};
+use model::weights::names::Layout;
 use model::weights::{self, Opened};
 use model::{Config, FusedOps};
 use quant::recipe::{self, Choice};
@@ -22,9 +24,11 @@ use quant::{Format, Importance, Lost, Recipe};
 use rayon::prelude::*;
 use tokenizer::gguf::Value;
 
-use self::report::Report;
+use self::report::{Gets, Report};
 use super::Common;
+use crate::args::Wanted;
 use crate::bar::{Bar, Unit};
+use crate::scratch::Scratch;
 use crate::source::Source;
 use crate::{args, loading, output};
 
@@ -43,61 +47,112 @@ impl Job for Run {
     fn run<B: FusedOps>(self, device: B::Device) -> Result<ExitCode> {
         let Self { args, common } = self;
         loading::check_is_new(&args.out)?;
-        // Beside the place where it will be, so that one rename puts it there; and now, before any work could be lost.
-        let parent = args.out.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        let scratch = tempfile::Builder::new().prefix(".quantize-").tempdir_in(parent);
-        let scratch = scratch.with_context(|| format!("cannot write to {}", parent.display()))?;
+        // Now, before any work could be lost.
+        let scratch = Scratch::beside(&args.out, ".quantize-")?;
         let path = loading::model_path(&args.model)?;
         let opened = weights::open(&path).context("cannot open the model")?;
-        let contents = opened.contents::<B>(&device).context("cannot open the model")?;
-        check_names(&args, &contents)?;
         let source = Source::read(&path, common)?;
         say_if_rounded(&opened, common);
         let text = args.text.as_deref().map(|text| measure::Text::read(text, &args, &source, &opened));
-        let text = text.transpose()?;
-        let importance = importance::<B>(&args, &source, &opened, &contents, &device, common)?;
-        let importance = match &importance {
-            Some(importance) => calibrate::of_tensors(importance, &contents, common)?,
-            None => vec![None; contents.tensors().len()],
+        let work = Work {
+            args: &args,
+            opened: &opened,
+            source: &source,
+            text: text.transpose()?,
+            scratch: &scratch,
+            common,
         };
-        let choices = choose(&args, &contents, opened.config(), &importance, common)?;
-        let formats: Vec<Format> = choices.iter().map(|choice| choice.format).collect();
-        let mut report = Report::new(&args, &contents, &choices, &importance);
-        report.measured = text.as_ref().map(measure::Text::pending);
-        let beside = source.pairs()?;
-        let pairs = |report: &Report| {
-            contents.pairs(file_type(&args, &formats), &[&beside[..], &report.pairs()].concat())
+        let report = match args.format {
+            Some(Wanted::Folder(ints)) => folder::write::<B>(ints, &work, &device)?,
+            _ => write_gguf::<B>(&work, &device)?,
         };
-
-        let file = scratch.path().join("model.gguf");
-        let pending = pairs(&report);
-        let n_elements = contents.tensors().iter().map(|tensor| tensor.n_elements() as u64).sum();
-        let bar = Bar::new("quantizing", Unit::Items, Some(n_elements), common.quiet);
-        let (mut lost, mut done) = (vec![Lost::default(); formats.len()], 0);
-        contents.write(&file, &pending, &formats, |slab| {
-            let idx = slab.tensor_idx;
-            let columns = Columns::new(&contents.tensors()[idx].shape, importance[idx].as_deref());
-            let (bytes, lost_here) = quantize(slab, formats[idx], columns);
-            lost[idx] = lost[idx].and(lost_here);
-            done += slab.values.len() as u64;
-            bar.set(done);
-            bytes
-        })?;
-        drop(bar);
-        report.set_lost(&lost);
-        if let Some(text) = &text {
-            report.measured = Some(text.measure::<B>(&opened, &file, &device, common)?);
-        }
-        put_into(&file, contents.tensors().len(), &pending, &pairs(&report))
-            .with_context(|| format!("cannot write {}", args.out.display()))?;
-        fs::rename(&file, &args.out)
-            .and_then(|()| model::files::sync_dir(parent))
-            .with_context(|| format!("cannot write {}", args.out.display()))?;
         match args.json {
             true => output::json(&report)?,
             false => report.lines().iter().try_for_each(|line| output::line(line))?,
         }
         Ok(ExitCode::SUCCESS)
+    }
+}
+
+/// What is quantized, and how.
+struct Work<'a> {
+    args: &'a args::Quantize,
+    opened: &'a Opened,
+    source: &'a Source<'a>,
+    text: Option<measure::Text<'a>>,
+    scratch: &'a Scratch,
+    common: Common,
+}
+
+/// Writes a GGUF.
+fn write_gguf<B: FusedOps>(work: &Work<'_>, device: &B::Device) -> Result<Report> {
+    let &Work { args, opened, source, ref text, scratch, common } = work;
+    let contents = opened.contents::<B>(device).context("cannot open the model")?;
+    check_names(args, &contents)?;
+    let importance = match importance::<B>(work, contents.layout(), device)? {
+        Some(importance) => calibrate::of_tensors(&importance, &contents, recipe::is_quantized, common)?,
+        None => vec![None; contents.tensors().len()],
+    };
+    let choices = choose(args, &contents, opened.config(), &importance, common)?;
+    let formats: Vec<Format> = choices.iter().map(|choice| choice.format).collect();
+    let gets =
+        contents.tensors().iter().zip(&choices).zip(&importance).map(|((tensor, choice), known)| Gets {
+            format: choice.format.name().to_owned(),
+            wanted: choice.wanted.name().to_owned(),
+            bytes: choice.format.n_bytes(tensor.n_elements()).unwrap_or(0) as u64,
+            is_weighed: choice.format.is_weighed(),
+            has_importance: known.is_some(),
+        });
+    let mut report = Report::new(args, &contents, gets.collect());
+    report.measured = text.as_ref().map(measure::Text::pending);
+    let beside = source.pairs()?;
+    let pairs =
+        |report: &Report| contents.pairs(file_type(args, &formats), &[&beside[..], &report.pairs()].concat());
+
+    let file = scratch.path().join("model.gguf");
+    let pending = pairs(&report);
+    let mut progress = Progress::new(&contents, common);
+    contents.write(&file, &pending, &formats, |slab| {
+        let idx = slab.tensor_idx;
+        let columns = Columns::new(&contents.tensors()[idx].shape, importance[idx].as_deref());
+        let (bytes, lost) = quantize(slab, columns, |row, importance, bytes: &mut Vec<u8>| {
+            Lost::by_quantizing(formats[idx], row, row.len(), importance, bytes)
+        });
+        progress.add(slab, lost);
+        bytes
+    })?;
+    report.set_lost(&progress.finish());
+    if let Some(text) = text {
+        report.measured = Some(text.measure::<B>(opened, &file, device, common)?);
+    }
+    put_into(&file, contents.tensors().len(), &pending, &pairs(&report))
+        .with_context(|| format!("cannot write {}", args.out.display()))?;
+    scratch.publish(&file, &args.out)?;
+    Ok(report)
+}
+
+/// What was lost so far, and a bar.
+struct Progress {
+    lost: Vec<Lost>,
+    done: u64,
+    bar: Bar,
+}
+
+impl Progress {
+    fn new(contents: &Contents<'_>, common: Common) -> Self {
+        let n_elements = contents.tensors().iter().map(|tensor| tensor.n_elements() as u64).sum();
+        let bar = Bar::new("quantizing", Unit::Items, Some(n_elements), common.quiet);
+        Self { lost: vec![Lost::default(); contents.tensors().len()], done: 0, bar }
+    }
+
+    fn add(&mut self, slab: Slab<'_>, lost: Lost) {
+        self.lost[slab.tensor_idx] = self.lost[slab.tensor_idx].and(lost);
+        self.done += slab.values.len() as u64;
+        self.bar.set(self.done);
+    }
+
+    fn finish(self) -> Vec<Lost> {
+        self.lost
     }
 }
 
@@ -115,24 +170,22 @@ fn check_names(args: &args::Quantize, contents: &Contents<'_>) -> Result<()> {
 /// Says that errors add up, where the source has been quantized before.
 fn say_if_rounded(opened: &Opened, common: Common) {
     let archive = opened.archive();
-    let is_rounded = |name: &&str| archive.get(name).is_some_and(|stored| stored.format.block_len() > 1);
+    let is_rounded = |name: &&str| archive.get(name).is_some_and(|stored| stored.encoding.float().is_none());
     if let Some(name) = archive.names().find(is_rounded) {
-        let format = archive.get(name).map_or(Format::F32, |stored| stored.format);
+        let format = archive.get(name).map_or(String::new(), |stored| stored.encoding.name());
         common.note(&format!(
             "the source is quantized already ({name} is {format}): what was lost then is not in the report"
         ));
     }
 }
 
-/// What is known of columns: read, or found out and saved.
+/// What is known of columns, by the names of tensors in this layout: read, or found out and saved.
 fn importance<B: FusedOps>(
-    args: &args::Quantize,
-    source: &Source<'_>,
-    opened: &Opened,
-    contents: &Contents<'_>,
+    work: &Work<'_>,
+    layout: Layout,
     device: &B::Device,
-    common: Common,
 ) -> Result<Option<Importance>> {
+    let &Work { args, opened, source, common, .. } = work;
     if let Some(path) = &args.imatrix {
         return calibrate::read(path).map(Some);
     }
@@ -142,7 +195,7 @@ fn importance<B: FusedOps>(
         bail!("{} is already there: use it by --imatrix, or remove it", file.display());
     }
     let text = measure::Text::read(path, args, source, opened)?;
-    let importance = calibrate::run::<B>(&text, opened, contents, device, common)?;
+    let importance = calibrate::run::<B>(&text, opened, layout, device, common)?;
     model::files::write_atomic(&file, |f| importance.write(f).map_err(io::Error::other))
         .with_context(|| format!("cannot write {}", file.display()))?;
     common.note(&format!("statistics saved: --imatrix {} uses them again", file.display()));
@@ -155,7 +208,7 @@ fn file_type(args: &args::Quantize, formats: &[Format]) -> u32 {
         let count = |format: &&Format| formats.iter().filter(|other| other == format).count();
         Format::ALL.iter().filter(|format| format.block_len() > 1).max_by_key(count)
     };
-    match args.format {
+    match args.recipe() {
         Some(recipe) => recipe.file_type(),
         None => most().map_or(0, |&format| Recipe::file_type_of(format)),
     }
@@ -169,7 +222,7 @@ fn choose(
     importance: &[Option<Vec<f32>>],
     common: Common,
 ) -> Result<Vec<Choice>> {
-    let recipe = match (args.format, args.target_bpw) {
+    let recipe = match (args.recipe(), args.target_bpw) {
         (Some(recipe), _) => recipe,
         (None, Some(bits)) => return budget::choose(bits, args, contents, importance, common),
         (None, None) => bail!("--format or --target-bpw is wanted"),
@@ -213,23 +266,44 @@ impl<'a> Columns<'a> {
     }
 }
 
-/// The blocks of some rows, and what they lost. Neither depends on the number of threads.
-fn quantize(slab: Slab<'_>, format: Format, columns: Columns<'_>) -> (Vec<u8>, Lost) {
+/// What some rows become, row by row, and what they lost. Neither depends on the number of threads.
+fn quantize<T: Pieces>(
+    slab: Slab<'_>,
+    columns: Columns<'_>,
+    row: impl Fn(&[f32], Option<&[f32]>, &mut T) -> Lost + Sync,
+) -> (T, Lost) {
     let width = columns.width;
     let n_rows = (PIECE / width).max(1);
     let piece = |(i, rows): (usize, &[f32])| {
-        let (mut bytes, mut lost) = (Vec::new(), Lost::default());
+        let (mut bytes, mut lost) = (T::default(), Lost::default());
         let first = slab.first / width + i * n_rows;
-        for (row_idx, row) in rows.chunks_exact(width).enumerate() {
-            let importance = columns.of_row(first + row_idx);
-            lost = lost.and(Lost::by_quantizing(format, row, width, importance, &mut bytes));
+        for (row_idx, values) in rows.chunks_exact(width).enumerate() {
+            lost = lost.and(row(values, columns.of_row(first + row_idx), &mut bytes));
         }
         (bytes, lost)
     };
-    let pieces: Vec<(Vec<u8>, Lost)> =
-        slab.values.par_chunks(n_rows * width).enumerate().map(piece).collect();
+    let pieces: Vec<(T, Lost)> = slab.values.par_chunks(n_rows * width).enumerate().map(piece).collect();
     let lost = pieces.iter().fold(Lost::default(), |sum, (_, lost)| sum.and(*lost));
-    (pieces.into_iter().map(|(bytes, _)| bytes).collect::<Vec<_>>().concat(), lost)
+    (T::joined(pieces.into_iter().map(|(bytes, _)| bytes)), lost)
+}
+
+/// Bytes that are made piece by piece.
+trait Pieces: Default + Send {
+    fn joined(pieces: impl Iterator<Item = Self>) -> Self;
+}
+
+impl Pieces for Vec<u8> {
+    fn joined(pieces: impl Iterator<Item = Self>) -> Self {
+        pieces.collect::<Vec<_>>().concat()
+    }
+}
+
+/// Of numbers and of scales.
+impl Pieces for (Vec<u8>, Vec<u8>) {
+    fn joined(pieces: impl Iterator<Item = Self>) -> Self {
+        let (numbers, scales): (Vec<_>, Vec<_>) = pieces.unzip();
+        (numbers.concat(), scales.concat())
+    }
 }
 
 /// Puts what was measured into the file's header.

@@ -5,13 +5,13 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
-use burn::tensor::{Tensor, TensorData};
+use burn::tensor::TensorData;
 use model::FusedOps;
 use model::tap::Taps;
 use model::weights::Opened;
-use model::weights::gguf::stream::Contents;
+use model::weights::gguf::stream::{Contents, InGguf, Tensor};
+use model::weights::names::Layout;
 use quant::Importance;
-use quant::recipe::is_quantized;
 
 use super::measure::Text;
 use crate::args;
@@ -46,7 +46,7 @@ pub fn file_of(args: &args::Quantize) -> PathBuf {
 pub fn run<B: FusedOps>(
     text: &Text<'_>,
     opened: &Opened,
-    contents: &Contents<'_>,
+    layout: Layout,
     device: &B::Device,
     common: Common,
 ) -> Result<Importance> {
@@ -58,11 +58,11 @@ pub fn run<B: FusedOps>(
     let n_together = (TOGETHER / context).max(1);
     for (i, batch) in windows.chunks(n_together).enumerate() {
         let ids = TensorData::new(batch.concat(), [batch.len(), context]);
-        model.hidden(Tensor::from_data(ids, device));
+        model.hidden(burn::Tensor::from_data(ids, device));
         bar.set((i * n_together + batch.len()) as u64);
     }
     drop(bar);
-    let mut importance = taps.importance(opened.config(), contents.layout());
+    let mut importance = taps.importance(opened.config(), layout);
     importance.check().context("the model computes no numbers on this text")?;
     importance.texts.push(text.path().display().to_string());
     importance.n_chunks = windows.len() as u32;
@@ -70,22 +70,20 @@ pub fn run<B: FusedOps>(
     Ok(importance)
 }
 
-/// The importance of every tensor's columns, of each of its matrices; nothing for what is not quantized. Says which
-/// matrices have none.
+/// The importance of every tensor's columns, of each of its matrices; nothing for what `is_quantized` leaves out. Says
+/// which matrices have none.
 pub fn of_tensors(
     importance: &Importance,
     contents: &Contents<'_>,
+    is_quantized: fn(&str, &[usize]) -> bool,
     common: Common,
 ) -> Result<Vec<Option<Vec<f32>>>> {
     let mut lacking = Vec::new();
     let mut found = Vec::new();
     for tensor in contents.tensors() {
-        let columns = match tensor.shape[..] {
-            _ if !is_quantized(&tensor.name, &tensor.shape) => None,
-            [n_matrices, _, width] => importance.of(&tensor.name, n_matrices, width)?,
-            _ => importance.of(&tensor.name, 1, tensor.shape.last().copied().unwrap_or(0))?,
-        };
-        if columns.is_none() && is_quantized(&tensor.name, &tensor.shape) {
+        let is_quantized = is_quantized(&tensor.name, &tensor.shape);
+        let columns = if is_quantized { of_tensor(importance, tensor)? } else { None };
+        if columns.is_none() && is_quantized {
             lacking.push(tensor.name.as_str());
         }
         found.push(columns);
@@ -98,4 +96,16 @@ pub fn of_tensors(
         common.note(&format!("without statistics, so not weighed: {first}{more}"));
     }
     Ok(found)
+}
+
+/// Those of a tensor, which in a GGUF may be one of several matrices.
+fn of_tensor(importance: &Importance, tensor: &Tensor) -> Result<Option<Vec<f32>>> {
+    let Some(InGguf { name, matrix_idx, n_matrices }) = &tensor.in_gguf else { return Ok(None) };
+    let width = tensor.shape.last().copied().unwrap_or(0);
+    let of_all = importance.of(name, *n_matrices, width)?;
+    Ok(of_all.map(|all| match tensor.shape.len() {
+        // A tensor of them all.
+        3 => all,
+        _ => all[matrix_idx * width..][..width].to_vec(),
+    }))
 }

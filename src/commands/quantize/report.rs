@@ -5,9 +5,8 @@ use std::path::PathBuf;
 
 use model::weights::gguf::stream::Contents;
 use quant::Lost;
-use quant::recipe::Choice;
 use serde::Serialize;
-use tokenizer::gguf::Value;
+use tokenizer::gguf::{Array, Value};
 
 use super::measure::Measured;
 use crate::args;
@@ -30,7 +29,7 @@ pub struct Report {
     /// What all numbers lost, relative to them (root mean squares).
     error: f64,
     /// Tensors of each format.
-    formats: BTreeMap<&'static str, usize>,
+    formats: BTreeMap<String, usize>,
     /// Tensors that got another format than the recipe has for them, since their rows are no whole blocks of it.
     n_fallbacks: usize,
     /// Tensors whose rounding was weighed by importance.
@@ -46,10 +45,10 @@ pub struct Report {
 pub struct TensorReport {
     name: String,
     shape: Vec<usize>,
-    format: &'static str,
+    format: String,
     /// What the recipe has for it, if it got something else.
     #[serde(skip_serializing_if = "Option::is_none")]
-    instead_of: Option<&'static str>,
+    instead_of: Option<String>,
     bytes: u64,
     /// Relative: root mean square of the errors by that of the numbers.
     error: f64,
@@ -58,29 +57,37 @@ pub struct TensorReport {
     output_error: Option<f64>,
 }
 
+/// What a tensor gets.
+pub struct Gets {
+    /// The name of its format.
+    pub format: String,
+    /// That of what the recipe has for it.
+    pub wanted: String,
+    /// Bytes of it.
+    pub bytes: u64,
+    /// Whether it is rounded with a regard to columns.
+    pub is_weighed: bool,
+    /// Whether it is known how important these are.
+    pub has_importance: bool,
+}
+
 impl Report {
     /// What is known before anything is done.
-    pub fn new(
-        args: &args::Quantize,
-        contents: &Contents<'_>,
-        choices: &[Choice],
-        importance: &[Option<Vec<f32>>],
-    ) -> Self {
+    pub fn new(args: &args::Quantize, contents: &Contents<'_>, gets: Vec<Gets>) -> Self {
         let mut formats = BTreeMap::new();
         let (mut tensors, mut n_elements) = (Vec::new(), 0u64);
-        let is_weighed = importance.iter().map(Option::is_some);
-        for ((tensor, choice), is_weighed) in contents.tensors().iter().zip(choices).zip(is_weighed) {
-            let (n, format) = (tensor.n_elements(), choice.format);
-            n_elements += n as u64;
-            *formats.entry(format.name()).or_insert(0) += 1;
+        let n_weighed = gets.iter().filter(|gets| gets.is_weighed && gets.has_importance).count();
+        for (tensor, gets) in contents.tensors().iter().zip(gets) {
+            n_elements += tensor.n_elements() as u64;
+            *formats.entry(gets.format.clone()).or_insert(0) += 1;
             tensors.push(TensorReport {
                 name: tensor.name.clone(),
                 shape: tensor.shape.clone(),
-                format: format.name(),
-                instead_of: (choice.wanted != format).then(|| choice.wanted.name()),
-                bytes: format.n_bytes(n).unwrap_or(0) as u64,
+                instead_of: (gets.wanted != gets.format).then_some(gets.wanted),
+                format: gets.format,
+                bytes: gets.bytes,
                 error: 0.0,
-                output_error: is_weighed.then_some(0.0),
+                output_error: gets.has_importance.then_some(0.0),
             });
         }
         let bytes: u64 = tensors.iter().map(|tensor| tensor.bytes).sum();
@@ -88,7 +95,8 @@ impl Report {
         Self {
             out: args.out.clone(),
             recipe: match (args.format, args.target_bpw) {
-                (Some(recipe), _) => recipe.name().to_owned(),
+                (Some(args::Wanted::Gguf(recipe)), _) => recipe.name().to_owned(),
+                (Some(args::Wanted::Folder(ints)), _) => ints.name().to_lowercase(),
                 (None, bits) => format!("at most {} bits per weight", bits.unwrap_or(0.0)),
             },
             bits_per_weight: bits(bytes),
@@ -97,11 +105,7 @@ impl Report {
             source_bytes: contents.source_bytes(),
             error: 0.0,
             formats,
-            n_weighed: importance
-                .iter()
-                .zip(choices)
-                .filter(|(known, choice)| known.is_some() && choice.format.is_weighed())
-                .count(),
+            n_weighed,
             n_fallbacks: tensors.iter().filter(|tensor| tensor.instead_of.is_some()).count(),
             tensors,
             measured: None,
@@ -149,6 +153,22 @@ impl Report {
         pairs.into_iter().map(|(key, value)| (format!("{PREFIX}{key}"), value)).collect()
     }
 
+    /// The same as metadata of a safetensors file, which are texts.
+    pub fn metadata(&self) -> BTreeMap<String, String> {
+        let text = |(key, value): (String, Value)| {
+            let text = match value {
+                Value::String(text) => text,
+                Value::F64(number) => number.to_string(),
+                Value::U64(number) => number.to_string(),
+                Value::U32(number) => number.to_string(),
+                Value::Array(Array::F32(all)) => all.iter().map(f32::to_string).collect::<Vec<_>>().join(","),
+                other => format!("{other:?}"),
+            };
+            (key, text)
+        };
+        self.pairs().into_iter().map(text).collect()
+    }
+
     /// For people.
     pub fn lines(&self) -> Vec<String> {
         let mut lines = vec![format!(
@@ -187,8 +207,8 @@ impl Report {
     fn fallbacks(&self) -> impl Iterator<Item = String> {
         let mut found: BTreeMap<(&str, &str), Vec<&TensorReport>> = BTreeMap::new();
         for tensor in &self.tensors {
-            if let Some(wanted) = tensor.instead_of {
-                found.entry((wanted, tensor.format)).or_default().push(tensor);
+            if let Some(wanted) = &tensor.instead_of {
+                found.entry((wanted, &tensor.format)).or_default().push(tensor);
             }
         }
         found.into_iter().map(|((wanted, format), tensors)| {
