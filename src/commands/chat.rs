@@ -28,9 +28,9 @@ impl Job for Run {
     type Output = Result<ExitCode>;
 
     fn run<B: FusedOps>(self, device: B::Device) -> Result<ExitCode> {
-        let sampler = Sampler::new(super::generate::sampling(&self.args.sampling))?;
         let path = loading::model_path(&self.args.model)?;
         let tokenizer = loading::tokenizer(&path)?;
+        let sampler = Sampler::new(self.args.sampling.sampling(&tokenizer))?;
         let format = loading::chat_format(&path, &tokenizer)?;
         let model = loading::model_with::<B>(&path, &self.args.lora, &device, self.common)?;
         // The cache takes memory for all of it, and few conversations need what some models could attend to.

@@ -190,6 +190,7 @@ impl Job for Run<'_> {
         let generated = args.n.iter().filter(|&&n| n > 0).map(|&n| (0, n));
         let whats: Vec<(usize, usize)> = prompts.chain(generated).collect();
         check(args, &whats, opened.config())?;
+        loading::say_if_widened(&opened, B::PACKS, common);
         let model = {
             let _phase = span::phase("loading");
             opened.load_packed::<B>(&device).context("cannot open the model")?

@@ -45,7 +45,7 @@ pub fn run(args: &TokenizerEncode, common: Common) -> Result<ExitCode> {
     let insistence = stop.insist(GRACE, move || {
         let _ = fs::remove_dir_all(unfinished);
         common.note("\nstopped: nothing was written");
-    });
+    })?;
     let begin = Instant::now();
     let writer = Writer::new(folder.path(), "tokens", tokenizer.vocab_size(), tokenizer.hash());
     let bar = Bar::new("encoding", Unit::Bytes, corpus.n_bytes(), common.quiet);

@@ -28,7 +28,7 @@ pub fn run(args: &TokenizerTrain, common: Common) -> Result<ExitCode> {
     let corpus = Corpus::find(&args.files, &args.corpus, recipe.document())?;
     let stop = Stop::listen(Interrupter::new())?;
     // Some stages are long and cannot be asked to end; nothing is written before the last.
-    let insistence = stop.insist(GRACE, move || common.note("\nstopped: nothing was written"));
+    let insistence = stop.insist(GRACE, move || common.note("\nstopped: nothing was written"))?;
     let begin = Instant::now();
     let mut watch = Watch { n_bytes: corpus.n_bytes(), stop: &stop, common, drawn: None };
     let trained = train(counter, &corpus, &mut watch);
