@@ -1,6 +1,7 @@
 //! The command line: verbs and flags as plain values.
 
 mod quantize;
+mod sampling;
 mod tokenizer;
 
 use std::path::PathBuf;
@@ -8,10 +9,12 @@ use std::path::PathBuf;
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 use model::backend::Kind;
 use quant::Format;
+use serde::{Deserialize, Serialize};
 
 use crate::commands::Common;
 
-pub use quantize::Quantize;
+pub use quantize::{Quantize, Wanted};
+pub use sampling::{BeamArgs, SamplingArgs};
 pub use tokenizer::{
     Color, CorpusArgs, DocumentKind, SpecialArgs, SplitArgs, Tokenizer, TokenizerDecode, TokenizerEncode,
     TokenizerEval, TokenizerInspect, TokenizerTrain, VocabularyKind,
@@ -135,42 +138,6 @@ pub struct Plan {
     pub json: bool,
 }
 
-/// How to pick tokens.
-#[derive(Debug, ClapArgs)]
-pub struct SamplingArgs {
-    /// Below 1 more certain, above 1 more varied, 0 always the most probable token
-    #[arg(long, default_value_t = 0.8, value_name = "T")]
-    pub temperature: f32,
-
-    /// Only the K most probable tokens; 0 for all
-    #[arg(long, default_value_t = 0, value_name = "K")]
-    pub top_k: usize,
-
-    /// Only the fewest tokens whose probabilities reach P
-    #[arg(long, default_value_t = 1.0, value_name = "P")]
-    pub top_p: f32,
-
-    /// Only tokens at least P times as probable as the most probable
-    #[arg(long, default_value_t = 0.0, value_name = "P")]
-    pub min_p: f32,
-
-    /// Make tokens already there less probable; 1 for not
-    #[arg(long, default_value_t = 1.0, value_name = "R")]
-    pub repetition_penalty: f32,
-
-    /// Same seed, same text
-    #[arg(long, default_value_t = 0, value_name = "S")]
-    pub seed: u64,
-
-    /// End before this string; may be repeated
-    #[arg(long, value_name = "TEXT")]
-    pub stop: Vec<String>,
-
-    /// Most tokens to generate
-    #[arg(short = 'n', long = "tokens", default_value_t = 256, value_name = "N")]
-    pub n: usize,
-}
-
 /// Adapters that are added to a model.
 #[derive(Debug, ClapArgs)]
 pub struct LoraArgs {
@@ -206,7 +173,8 @@ pub struct ContextArgs {
 }
 
 /// How keys and values are stored.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum CacheKind {
     /// As they are computed
     F32,
@@ -271,6 +239,30 @@ impl ContextArgs {
     }
 }
 
+/// What the text must be: one of these at most.
+///
+/// Only tokens with which it can still be that are picked, and only such that it is whole within -n tokens; if -n is less
+/// than the shortest text has, that is an error.
+#[derive(Debug, ClapArgs)]
+#[group(multiple = false)]
+pub struct GrammarArgs {
+    /// The text is a JSON object
+    #[arg(long)]
+    pub json_object: bool,
+
+    /// The text is JSON as the schema in FILE says
+    #[arg(long, value_name = "FILE")]
+    pub json_schema: Option<PathBuf>,
+
+    /// The text as a whole matches a regular expression
+    #[arg(long, value_name = "RE", allow_hyphen_values = true)]
+    pub regex: Option<String>,
+
+    /// The text follows the grammar in FILE, in Lark's notation, from its rule `start`
+    #[arg(long, value_name = "FILE")]
+    pub grammar: Option<PathBuf>,
+}
+
 /// `flint generate`
 #[derive(Debug, ClapArgs)]
 pub struct Generate {
@@ -290,6 +282,17 @@ pub struct Generate {
 
     #[command(flatten)]
     pub sampling: SamplingArgs,
+
+    #[command(flatten)]
+    pub grammar: GrammarArgs,
+
+    #[command(flatten)]
+    pub beam: BeamArgs,
+
+    /// Guess tokens and check several at once, which gives the same text sooner: from the text itself (`lookup`), or by a
+    /// smaller model of the same vocabulary
+    #[arg(long, value_name = "lookup|MODEL")]
+    pub speculate: Option<String>,
 
     #[command(flatten)]
     pub context: ContextArgs,
@@ -621,58 +624,102 @@ pub struct Doctor {
     pub json: bool,
 }
 
-/// `flint serve`
+/// `flint serve`. Each flag is a key of its config too.
 #[derive(Clone, Debug, ClapArgs)]
 pub struct Serve {
     /// Models: a folder, a GGUF file or a run each, or NAME=PATH; without a name, the path's last part is it
-    #[arg(required = true, value_name = "[NAME=]MODEL")]
+    #[arg(value_name = "[NAME=]MODEL")]
     pub models: Vec<String>,
 
-    /// Port to listen at; 0 for a free one
-    #[arg(long, default_value_t = 8080, value_name = "N")]
-    pub port: u16,
+    /// Config file with the other flags as keys, `-` in them being `_`; flags win
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
 
-    /// Address to listen at
-    #[arg(long, default_value = "127.0.0.1", value_name = "ADDRESS")]
-    pub host: std::net::IpAddr,
+    /// A model of the BERT kind that makes vectors, for /v1/embeddings; may be repeated
+    #[arg(long, value_name = "[NAME=]MODEL")]
+    pub embed: Vec<String>,
+
+    /// A LoRA adapter, served as a model of its own; without a MODEL it is the first one's; may be repeated
+    #[arg(long, value_name = "NAME[@MODEL]=FOLDER")]
+    pub lora: Vec<String>,
+
+    /// Another name of a model; may be repeated
+    #[arg(long, value_name = "ALIAS=NAME")]
+    pub alias: Vec<String>,
+
+    /// Memory of all models together, in MiB: more of them are loaded when asked for, in the place of those that are idle
+    /// [default: what is free]
+    #[arg(long, value_name = "MIB")]
+    pub memory: Option<u64>,
+
+    /// Port to listen at; 0 for a free one [default: 8080]
+    #[arg(long, value_name = "N")]
+    pub port: Option<u16>,
+
+    /// Address to listen at [default: 127.0.0.1]
+    #[arg(long, value_name = "ADDRESS")]
+    pub host: Option<std::net::IpAddr>,
 
     /// A name that requests may call this server by, besides its address and localhost; may be repeated
-    #[arg(long = "host-name", value_name = "NAME")]
-    pub host_names: Vec<String>,
+    #[arg(long, value_name = "NAME")]
+    pub host_name: Vec<String>,
 
-    /// File of keys: on each line a name and the SHA-256 of a key in hexadecimal digits
+    /// File of keys: on each line a name, the SHA-256 of a key in hexadecimal digits, and limits if any: requests=N and
+    /// tokens=N in a minute, concurrent=N
     #[arg(long, value_name = "FILE")]
     pub keys: Option<PathBuf>,
 
     /// Listen where other machines can reach it, without keys
-    #[arg(long, conflicts_with = "keys")]
-    pub no_keys: bool,
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub no_keys: Option<bool>,
 
-    /// Sequences that run side by side
-    #[arg(long, default_value_t = 16, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
-    pub parallel: u16,
+    /// Speak TLS: PEM file of the certificate, and of those that vouch for it
+    #[arg(long, value_name = "FILE")]
+    pub tls_cert: Option<PathBuf>,
 
-    /// Requests that wait before more are turned away
-    #[arg(long, default_value_t = 128, value_name = "N")]
-    pub queue: usize,
+    /// PEM file of the certificate's private key
+    #[arg(long, value_name = "FILE")]
+    pub tls_key: Option<PathBuf>,
+
+    /// Sequences that run side by side [default: 16]
+    #[arg(long, value_name = "N")]
+    pub parallel: Option<u16>,
+
+    /// Requests that wait before more are turned away [default: 128]
+    #[arg(long, value_name = "N")]
+    pub queue: Option<usize>,
 
     /// Tokens of prompt and answer [default: the model's context, at most 8192]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, value_name = "N")]
     pub context: Option<u32>,
 
-    /// Memory for keys and values of each model, in MiB [default: a quarter of what is free]
+    /// Memory for keys and values of each model, in MiB [default: a quarter of what models may take, shared out among them]
     #[arg(long, value_name = "MIB")]
     pub cache_memory: Option<usize>,
 
-    /// How keys and values are stored: 16 and 8 bits take a half and a good quarter of the memory, and round
-    #[arg(long, value_enum, default_value_t = CacheKind::F32, value_name = "KIND")]
-    pub cache: CacheKind,
+    /// How keys and values are stored: 16 and 8 bits take a half and a good quarter of the memory, and round [default: f32]
+    #[arg(long, value_enum, value_name = "KIND")]
+    pub cache: Option<CacheKind>,
 
-    /// Bytes of a request's body, in KiB
-    #[arg(long, default_value_t = 4096, value_name = "KIB")]
-    pub max_body: usize,
+    /// Guess tokens and check several at once, which gives the same answers sooner where few are asked for: from the text
+    /// itself (`lookup`), or by a smaller model of the same vocabulary
+    #[arg(long, value_name = "lookup|MODEL")]
+    pub speculate: Option<String>,
 
-    /// Seconds that answers have to end when the server is told to stop
-    #[arg(long, default_value_t = 30, value_name = "S")]
-    pub drain: u64,
+    /// Bytes of a request's body, in KiB [default: 4096]
+    #[arg(long, value_name = "KIB")]
+    pub max_body: Option<usize>,
+
+    /// Seconds that answers have to end when the server is told to stop [default: 30]
+    #[arg(long, value_name = "S")]
+    pub drain: Option<u64>,
+
+    /// Answer requests with fields that mean nothing to this server, with a `Warning` header for each
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub lenient: Option<bool>,
+
+    /// Send the spans of requests to a collector of OpenTelemetry, such as http://localhost:4318; needs a build with the
+    /// feature `otlp`
+    #[arg(long, value_name = "URL")]
+    pub otlp: Option<String>,
 }

@@ -27,11 +27,15 @@ pub fn load(args: &args::Config) -> Result<RunConfig> {
 
 /// Reads a config file of any kind and applies the changes of the command line.
 pub fn load_as<T: DeserializeOwned + Serialize>(args: &args::Config) -> Result<T> {
-    let path = &args.config;
+    let config = read(&args.config)?;
+    args.set.iter().try_fold(config, |config, change| set(&config, change))
+}
+
+/// Reads a config file of any kind.
+pub fn read<T: DeserializeOwned>(path: &Path) -> Result<T> {
     let text =
         fs::read_to_string(path).with_context(|| format!("cannot read the config {}", path.display()))?;
-    let config = parse(&text, path)?;
-    args.set.iter().try_fold(config, |config, change| set(&config, change))
+    parse(&text, path)
 }
 
 fn parse<T: DeserializeOwned>(text: &str, path: &Path) -> Result<T> {

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use infer::Embedder;
 use model::weights::lora::Adapter;
+use model::weights::{Opened, Widened};
 use model::{FusedOps, Transformer, weights};
 use tokenizer::chat::ChatFormat;
 use tokenizer::{Error, Split, Tokenizer};
@@ -64,6 +65,16 @@ pub fn model<B: FusedOps>(path: &Path, device: &B::Device) -> Result<Transformer
     weights::open(path).and_then(|opened| opened.load_packed(device)).context("cannot open the model")
 }
 
+/// Says which weights take more memory than their file, where weights are packed.
+pub fn say_if_widened(opened: &Opened, packs: bool, common: Common) {
+    if let Some(Widened { n_tensors, format, file_bytes, bytes }) = opened.widened().filter(|_| packs) {
+        let [bytes, file_bytes] = [bytes, file_bytes].map(|bytes| bytes >> 20);
+        common.note(&format!(
+            "{n_tensors} tensors in {format} are float32 in memory, {bytes} MiB for {file_bytes}: there are no kernels for it"
+        ));
+    }
+}
+
 /// Reads the weights for inference and adds adapters.
 pub fn model_with<B: FusedOps>(
     path: &Path,
@@ -71,10 +82,11 @@ pub fn model_with<B: FusedOps>(
     device: &B::Device,
     common: Common,
 ) -> Result<Transformer<B>> {
-    if lora.lora.is_empty() {
-        return model(path, device);
-    }
     let opened = weights::open(path).context("cannot open the model")?;
+    if lora.lora.is_empty() {
+        say_if_widened(&opened, B::PACKS, common);
+        return opened.load_packed(device).context("cannot open the model");
+    }
     let (packed, dense) = (opened.weights_bytes(B::PACKS), opened.weights_bytes(false));
     if dense > packed {
         let [packed, dense] = [packed, dense].map(|bytes| bytes >> 20);

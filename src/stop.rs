@@ -41,12 +41,16 @@ impl Stop {
                 .context("cannot listen for signals")?;
         }
         let signal = stop.signal.clone();
-        std::thread::spawn(move || {
+        let wait = move || {
             while signal.load(Ordering::Relaxed) == 0 {
                 std::thread::sleep(Duration::from_millis(20));
             }
             interrupter.stop(Some("signal"));
-        });
+        };
+        std::thread::Builder::new()
+            .name("signals".into())
+            .spawn(wait)
+            .context("cannot listen for signals")?;
         Ok(stop)
     }
 
@@ -58,10 +62,13 @@ impl Stop {
 
     /// Ends the program if a signal came and the work did not end within `grace`, after `clean_up`, until what is returned
     /// is dropped. The work must leave nothing behind, whenever it ends, that `clean_up` does not remove.
-    pub fn insist(&self, grace: Duration, clean_up: impl FnOnce() + Send + 'static) -> Insistence {
+    ///
+    /// # Errors
+    /// If there is no thread to wait on.
+    pub fn insist(&self, grace: Duration, clean_up: impl FnOnce() + Send + 'static) -> Result<Insistence> {
         let (stop, is_over) = (self.clone(), Arc::new(AtomicBool::new(false)));
         let insistence = Insistence(is_over.clone());
-        std::thread::spawn(move || {
+        let wait = move || {
             while !is_over.load(Ordering::Relaxed) {
                 std::thread::sleep(Duration::from_millis(20));
                 let Some(code) = stop.exit_code() else { continue };
@@ -71,8 +78,12 @@ impl Stop {
                     std::process::exit(code.into());
                 }
             }
-        });
-        insistence
+        };
+        std::thread::Builder::new()
+            .name("insistence".into())
+            .spawn(wait)
+            .context("cannot listen for signals")?;
+        Ok(insistence)
     }
 
     /// The exit code that says by which signal the program ended, if one came.

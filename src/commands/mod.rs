@@ -59,6 +59,10 @@ pub fn run(args: Args) -> Result<ExitCode> {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads.into());
         pool.build_global().context("cannot start the threads")?;
     }
+    if matches!(args.verb, Verb::Serve(_)) {
+        // It waits for the network for as long as it lives; its engines have threads of their own.
+        return dispatch(args);
+    }
     // On a thread of the pool: from outside, every parallel kernel would begin and end with putting this
     // thread to sleep and waking it, which is half the time of a small model.
     rayon::scope(|_| dispatch(args))

@@ -2,34 +2,54 @@
 
 use std::sync::Arc;
 
-use axum::Extension;
-use axum::body::Bytes;
 use axum::extract::State as Shared;
 use axum::response::{IntoResponse, Json, Response};
+use infer::Grammar;
 use infer::engine::{Event, Finished, Logprob};
 use serde_json::{Value, json};
 use tokenizer::Tokenizer;
-use tokenizer::chat::{self, ChatFormat, Message};
+use tokenizer::chat::{self, CallForm, ChatFormat, Message};
 
 use super::answer::{self, Chunks, MAX_TOP, Prompt, Settings};
+use super::asked::Asked;
+use super::constraint::{self, Wanted};
 use super::error::ApiError;
-use super::fields::Fields;
-use super::guard::Owner;
-use super::state::{Served, State};
+use super::fields::{Fields, Shape};
+use super::models::Served;
+use super::state::State;
+use super::text::prepared;
+use super::tools::{self, Calls, Reading, Tools};
+
+/// What a message may have: what it says, what answers of OpenAI's interface repeat, and what models think.
+const MESSAGE: Shape = Shape {
+    names: &[
+        "role",
+        "content",
+        "name",
+        "tool_calls",
+        "tool_call_id",
+        "reasoning_content",
+        "refusal",
+        "annotations",
+        "audio",
+        "function_call",
+    ],
+    within: &[("content", &PART), ("tool_calls", &CALL)],
+};
+/// Of these, text alone is read; what the others hold is refused as what it is.
+const PART: Shape = Shape { names: &["type", "text", "image_url", "input_audio", "file"], within: &[] };
+const CALL: Shape = Shape { names: &["id", "type", "function"], within: &[("function", &CALLED)] };
+const CALLED: Shape = Shape { names: &["name", "arguments"], within: &[] };
 
 /// Answers a conversation.
-pub async fn create(
-    Shared(state): Shared<Arc<State>>,
-    Extension(owner): Extension<Owner>,
-    body: Bytes,
-) -> Result<Response, ApiError> {
-    let Prepared { settings, prompt, model } = prepare(&state, owner, &body).await?;
-    let served = state.model(&model)?;
-    let events = settings.submit(served, &prompt)?;
+pub async fn create(Shared(state): Shared<Arc<State>>, asked: Asked) -> Result<Response, ApiError> {
+    let Prepared { settings, prompt, model, served, reading } = prepare(&state, asked).await?;
+    let events = settings.submit(&served, std::slice::from_ref(&prompt))?.remove(0);
     let head = Head { id: state.unique("chatcmpl"), created: answer::now(), model };
     if settings.stream {
         let (n_choices, tokenizer) = (settings.n_choices, served.tokenizer.clone());
-        let chunks = ChatChunks { head, settings, tokenizer, state, finished: Vec::new() };
+        let calls = reading.iter().flat_map(|reading| vec![reading; n_choices]).map(Reading::begin).collect();
+        let chunks = ChatChunks { head, settings, tokenizer, state, calls, finished: Vec::new() };
         return Ok(answer::stream(events, n_choices, chunks));
     }
     let choices = answer::whole(events, settings.n_choices, &state).await?;
@@ -39,11 +59,12 @@ pub async fn create(
         .zip(&finished)
         .enumerate()
         .map(|(index, (choice, finished))| {
+            let (message, reason) = tools::message(choice, finished, reading.as_ref(), &state);
             json!({
                 "index": index,
-                "message": { "role": "assistant", "content": choice.text, "refusal": null },
+                "message": message,
                 "logprobs": prompt.logprobs.map(|_| logprobs(&choice.logprobs, &served.tokenizer)),
-                "finish_reason": finished.reason.name(),
+                "finish_reason": reason,
             })
         })
         .collect();
@@ -56,37 +77,40 @@ struct Prepared {
     settings: Settings,
     prompt: Prompt,
     model: String,
+    served: Arc<Served>,
+    /// How calls of tools are read, if there can be any.
+    reading: Option<Reading>,
 }
 
 /// Reads the request and renders its conversation, which may take a while.
-async fn prepare(state: &Arc<State>, owner: Owner, body: &Bytes) -> Result<Prepared, ApiError> {
-    let (state, body) = (state.clone(), body.clone());
-    super::text::off_the_loop(move || {
-        let mut fields = Fields::read(&body)?;
-        let model: String = fields.need("model")?;
-        let served = state.model(&model)?;
-        let n_new = fields.whole("max_completion_tokens", 1..=u32::MAX.into())?;
-        let n_new = fields.whole("max_tokens", 1..=u32::MAX.into())?.or(n_new);
-        let settings = Settings::take(&mut fields, n_new, &state)?;
+async fn prepare(state: &Arc<State>, asked: Asked) -> Result<Prepared, ApiError> {
+    let state = state.clone();
+    prepared(asked, move |asked| {
+        let served = asked.decoder()?;
+        let Asked { mut fields, model, owner, .. } = asked;
+        let [older, newer] = ["max_tokens", "max_completion_tokens"]
+            .map(|name| fields.whole(name, 1..=u32::MAX.into()).map(|n| n.map(|n| (n, name))));
+        let n_new = older.and_then(|older| Ok(newer?.or(older)))?;
+        let settings = Settings::take(&mut fields, n_new, &served, &state)?;
         let logprobs: bool = fields.take("logprobs")?.unwrap_or(false);
         let n_top = fields.whole("top_logprobs", 0..=MAX_TOP)?;
         if n_top.is_some() && !logprobs {
             return Err(ApiError::invalid("top_logprobs", "`top_logprobs` needs `logprobs`: true"));
         }
-        fields.only("response_format", &[json!({ "type": "text" })])?;
-        fields.only("tools", &[json!([])])?;
-        fields.only("tool_choice", &[json!("none"), json!("auto")])?;
-        fields.ignore("parallel_tool_calls");
+        let wanted = constraint::take(&mut fields)?;
         fields.only("store", &[json!(false)])?;
         fields.only("modalities", &[json!(["text"])])?;
-        let conversation = Conversation::take(served, &mut fields)?;
+        let conversation = Conversation::take(&served, &mut fields)?;
         fields.finish()?;
-        let ids = conversation.ids()?;
+        let mut ids = conversation.ids()?;
+        let (grammar, reading) = conversation.grammar(wanted, &mut ids)?.unzip();
+        let reading = reading.flatten();
         let mut stop_ids: Vec<u32> = served.tokenizer.eos_id().into_iter().collect();
         stop_ids.extend(conversation.format.stop_ids());
         let logprobs = logprobs.then_some(n_top.unwrap_or(0) as usize);
-        let prompt = Prompt { ids, stop_ids, logprobs, owner: owner.0, ..Prompt::default() };
-        Ok(Prepared { settings, prompt, model })
+        let (field, owner, prompt_logprobs) = ("messages", owner.0, None);
+        let prompt = Prompt { ids, field, stop_ids, logprobs, prompt_logprobs, grammar, owner };
+        Ok(Prepared { settings, prompt, model, served, reading })
     })
     .await
 }
@@ -95,28 +119,61 @@ async fn prepare(state: &Arc<State>, owner: Owner, body: &Bytes) -> Result<Prepa
 pub struct Conversation<'a> {
     served: &'a Served,
     format: &'a ChatFormat,
+    form: CallForm,
+    tools: Tools,
     messages: Vec<Message>,
+    /// What the template is told of the tools.
+    shown: Vec<chat::json::Json>,
 }
 
 impl<'a> Conversation<'a> {
-    /// Takes the field `messages`.
+    /// Takes the field `messages`, and those about tools.
     ///
     /// # Errors
     /// If there are none, or the model has no conversations.
     pub fn take(served: &'a Served, fields: &mut Fields) -> Result<Self, ApiError> {
-        let messages: Vec<Message> = fields.need("messages")?;
+        let missing = || ApiError::invalid("messages", "`messages` is missing");
+        let messages: Vec<Message> = fields.take_shaped("messages", &MESSAGE)?.ok_or_else(missing)?;
         if messages.is_empty() {
             return Err(ApiError::invalid(
                 "messages",
                 "`messages` is empty: a conversation has at least one",
             ));
         }
+        Self::of(served, messages, Tools::take(fields)?)
+    }
+
+    /// A conversation that came in another form.
+    ///
+    /// # Errors
+    /// If the model has no conversations.
+    pub fn of(served: &'a Served, messages: Vec<Message>, tools: Tools) -> Result<Self, ApiError> {
         let format = served.format.as_ref().map_err(|why| ApiError::invalid("model", why))?;
-        Ok(Self { served, format, messages })
+        let form = CallForm::of(format);
+        let (messages, shown) = tools.rendered(form, &messages);
+        Ok(Self { served, format, form, tools, messages, shown })
     }
 
     fn request(&self) -> chat::Request<'_> {
-        chat::Request { messages: &self.messages, add_generation_prompt: true, ..chat::Request::default() }
+        let (messages, tools) = (&self.messages[..], &self.shown[..]);
+        chat::Request { messages, tools, add_generation_prompt: true, ..chat::Request::default() }
+    }
+
+    /// What the answer must be, if anything, and how calls in it are read; `ids` are those of the prompt.
+    ///
+    /// # Errors
+    /// If it cannot be enforced.
+    pub fn grammar(
+        &self,
+        wanted: Wanted,
+        ids: &mut Vec<u32>,
+    ) -> Result<Option<(Grammar, Option<Reading>)>, ApiError> {
+        if self.tools.are_offered() {
+            let (grammar, reading) = self.tools.grammar(self.served, self.form, &wanted, ids)?;
+            return Ok(Some((grammar, Some(reading))));
+        }
+        let of = |(source, field): (_, &str)| Ok((self.served.grammar(&source, field)?, None));
+        wanted.map(of).transpose()
     }
 
     /// As ids, up to where the answer begins.
@@ -165,6 +222,8 @@ struct ChatChunks {
     settings: Settings,
     tokenizer: Tokenizer,
     state: Arc<State>,
+    /// Of each choice, if calls can come.
+    calls: Vec<Calls>,
     finished: Vec<Finished>,
 }
 
@@ -192,20 +251,35 @@ impl Chunks for ChatChunks {
     fn event(&mut self, choice: usize, event: Event) -> Result<Vec<Value>, ApiError> {
         Ok(match event {
             Event::Prompt(_) => Vec::new(),
-            Event::Token { text, logprob, .. } => {
-                if text.is_empty() && logprob.is_none() {
-                    return Ok(Vec::new());
+            Event::Token { id, text, logprob } => {
+                let mut deltas = match self.calls.get_mut(choice) {
+                    Some(calls) => calls.push(id, &text, || tools::call_id(&self.state)),
+                    None if text.is_empty() => Vec::new(),
+                    None => vec![json!({ "content": text })],
+                };
+                if deltas.is_empty() && logprob.is_some() {
+                    deltas.push(json!({ "content": "" }));
                 }
-                let logprobs = logprob.map_or(Value::Null, |logprob| logprobs(&[logprob], &self.tokenizer));
-                vec![self.chunk(choice, json!({ "content": text }), logprobs, None)]
+                // What a token's text makes certain, it makes certain at once: its probability stands with the first.
+                let mut logprobs = logprob.map(|logprob| logprobs(&[logprob], &self.tokenizer));
+                let mut chunk = |delta| self.chunk(choice, delta, logprobs.take().unwrap_or_default(), None);
+                deltas.into_iter().map(&mut chunk).collect()
             }
             Event::End(finished) => {
                 self.state.metrics.finished(&finished);
-                let mut chunks = Vec::new();
-                if !finished.text.is_empty() {
-                    chunks.push(self.chunk(choice, json!({ "content": finished.text }), Value::Null, None));
-                }
-                chunks.push(self.chunk(choice, json!({}), Value::Null, Some(finished.reason.name())));
+                let mut reason = finished.reason.name();
+                let deltas = match self.calls.get_mut(choice) {
+                    Some(calls) => {
+                        let deltas = calls.finish(&finished.text, || tools::call_id(&self.state));
+                        reason = calls.reason(reason);
+                        deltas
+                    }
+                    None if finished.text.is_empty() => Vec::new(),
+                    None => vec![json!({ "content": finished.text })],
+                };
+                let deltas = deltas.into_iter().map(|delta| self.chunk(choice, delta, Value::Null, None));
+                let mut chunks: Vec<Value> = deltas.collect();
+                chunks.push(self.chunk(choice, json!({}), Value::Null, Some(reason)));
                 self.finished.push(finished);
                 chunks
             }

@@ -2,8 +2,6 @@
 
 use std::sync::Arc;
 
-use axum::Extension;
-use axum::body::Bytes;
 use axum::extract::State as Shared;
 use axum::response::{IntoResponse, Json, Response};
 use infer::engine::{Event, Finished, Logprob};
@@ -11,11 +9,14 @@ use serde_json::{Value, json};
 use tokenizer::{EncodeOptions, Tokenizer};
 
 use super::answer::{self, Chunks, Prompt, Settings, Whole};
+use super::asked::Asked;
 use super::chat::Head;
+use super::constraint;
 use super::error::ApiError;
-use super::fields::Fields;
-use super::guard::Owner;
+use super::models::Served;
+use super::sampling;
 use super::state::State;
+use super::text::prepared;
 
 /// Tokens that are generated if a request says nothing.
 const DEFAULT_NEW: u64 = 16;
@@ -27,31 +28,38 @@ const MAX_TOP: u64 = 5;
 const MAX_PROMPTS: usize = 64;
 
 /// Continues texts.
-pub async fn create(
-    Shared(state): Shared<Arc<State>>,
-    Extension(owner): Extension<Owner>,
-    body: Bytes,
-) -> Result<Response, ApiError> {
-    let Prepared { settings, prompts, model, echo } = prepare(&state, owner, &body).await?;
-    let served = state.model(&model)?;
+pub async fn create(Shared(state): Shared<Arc<State>>, asked: Asked) -> Result<Response, ApiError> {
+    let Prepared { settings, n_shown, prompts, model, served, echo } = prepare(&state, asked).await?;
     let head = Head { id: state.unique("cmpl"), created: answer::now(), model };
     if settings.stream {
-        let events = settings.submit(served, &prompts[0])?;
+        let events = settings.submit(&served, &prompts[..1])?.remove(0);
         let (n_choices, tokenizer) = (settings.n_choices, served.tokenizer.clone());
         let finished = Vec::new();
         let offsets = vec![0; n_choices];
         let chunks = TextChunks { head, settings, tokenizer, state, offsets, finished };
         return Ok(answer::stream(events, n_choices, chunks));
     }
+    let (n, most) = (prompts.len() * settings.n_choices, served.client.size().n_waiting);
+    if n > most {
+        let why = format!(
+            "{n} texts are asked for, and the queue holds {most}: send fewer prompts, or a smaller `n`"
+        );
+        return Err(ApiError::invalid("prompt", why));
+    }
     // All are handed over before the first is waited for.
-    let all: Result<Vec<_>, _> = prompts.iter().map(|prompt| settings.submit(served, prompt)).collect();
+    let all = settings.submit(&served, &prompts)?;
     let (mut choices, mut finished) = (Vec::new(), Vec::new());
-    for (prompt, events) in prompts.iter().zip(all?) {
+    for (prompt, events) in prompts.iter().zip(all) {
         let mut of_prompt = Vec::new();
-        for whole in answer::whole(events, settings.n_choices, &state).await? {
+        let mut all = answer::whole(events, settings.n_choices, &state).await?;
+        of_prompt.extend(all.iter().filter_map(|whole| whole.finished.clone()));
+        if n_shown < all.len() {
+            all.sort_by(|a, b| mean_logprob(b).total_cmp(&mean_logprob(a)));
+            all.truncate(n_shown);
+        }
+        for whole in all {
             let index = choices.len();
             choices.push(choice(index, prompt, &whole, echo, &served.tokenizer));
-            of_prompt.extend(whole.finished);
         }
         finished.push(of_prompt);
     }
@@ -62,37 +70,46 @@ pub async fn create(
 
 struct Prepared {
     settings: Settings,
+    /// Of the choices that are generated, how many are the answer: the best.
+    n_shown: usize,
     prompts: Vec<Prompt>,
     model: String,
+    served: Arc<Served>,
     echo: bool,
 }
 
-async fn prepare(state: &Arc<State>, owner: Owner, body: &Bytes) -> Result<Prepared, ApiError> {
-    let (state, body) = (state.clone(), body.clone());
-    super::text::off_the_loop(move || {
-        let mut fields = Fields::read(&body)?;
-        let model: String = fields.need("model")?;
-        let served = state.model(&model)?;
+async fn prepare(state: &Arc<State>, asked: Asked) -> Result<Prepared, ApiError> {
+    let state = state.clone();
+    prepared(asked, move |asked| {
+        let served = asked.decoder()?;
+        let Asked { mut fields, model, owner, .. } = asked;
         let n_new = fields.whole("max_tokens", 0..=u32::MAX.into())?.unwrap_or(DEFAULT_NEW);
-        let settings = Settings::take(&mut fields, Some(n_new), &state)?;
+        let mut settings = Settings::take(&mut fields, Some((n_new, "max_tokens")), &served, &state)?;
         let echo: bool = fields.take("echo")?.unwrap_or(false);
         let logprobs = fields.whole("logprobs", 0..=MAX_TOP)?.map(|n| n as usize);
-        fields.only("best_of", &[json!(1)])?;
+        let n_shown = settings.n_choices;
+        settings.n_choices = sampling::best_of(&mut fields, n_shown, state.limits.choices, settings.stream)?;
+        settings.compares = settings.n_choices > n_shown;
         fields.only("suffix", &[json!("")])?;
+        let wanted = constraint::take(&mut fields)?;
         let texts = prompts(&fields.need::<Value>("prompt")?, &served.tokenizer)?;
         fields.finish()?;
         if settings.stream && (echo || texts.len() > 1) {
             let why = if echo { "echo" } else { "prompt" };
             return Err(ApiError::invalid(why, "a stream continues one prompt, and does not echo it"));
         }
+        let grammar = wanted.map(|(source, field)| served.grammar(&source, field)).transpose()?;
         let prompt = |ids| Prompt {
             ids,
+            field: "prompt",
+            grammar: grammar.clone(),
             stop_ids: served.tokenizer.eos_id().into_iter().collect(),
             logprobs,
             prompt_logprobs: logprobs.filter(|_| echo),
             owner: owner.0,
         };
-        Ok(Prepared { settings, prompts: texts.into_iter().map(prompt).collect(), model, echo })
+        let prompts = texts.into_iter().map(prompt).collect();
+        Ok(Prepared { settings, n_shown, prompts, model, served, echo })
     })
     .await
 }
@@ -143,6 +160,12 @@ fn choice(index: usize, prompt: &Prompt, whole: &Whole, echo: bool, tokenizer: &
         "logprobs": prompt.logprobs.map(|_| logprobs(&tokens, 0, tokenizer).0),
         "finish_reason": whole.finished.as_ref().map(|finished| finished.reason.name()),
     })
+}
+
+/// By which the best choices are found (`best_of`).
+fn mean_logprob(whole: &Whole) -> f32 {
+    let sum: f32 = whole.logprobs.iter().map(|logprob| logprob.logprob).sum();
+    if whole.logprobs.is_empty() { f32::NEG_INFINITY } else { sum / whole.logprobs.len() as f32 }
 }
 
 /// Four lists, as completions have them, and where the text ends. The first token of a text has no probability.

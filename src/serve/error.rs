@@ -2,8 +2,8 @@
 
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Json, Response};
+use infer::encoding;
 use infer::engine::Refused;
-use infer::worker;
 use serde_json::{Value, json};
 
 /// Why a request is not answered.
@@ -13,14 +13,13 @@ pub struct ApiError {
     message: String,
     param: Option<String>,
     code: Option<&'static str>,
+    /// Seconds after which a client may try again.
+    retry_after: u32,
 }
-
-/// Seconds after which a client may try again when the queue was full.
-const RETRY_AFTER: u32 = 1;
 
 impl ApiError {
     fn new(status: StatusCode, message: impl Into<String>) -> Self {
-        Self { status, message: message.into(), param: None, code: None }
+        Self { status, message: message.into(), param: None, code: None, retry_after: 1 }
     }
 
     /// A value of a request that cannot be.
@@ -73,6 +72,23 @@ impl ApiError {
         Self::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "the body must be `Content-Type: application/json`")
     }
 
+    /// A prompt or a text that is longer than the model takes.
+    pub fn too_long(param: &str, message: impl Into<String>) -> Self {
+        Self { code: Some("context_length_exceeded"), ..Self::invalid(param, message) }
+    }
+
+    /// A key that has used what it may, until so many seconds have passed.
+    pub fn limited(message: impl Into<String>, retry_after: u32) -> Self {
+        let error = Self::new(StatusCode::TOO_MANY_REQUESTS, message);
+        Self { code: Some("rate_limit_exceeded"), retry_after, ..error }
+    }
+
+    /// Seconds after which a client may try again.
+    #[cfg(test)]
+    pub fn retry_after(&self) -> u32 {
+        self.retry_after
+    }
+
     /// A body that is too long.
     pub fn too_large(limit: usize) -> Self {
         Self::new(StatusCode::PAYLOAD_TOO_LARGE, format!("the body is larger than {limit} bytes"))
@@ -83,6 +99,34 @@ impl ApiError {
         Self::new(StatusCode::REQUEST_TIMEOUT, format!("the body did not come within {seconds} s"))
     }
 
+    /// A request that an engine does not take; `prompt` is the field of its prompt, `n_new` that of its most new tokens, if
+    /// there is one.
+    pub fn refused(why: &Refused, prompt: &str, n_new: Option<&str>) -> Self {
+        let message = why.to_string();
+        match why {
+            // Of a prompt that fits, it is the number that is too large, if there is one.
+            Refused::TooLong { prompt: n, context, .. } if n <= context => {
+                Self::too_long(n_new.unwrap_or(prompt), message)
+            }
+            Refused::TooLong { .. } => Self::too_long(prompt, message),
+            Refused::NoMemory { .. } => Self::too_long(n_new.unwrap_or(prompt), message),
+            Refused::NoRoom { .. } => Self::invalid(n_new.unwrap_or(prompt), message),
+            Refused::Sampling(error) => Self::invalid(error.key, message),
+            Refused::EmptyPrompt | Refused::UnknownId { .. } => Self::invalid(prompt, message),
+        }
+    }
+
+    /// A queue in which so many wait already.
+    pub fn full(n: usize) -> Self {
+        let message = format!("{n} requests wait already: try again later");
+        Self { code: Some("queue_full"), ..Self::new(StatusCode::TOO_MANY_REQUESTS, message) }
+    }
+
+    /// An engine that is gone.
+    pub fn stopped(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::INTERNAL_SERVER_ERROR, message)
+    }
+
     /// A model that is not there yet, or no longer.
     pub fn unavailable(why: &str) -> Self {
         Self { code: Some("unavailable"), ..Self::new(StatusCode::SERVICE_UNAVAILABLE, why) }
@@ -91,6 +135,20 @@ impl ApiError {
     /// A fault of the server's own. What it was stands in its log.
     pub fn internal() -> Self {
         Self::new(StatusCode::INTERNAL_SERVER_ERROR, "the server failed: its log says why")
+    }
+
+    /// The same of another field: what a part of the request was made of.
+    pub fn of(self, param: &str) -> Self {
+        Self { param: self.param.map(|_| param.to_owned()), ..self }
+    }
+
+    /// The same where a part of a field's name is another: the first that there is.
+    pub fn renamed(self, old: &str, new: &str) -> Self {
+        Self {
+            param: self.param.map(|param| param.replacen(old, new, 1)),
+            message: self.message.replace(old, new),
+            ..self
+        }
     }
 
     /// The error as the body has it.
@@ -121,28 +179,18 @@ pub fn shortened(text: &str) -> String {
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         let mut response = (self.status, Json(self.body())).into_response();
-        if self.status == StatusCode::TOO_MANY_REQUESTS {
-            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(RETRY_AFTER));
+        if [StatusCode::TOO_MANY_REQUESTS, StatusCode::SERVICE_UNAVAILABLE].contains(&self.status) {
+            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(self.retry_after));
         }
         response
     }
 }
 
-impl From<worker::Error> for ApiError {
-    fn from(error: worker::Error) -> Self {
-        let message = error.to_string();
+impl From<encoding::Error> for ApiError {
+    fn from(error: encoding::Error) -> Self {
         match error {
-            worker::Error::Full(_) => {
-                Self { code: Some("queue_full"), ..Self::new(StatusCode::TOO_MANY_REQUESTS, message) }
-            }
-            worker::Error::Stopped => Self::new(StatusCode::INTERNAL_SERVER_ERROR, message),
-            worker::Error::Refused(Refused::TooLong { .. } | Refused::NoMemory { .. }) => {
-                Self { code: Some("context_length_exceeded"), ..Self::malformed(message) }
-            }
-            worker::Error::Refused(Refused::Sampling(error)) => Self::invalid(error.key, message),
-            worker::Error::Refused(Refused::EmptyPrompt | Refused::UnknownId { .. }) => {
-                Self::invalid("prompt", message)
-            }
+            encoding::Error::Full(n) => Self::full(n),
+            encoding::Error::Stopped => Self::stopped(error.to_string()),
         }
     }
 }

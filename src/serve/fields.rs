@@ -1,13 +1,49 @@
 //! The fields of a request, taken one by one: what nobody took is an error that names it.
 
+use std::sync::{Arc, Mutex, PoisonError};
+
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
 use super::error::{ApiError, shortened};
 
+/// Warnings of a request that are kept: who sends a thousand unknown fields is told of the first.
+const MAX_WARNINGS: usize = 16;
+
+/// Values of a body. Once it is read, each takes up to a hundred bytes, which may be two on the wire. OpenAI's interface takes
+/// 300,000 ids of tokens.
+const MAX_VALUES: usize = 320_000;
+
+/// What was left out of a request that a lenient server answers nevertheless.
+#[derive(Clone, Debug, Default)]
+pub struct Warnings(Arc<Mutex<Vec<String>>>);
+
+impl Warnings {
+    fn add(&self, warning: String) {
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if all.len() < MAX_WARNINGS {
+            all.push(warning);
+        }
+    }
+
+    /// All of them.
+    pub fn take(&self) -> Vec<String> {
+        std::mem::take(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+/// The fields that an object may have, and of which shape the objects in some of them are, alone or in a list.
+#[derive(Debug)]
+pub struct Shape {
+    /// Those it may have.
+    pub names: &'static [&'static str],
+    /// Those that hold objects.
+    pub within: &'static [(&'static str, &'static Shape)],
+}
+
 /// The object of a body.
 #[derive(Debug)]
-pub struct Fields(Map<String, Value>);
+pub struct Fields(Map<String, Value>, Option<Warnings>);
 
 impl Fields {
     /// Reads a body.
@@ -15,10 +51,40 @@ impl Fields {
     /// # Errors
     /// If it is not a JSON object.
     pub fn read(body: &[u8]) -> Result<Self, ApiError> {
+        if n_values(body) > MAX_VALUES {
+            return Err(ApiError::malformed(format!("the body has more than {MAX_VALUES} values")));
+        }
         match serde_json::from_slice(body) {
-            Ok(Value::Object(fields)) => Ok(Self(fields)),
+            Ok(Value::Object(fields)) => Ok(Self(fields, None)),
             Ok(_) => Err(ApiError::malformed("the body must be a JSON object")),
             Err(error) => Err(ApiError::malformed(format!("the body is not JSON: {error}"))),
+        }
+    }
+
+    /// Warns of what would be an error because it is unknown or cannot be done, if there is somebody to warn.
+    pub fn lenient(self, warnings: Option<Warnings>) -> Self {
+        Self(self.0, warnings)
+    }
+
+    /// Whether a field is there and nobody took it.
+    pub fn has(&self, name: &str) -> bool {
+        self.0.contains_key(name)
+    }
+
+    /// What a field has, unless it is absent or null or was taken.
+    pub fn get(&self, name: &str) -> Option<Value> {
+        self.0.get(name).filter(|value| !value.is_null()).cloned()
+    }
+
+    /// Gives a field a value.
+    pub fn put(&mut self, name: &str, value: Value) {
+        self.0.insert(name.to_owned(), value);
+    }
+
+    /// Gives a field that is there another value.
+    pub fn change(&mut self, name: &str, value: impl FnOnce(Value) -> Value) {
+        if let Some(old) = self.0.get_mut(name) {
+            *old = value(old.take());
         }
     }
 
@@ -32,6 +98,46 @@ impl Fields {
             Some(value) => serde_json::from_value(value)
                 .map(Some)
                 .map_err(|error| ApiError::invalid(name, format!("`{name}`: {error}"))),
+        }
+    }
+
+    /// The value of a field whose objects are of a shape, unless it is absent or null.
+    ///
+    /// # Errors
+    /// If one has a field that it may not have, or the value is of another type.
+    pub fn take_shaped<T: DeserializeOwned>(
+        &mut self,
+        name: &str,
+        shape: &Shape,
+    ) -> Result<Option<T>, ApiError> {
+        if let Some(mut value) = self.0.remove(name) {
+            self.check(&mut value, shape, name)?;
+            self.0.insert(name.to_owned(), value);
+        }
+        self.take(name)
+    }
+
+    /// Leaves out what an object at `path` may not have. What is no object is left to who reads it.
+    fn check(&self, value: &mut Value, shape: &Shape, path: &str) -> Result<(), ApiError> {
+        match value {
+            Value::Array(list) => {
+                let mut items = list.iter_mut().enumerate();
+                items.try_for_each(|(i, item)| self.check(item, shape, &format!("{path}[{i}]")))
+            }
+            Value::Object(object) => {
+                let is_known = |name: &String| shape.names.contains(&&**name);
+                for name in object.keys().filter(|name| !is_known(name)) {
+                    let name = shortened(name);
+                    self.refuse(&format!("{path}.{name}"), format!("`{name}` is no field of `{path}`"))?;
+                }
+                object.retain(|name, _| is_known(name));
+                let mut within = shape.within.iter();
+                within.try_for_each(|(name, shape)| match object.get_mut(*name) {
+                    Some(value) => self.check(value, shape, &format!("{path}.{name}")),
+                    None => Ok(()),
+                })
+            }
+            _ => Ok(()),
         }
     }
 
@@ -78,10 +184,9 @@ impl Fields {
     /// If it has another.
     pub fn only(&mut self, name: &str, allowed: &[Value]) -> Result<(), ApiError> {
         match self.take::<Value>(name)? {
-            Some(value) if !allowed.contains(&value) => Err(ApiError::invalid(
-                name,
-                format!("`{name}` is not supported by this server but for its default"),
-            )),
+            Some(value) if !allowed.contains(&value) => {
+                self.refuse(name, format!("`{name}` is not supported by this server but for its default"))
+            }
             _ => Ok(()),
         }
     }
@@ -91,14 +196,40 @@ impl Fields {
     /// # Errors
     /// The first that was not.
     pub fn finish(self) -> Result<(), ApiError> {
-        match self.0.into_iter().next() {
-            None => Ok(()),
-            Some((name, _)) => {
-                let name = shortened(&name);
-                Err(ApiError::invalid(name.clone(), format!("`{name}` is no field of this request")))
+        self.0.keys().try_for_each(|name| {
+            let name = shortened(name);
+            self.refuse(&name, format!("`{name}` is no field of this request"))
+        })
+    }
+
+    /// Refuses what is unknown or cannot be done, or warns of it.
+    ///
+    /// # Errors
+    /// `why`, unless there is somebody to warn.
+    pub fn refuse(&self, name: &str, why: String) -> Result<(), ApiError> {
+        match &self.1 {
+            Some(warnings) => {
+                warnings.add(format!("{why}: it was left out"));
+                Ok(())
             }
+            None => Err(ApiError::invalid(name, why)),
         }
     }
+}
+
+/// Values of a JSON text, about: one more than it has commas outside of strings.
+fn n_values(json: &[u8]) -> usize {
+    let (mut n, mut in_string, mut is_escaped) = (1, false, false);
+    for byte in json {
+        match byte {
+            _ if is_escaped => is_escaped = false,
+            b'\\' => is_escaped = in_string,
+            b'"' => in_string = !in_string,
+            b',' if !in_string => n += 1,
+            _ => {}
+        }
+    }
+    n
 }
 
 #[cfg(test)]
@@ -124,6 +255,68 @@ mod tests {
         let error = error(body.finish());
         assert_eq!(error["param"], "odd");
         assert_eq!(error["message"], "`odd` is no field of this request");
+    }
+
+    #[test]
+    fn what_has_too_many_values_is_not_read() {
+        for (json, n) in
+            [("", 1), ("[1,2,3]", 3), (r#"{"a":",,,","b":"\\","c":1}"#, 3), (r#"["\",",","]"#, 2)]
+        {
+            assert_eq!(n_values(json.as_bytes()), n, "{json}");
+        }
+        let list = |n: usize| format!("{{\"a\":[{}1]}}", "1,".repeat(n - 1));
+        Fields::read(list(MAX_VALUES).as_bytes()).expect("enough");
+        assert!(
+            error(Fields::read(list(MAX_VALUES + 1).as_bytes()))["message"].to_string().contains("320000")
+        );
+        let text = format!("{{\"a\":\"{}\"}}", ",".repeat(2 * MAX_VALUES));
+        Fields::read(text.as_bytes()).expect("a text may have as many commas as it likes");
+    }
+
+    #[test]
+    fn a_lenient_reader_warns_of_what_it_leaves_out_and_of_nothing_else() {
+        let warnings = Warnings::default();
+        let mut body =
+            fields(json!({ "tools": [1], "n": 99, "odd": 1, "even": 2 })).lenient(Some(warnings.clone()));
+        body.only("tools", &[json!([])]).expect("left out");
+        assert_eq!(error(body.whole("n", 1..=8))["param"], "n");
+        body.finish().expect("left out");
+        let all = warnings.take();
+        assert_eq!(all.len(), 3, "{all:?}");
+        for name in ["tools", "odd", "even"] {
+            assert!(all.iter().any(|warning| warning.starts_with(&format!("`{name}` "))), "{all:?}");
+        }
+        assert!(warnings.take().is_empty());
+    }
+
+    #[test]
+    fn fields_of_fields_are_named_by_their_place_or_left_out_with_a_warning() {
+        const PART: Shape = Shape { names: &["text"], within: &[] };
+        const SHAPE: Shape = Shape { names: &["role", "content"], within: &[("content", &PART)] };
+        let body = json!({ "messages": [
+            { "role": "user", "content": "x" },
+            { "role": "user", "content": [{ "text": "a" }, { "text": "b", "cache": 1 }], "odd": 2 },
+            3,
+        ] });
+        let strict = error(fields(body.clone()).take_shaped::<Value>("messages", &SHAPE));
+        assert_eq!(strict["param"], "messages[1].odd");
+        assert_eq!(strict["message"], "`odd` is no field of `messages[1]`");
+        let warnings = Warnings::default();
+        let mut lenient = fields(body).lenient(Some(warnings.clone()));
+        let left: Option<Value> = lenient.take_shaped("messages", &SHAPE).expect("left out");
+        let parts = json!([{ "text": "a" }, { "text": "b" }]);
+        assert_eq!(
+            left,
+            Some(json!([{ "role": "user", "content": "x" }, { "role": "user", "content": parts }, 3]))
+        );
+        assert_eq!(
+            warnings.take(),
+            [
+                "`odd` is no field of `messages[1]`: it was left out",
+                "`cache` is no field of `messages[1].content[1]`: it was left out",
+            ]
+        );
+        assert_eq!(lenient.take_shaped::<Value>("absent", &SHAPE).expect("absent"), None);
     }
 
     #[test]

@@ -1,43 +1,67 @@
 //! What every request passes before its handler: host, origin, key, form and size of the body.
 
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Instant;
 
-use axum::body::{Body, to_bytes};
+use axum::body::{Body, Bytes, HttpBody, to_bytes};
 use axum::extract::{Request, State as Shared};
 use axum::http::{HeaderValue, Method, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
-use sha2::{Digest, Sha256};
+use hyper::body::{Frame, SizeHint};
+use tracing::Instrument;
 
+use super::accounts::Owner;
 use super::error::{ApiError, shortened};
+use super::fields::Warnings;
 use super::state::State;
-
-/// Whose key a request came with; 0 without keys.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Owner(pub u64);
+use super::traces;
 
 /// Checks where a request comes from, and what it brings.
 pub async fn check(Shared(state): Shared<Arc<State>>, request: Request, next: Next) -> Response {
     let begin = Instant::now();
     let id = state.unique("req");
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());
+    let warnings = state.limits.is_lenient.then(Warnings::default);
+    let span = traces::request(&id, &request);
     let mut response = match whole(&state, request).await {
-        Ok(request) => next.run(request).await,
+        Ok(mut request) => {
+            if let Some(warnings) = &warnings {
+                request.extensions_mut().insert(warnings.clone());
+            }
+            next.run(request).instrument(span.clone()).await
+        }
         Err(error) => error.into_response(),
     };
+    traces::answered(&span, response.status().as_u16());
     state.metrics.answered(response.status().as_u16());
+    if state.is_draining() {
+        // A client that keeps its connection would ask the same server again.
+        response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+    }
     response.headers_mut().insert("x-request-id", HeaderValue::from_str(&id).expect("letters and digits"));
+    let warnings = warnings.map(|warnings| warnings.take()).unwrap_or_default();
+    for warning in &warnings {
+        // 299 is a warning of any kind that stays with the answer (RFC 7234, 5.5.7).
+        let text = format!("299 - \"{}\"", warning.escape_default());
+        response.headers_mut().append(header::WARNING, HeaderValue::from_str(&text).expect("ASCII"));
+    }
     if state.limits.log {
-        crate::output::log(&serde_json::json!({
+        let mut event = serde_json::json!({
             "request": id,
             "method": method.as_str(),
             "path": shortened(&path),
             "status": response.status().as_u16(),
             "ms": begin.elapsed().as_millis() as u64,
-        }));
+        });
+        if !warnings.is_empty() {
+            event["warnings"] = warnings.into();
+        }
+        crate::output::log(&event);
     }
-    response
+    response.map(|body| Body::new(Held { body, _until_end: span }))
 }
 
 /// The request with its whole body, if it may come in.
@@ -80,6 +104,8 @@ async fn whole(state: &State, request: Request) -> Result<Request, ApiError> {
     if length.is_some_and(|length| length > limit as u64) {
         return Err(ApiError::too_large(limit));
     }
+    // Nobody without a key is listened to for long.
+    owner(state, &request)?;
     let (parts, body) = request.into_parts();
     let time = state.limits.read_time;
     match tokio::time::timeout(time, to_bytes(body, limit)).await {
@@ -96,19 +122,28 @@ fn without_port(host: &str) -> &str {
     }
 }
 
-/// Checks the key, if the server has any.
+/// Checks the key, if the server has any, and what it may still use.
 pub async fn key(Shared(state): Shared<Arc<State>>, mut request: Request, next: Next) -> Response {
-    match owner(&state, &request) {
-        Ok(owner) => {
+    let is_counted = request.method() == Method::POST;
+    let entered = owner(&state, &request).and_then(|owner| {
+        let open = is_counted.then(|| state.accounts.enter(owner)).transpose()?;
+        Ok((owner, open))
+    });
+    match entered {
+        Ok((owner, open)) => {
             request.extensions_mut().insert(owner);
-            next.run(request).await
+            let response = next.run(request).await;
+            match open {
+                Some(open) => response.map(|body| Body::new(Held { body, _until_end: open })),
+                None => response,
+            }
         }
         Err(error) => error.into_response(),
     }
 }
 
 fn owner(state: &State, request: &Request) -> Result<Owner, ApiError> {
-    if state.keys.is_empty() {
+    if state.accounts.is_empty() {
         return Ok(Owner::default());
     }
     let mut given = request.headers().get_all(header::AUTHORIZATION).iter();
@@ -117,12 +152,31 @@ fn owner(state: &State, request: &Request) -> Result<Owner, ApiError> {
     let Some((_, key)) = key.filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer")) else {
         return Err(ApiError::unauthorized());
     };
-    // Hashes are compared, all of them and in full, so that time tells nothing of a key.
-    let hash: [u8; 32] = Sha256::digest(key.trim().as_bytes()).into();
-    let differs = |other: &[u8; 32]| hash.iter().zip(other).fold(0, |differs, (a, b)| differs | (a ^ b));
-    let found = state.keys.iter().enumerate().fold(None, |found, (i, (_, other))| match differs(other) {
-        0 => Some(i),
-        _ => found,
-    });
-    found.map(|i| Owner(1 + i as u64)).ok_or_else(ApiError::unauthorized)
+    state.accounts.owner(key.trim()).ok_or_else(ApiError::unauthorized)
+}
+
+/// An answer's body, and what is dropped at its end: until then its request counts as open, and its span goes on.
+struct Held<T> {
+    body: Body,
+    _until_end: T,
+}
+
+impl<T: Send + Unpin + 'static> HttpBody for Held<T> {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        Pin::new(&mut self.body).poll_frame(context)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
 }

@@ -7,8 +7,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use axum::extract::State as Shared;
 use axum::http::header;
 use axum::response::{IntoResponse, Response};
+use infer::encoding;
 use infer::engine::{Finished, Stats};
 
+use super::models::{Loaded, Model};
 use super::state::State;
 
 /// Upper ends of the buckets, in seconds: those of vLLM.
@@ -90,14 +92,18 @@ impl Metrics {
 /// All numbers.
 pub async fn show(Shared(state): Shared<Arc<State>>) -> Response {
     let mut out = String::new();
-    let all: Vec<(&str, Stats, usize)> = state
-        .served()
-        .map(|served| (served.id.as_str(), served.client.stats(), served.client.size().n_pages))
-        .collect();
+    let ready = state.models.ready();
+    let decoder = |(model, loaded): &(&Model, Loaded)| match loaded {
+        Loaded::Decoder(served) => {
+            Some((model.id.clone(), served.client.stats(), served.client.size().n_pages))
+        }
+        Loaded::Encoder(_) => None,
+    };
+    let all: Vec<(String, Stats, usize)> = ready.iter().filter_map(decoder).collect();
     let mut of_each = |name: &str, kind: &str, help: &str, value: &dyn Fn(&Stats, usize) -> f64| {
         let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} {kind}");
         for (id, stats, n_pages) in &all {
-            let id = id.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n");
+            let id = label(id);
             let _ = writeln!(out, "{name}{{model=\"{id}\"}} {}", value(stats, *n_pages));
         }
     };
@@ -114,15 +120,26 @@ pub async fn show(Shared(state): Shared<Arc<State>>) -> Response {
         "Pages that hold a beginning that may come again.",
         &|stats, _| stats.pages_idle as f64,
     );
-    of_each("flint_kv_blocks_total", "gauge", "Pages.", &|_, n_pages| n_pages as f64);
+    // Names in `_total` are those of counters.
+    of_each("flint_kv_blocks", "gauge", "Pages.", &|_, n_pages| n_pages as f64);
     of_each("flint_prompt_tokens_total", "counter", "Tokens of prompts that were computed.", &|stats, _| {
         stats.prompt_tokens as f64
+    });
+    let recomputed = "Tokens that were computed again, because their pages had been needed.";
+    of_each("flint_recomputed_tokens_total", "counter", recomputed, &|stats, _| {
+        stats.recomputed_tokens as f64
     });
     of_each("flint_cached_tokens_total", "counter", "Tokens of prompts that were known.", &|stats, _| {
         stats.cached_tokens as f64
     });
     of_each("flint_generation_tokens_total", "counter", "Tokens that were generated.", &|stats, _| {
         stats.new_tokens as f64
+    });
+    of_each("flint_guessed_tokens_total", "counter", "Tokens that were guessed and checked.", &|stats, _| {
+        stats.guessed_tokens as f64
+    });
+    of_each("flint_accepted_tokens_total", "counter", "Guessed tokens that were right.", &|stats, _| {
+        stats.accepted_tokens as f64
     });
     of_each("flint_preemptions_total", "counter", "Sequences that were sent back to wait.", &|stats, _| {
         stats.preempted as f64
@@ -131,6 +148,12 @@ pub async fn show(Shared(state): Shared<Arc<State>>) -> Response {
         stats.cancelled as f64
     });
     of_each("flint_steps_total", "counter", "Steps of the engine.", &|stats, _| stats.steps as f64);
+    encoders(&mut out, &ready);
+    let name = "flint_model_loaded";
+    let _ = writeln!(out, "# HELP {name} Whether a model is in memory.\n# TYPE {name} gauge");
+    for (model, state) in state.models.all() {
+        let _ = writeln!(out, "{name}{{model=\"{}\"}} {}", label(&model.id), u8::from(state == "loaded"));
+    }
     let name = "flint_http_answers_total";
     let _ = writeln!(out, "# HELP {name} Answers by status.\n# TYPE {name} counter");
     for (hundred, count) in state.metrics.answers.iter().enumerate().skip(2) {
@@ -140,4 +163,34 @@ pub async fn show(Shared(state): Shared<Arc<State>>) -> Response {
     first.write(&mut out, "flint_time_to_first_token_seconds", "From a request to its first token.");
     between.write(&mut out, "flint_time_between_tokens_seconds", "Mean time between a request's tokens.");
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], out).into_response()
+}
+
+/// A model's name as a label has it.
+fn label(id: &str) -> String {
+    id.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
+}
+
+/// What models do that make vectors.
+fn encoders(out: &mut String, ready: &[(&Model, Loaded)]) {
+    let stats = |(model, loaded): &(&Model, Loaded)| match loaded {
+        Loaded::Encoder(encoder) => Some((label(&model.id), encoder.client.stats())),
+        Loaded::Decoder(_) => None,
+    };
+    let all: Vec<_> = ready.iter().filter_map(stats).collect();
+    type Value = fn(&encoding::Stats) -> u64;
+    let rows: [(&str, &str, &str, Value); 3] = [
+        ("flint_embedding_requests_waiting", "gauge", "Requests for vectors that wait.", |stats| {
+            stats.n_waiting as u64
+        }),
+        ("flint_embedding_tokens_total", "counter", "Tokens of texts that got vectors.", |stats| {
+            stats.tokens
+        }),
+        ("flint_embedding_steps_total", "counter", "Steps of encoders.", |stats| stats.steps),
+    ];
+    for (name, kind, help, value) in rows {
+        let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} {kind}");
+        for (id, stats) in &all {
+            let _ = writeln!(out, "{name}{{model=\"{id}\"}} {}", value(stats));
+        }
+    }
 }
