@@ -1,5 +1,12 @@
 //! The program as people use it: small models trained, stopped, killed, damaged and resumed.
 
+mod program;
+mod server;
+
+#[path = "run/generate.rs"]
+mod generate;
+#[path = "run/integers.rs"]
+mod integers;
 #[path = "run/measure.rs"]
 mod measure;
 #[path = "run/models.rs"]
@@ -12,8 +19,21 @@ mod pull;
 mod quantize;
 #[path = "run/serve.rs"]
 mod serve;
+#[path = "run/serve_access.rs"]
+mod serve_access;
+#[path = "run/serve_models.rs"]
+mod serve_models;
+#[path = "run/serve_openapi.rs"]
+mod serve_openapi;
+#[cfg(feature = "otlp")]
+#[path = "run/serve_otlp.rs"]
+mod serve_otlp;
+#[path = "run/serve_responses.rs"]
+mod serve_responses;
 #[path = "run/tokenizer.rs"]
 mod tokenizer;
+#[path = "run/tools.rs"]
+mod tools;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -23,72 +43,11 @@ use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
-use tempfile::TempDir;
 
-const CONFIG: &str = r#"(
-    name: "tiny",
-    out: "run",
-    seed: 7,
-    tokenizer: (kind: char, vocab_size: 320),
-    model: (n_layer: 1, n_embd: 16, n_head: 2, context: 16),
-    data: (paths: ["text.txt"], valid_fraction: 0.1),
-    train: (
-        steps: 12, batch_size: 2, lr: 1e-3,
-        eval_interval: 4, eval_batches: 2, checkpoint_interval: 3,
-    ),
-    samples: (interval: 6, prompts: ["the "], tokens: 8),
-)
-"#;
+use program::{CONFIG, command, fails, flint, stderr, succeeds, train, workplace, write};
 
 /// Longer than anyone waits: such a run ends only by a signal.
 const ENDLESS: &str = "train.steps=1000000";
-
-/// A folder with a config `c.ron` and the text it learns.
-fn workplace() -> TempDir {
-    let dir = tempfile::tempdir().expect("a temporary folder");
-    let line = |i: usize| format!("line {i}: the cat number {} sat on mat {}.\n", i * 7 % 13, i * i % 29);
-    let text: String = (0..80).map(line).collect();
-    write(dir.path(), "text.txt", &text);
-    write(dir.path(), "c.ron", CONFIG);
-    dir
-}
-
-fn write(dir: &Path, name: &str, text: &str) {
-    fs::write(dir.join(name), text).expect("written");
-}
-
-fn command(dir: &Path, args: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_flint"));
-    command.current_dir(dir).args(args).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    command
-}
-
-fn stderr(output: &Output) -> String {
-    String::from_utf8_lossy(&output.stderr).into_owned()
-}
-
-/// Runs to the end; whatever happens, nothing may panic.
-fn flint(dir: &Path, args: &[&str]) -> Output {
-    let output = command(dir, args).output().expect("flint starts");
-    assert!(!stderr(&output).contains("panicked"), "{args:?}: {}", stderr(&output));
-    output
-}
-
-fn succeeds(dir: &Path, args: &[&str]) -> Output {
-    let output = flint(dir, args);
-    assert!(output.status.success(), "{args:?}: {}", stderr(&output));
-    output
-}
-
-/// Ends with exit code 2 and an error that has all these words.
-fn fails(dir: &Path, args: &[&str], words: &[&str]) {
-    let output = flint(dir, args);
-    let text = stderr(&output);
-    assert_eq!(output.status.code(), Some(2), "{args:?}: {text}");
-    for word in words {
-        assert!(text.contains(word), "{args:?}: no `{word}` in: {text}");
-    }
-}
 
 fn json(output: &Output) -> Value {
     serde_json::from_slice(&output.stdout).expect("JSON on stdout")
@@ -98,13 +57,6 @@ fn keys(value: &Value) -> Vec<String> {
     let mut keys: Vec<String> = value.as_object().expect("an object").keys().cloned().collect();
     keys.sort_unstable();
     keys
-}
-
-/// `flint train c.ron` with these arguments added.
-fn train<'a>(more: &[&'a str]) -> Vec<&'a str> {
-    let mut args = vec!["train", "c.ron"];
-    args.extend_from_slice(more);
-    args
 }
 
 /// Steps of the checkpoints in the run's folder, in order.

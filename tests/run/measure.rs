@@ -14,7 +14,7 @@ const MODULES: &str = r#"[{"path": "", "type": "sentence_transformers.models.Tra
     {"path": "2_Normalize", "type": "sentence_transformers.models.Normalize"}]"#;
 
 /// A folder `m` with a tiny encoder whose tokens are letters.
-fn encoder() -> tempfile::TempDir {
+pub fn encoder() -> tempfile::TempDir {
     let dir = tempfile::tempdir().expect("a temporary folder");
     let fixture = Path::new(env!("CARGO_MANIFEST_DIR")).join("model/tests/fixtures/encoders/gelu");
     fs::create_dir_all(dir.path().join("m/1_Pooling")).expect("created");

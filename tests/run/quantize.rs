@@ -9,7 +9,7 @@ use tempfile::TempDir;
 use super::{fails, json, stderr, succeeds, train, workplace, write};
 
 /// A folder with a trained run whose rows are blocks of 32 numbers, but none of 256.
-fn trained() -> TempDir {
+pub(super) fn trained() -> TempDir {
     let dir = workplace();
     let changes = ["model.n_embd=32", "model.context=32", "tokenizer.kind=bpe", "tokenizer.vocab_size=300"];
     let set: Vec<&str> = changes.iter().flat_map(|change| ["--set", change]).collect();
@@ -17,7 +17,7 @@ fn trained() -> TempDir {
     dir
 }
 
-fn quantize(dir: &TempDir, more: &[&str]) -> Value {
+pub(super) fn quantize(dir: &TempDir, more: &[&str]) -> Value {
     json(&succeeds(dir.path(), &[&["quantize", "run", "--json"][..], more].concat()))
 }
 

@@ -1,178 +1,14 @@
 //! `flint serve` from outside, over HTTP.
 
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{Read, Write};
 use std::net::TcpStream;
-use std::process::Child;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use sha2::Digest;
-use tempfile::TempDir;
 
-use super::{command, fails, json as parsed, succeeds, train, workplace, write};
-
-/// A server over a model that was trained for a moment. Ends with the test.
-struct Server {
-    dir: TempDir,
-    child: Child,
-    port: u16,
-}
-
-/// An answer, whole.
-struct Answer {
-    status: u16,
-    head: String,
-    body: String,
-}
-
-impl Answer {
-    fn json(&self) -> Value {
-        serde_json::from_str(&self.body).unwrap_or_else(|error| panic!("{error}: {}", self.body))
-    }
-
-    /// Status, `param` and `code` of an error, which must have a message.
-    fn error(&self) -> (u16, Value, Value) {
-        let error = self.json()["error"].clone();
-        assert!(error["message"].as_str().is_some_and(|message| !message.is_empty()), "{}", self.body);
-        (self.status, error["param"].clone(), error["code"].clone())
-    }
-
-    /// The data of server-sent events, `[DONE]` being the last.
-    fn events(&self) -> Vec<Value> {
-        let mut data: Vec<&str> = self.body.lines().filter_map(|line| line.strip_prefix("data: ")).collect();
-        assert_eq!(data.pop(), Some("[DONE]"), "{}", self.body);
-        data.into_iter().map(|data| serde_json::from_str(data).expect("JSON")).collect()
-    }
-}
-
-fn trained() -> TempDir {
-    let dir = workplace();
-    let sets = [
-        "tokenizer.kind=bpe",
-        "tokenizer.vocab_size=300",
-        "train.steps=4",
-        "model.context=160",
-        "data.valid_fraction=0",
-    ];
-    let sets: Vec<&str> = sets.iter().flat_map(|set| ["--set", set]).collect();
-    succeeds(dir.path(), &train(&sets));
-    dir
-}
-
-impl Server {
-    fn start(more: &[&str]) -> Self {
-        Self::over(trained(), more, "")
-    }
-
-    /// A server that is asked whether it is ready with these headers.
-    fn over(dir: TempDir, more: &[&str], headers: &str) -> Self {
-        let args = [&["serve", "tiny=run", "--port", "0", "--cache-memory", "1"][..], more].concat();
-        let mut child = command(dir.path(), &args).spawn().expect("flint starts");
-        let mut lines = BufReader::new(child.stderr.take().expect("piped")).lines().map_while(Result::ok);
-        let address = lines.find_map(|line| line.strip_prefix("listening at http://").map(str::to_owned));
-        let address = address.expect("it says where it listens");
-        let port = address.trim_end_matches("/v1").rsplit(':').next().and_then(|port| port.parse().ok());
-        // What it says later is read, so that it never waits for a reader.
-        std::thread::spawn(move || lines.for_each(drop));
-        let server = Self { dir, child, port: port.expect("a port") };
-        let begin = Instant::now();
-        while server.send("GET", "/health/ready", headers, "").status != 200 {
-            assert!(begin.elapsed() < Duration::from_secs(60), "it gets ready");
-            std::thread::sleep(Duration::from_millis(20));
-        }
-        server
-    }
-
-    fn connect(&self) -> TcpStream {
-        let stream = TcpStream::connect(("127.0.0.1", self.port)).expect("it listens");
-        stream.set_read_timeout(Some(Duration::from_secs(60))).expect("a time");
-        stream
-    }
-
-    /// Sends bytes and reads until the end.
-    fn raw(&self, request: &str) -> Answer {
-        let mut stream = self.connect();
-        // It may answer, and hang up, before it has read everything.
-        let _ = stream.write_all(request.as_bytes());
-        let mut answer = Vec::new();
-        let _ = stream.read_to_end(&mut answer);
-        let answer = String::from_utf8(answer).expect("text");
-        let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((&answer, ""));
-        let status = head.split(' ').nth(1).and_then(|status| status.parse().ok()).unwrap_or(0);
-        let body = match head.to_ascii_lowercase().contains("transfer-encoding: chunked") {
-            true => unchunked(body),
-            false => body.to_owned(),
-        };
-        Answer { status, head: head.to_owned(), body }
-    }
-
-    fn send(&self, method: &str, path: &str, headers: &str, body: &str) -> Answer {
-        let n = body.len();
-        self.raw(&format!(
-            "{method} {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: {n}\r\n{headers}\r\n{body}"
-        ))
-    }
-
-    fn post(&self, path: &str, body: &Value) -> Answer {
-        self.send("POST", path, "Content-Type: application/json\r\n", &body.to_string())
-    }
-
-    fn get(&self, path: &str) -> Answer {
-        self.send("GET", path, "", "")
-    }
-
-    /// A number of `/metrics`.
-    fn metric(&self, name: &str) -> f64 {
-        let text = self.get("/metrics").body;
-        let line = text.lines().find(|line| line.starts_with(&format!("{name}{{")));
-        line.and_then(|line| line.rsplit(' ').next()?.parse().ok()).expect("a metric")
-    }
-
-    /// Waits until nothing runs any more.
-    fn is_idle_within(&self, time: Duration) -> bool {
-        let begin = Instant::now();
-        loop {
-            if self.metric("flint_requests_running") == 0.0 && self.metric("flint_kv_blocks_used") == 0.0 {
-                return true;
-            }
-            if begin.elapsed() > time {
-                return false;
-            }
-            std::thread::sleep(Duration::from_millis(10));
-        }
-    }
-
-    fn signal(&self) {
-        let kill = std::process::Command::new("kill").args(["-TERM", &self.child.id().to_string()]).status();
-        assert!(kill.expect("kill runs").success());
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-fn unchunked(mut body: &str) -> String {
-    let mut whole = String::new();
-    while let Some((size, rest)) = body.split_once("\r\n") {
-        let Ok(n) = usize::from_str_radix(size, 16) else { break };
-        whole.push_str(&rest[..n.min(rest.len())]);
-        body = rest.get(n + 2..).unwrap_or_default();
-    }
-    whole
-}
-
-fn completion(n: usize) -> Value {
-    json!({ "model": "tiny", "prompt": "the cat", "max_tokens": n, "temperature": 0 })
-}
-
-fn chat(n: usize, seed: i64) -> Value {
-    let messages = json!([{ "role": "user", "content": "line 3" }]);
-    json!({ "model": "tiny", "messages": messages, "max_tokens": n, "seed": seed })
-}
+use super::server::{Server, chat, completion, trained};
+use super::{fails, json as parsed, succeeds, write};
 
 #[test]
 fn answers_are_those_of_generate_whole_and_in_pieces() {
@@ -235,7 +71,7 @@ fn a_chat_is_the_same_whole_in_pieces_and_among_others() {
         assert_eq!(many["choices"][1]["message"]["content"], text.as_str());
         assert!(others.into_iter().all(|other| other.join().expect("no panic") == 200));
     });
-    assert!(server.is_idle_within(Duration::from_secs(5)));
+    assert!(server.is_idle_within(Duration::from_secs(20)));
 }
 
 #[test]
@@ -268,12 +104,106 @@ fn probabilities_of_prompt_and_answer_add_up() {
 }
 
 #[test]
+fn settings_of_the_sampler_are_those_of_generate() {
+    let server = Server::start(&[]);
+    let tokens = server.post("/tokenize", &json!({ "model": "tiny", "prompt": "z" })).json();
+    let id = tokens["tokens"].as_array().and_then(|ids| ids.last()?.as_u64()).expect("an id");
+    let mut biased = completion(5);
+    biased["logit_bias"] = json!({ id.to_string(): 100 });
+    assert_eq!(server.post("/v1/completions", &biased).json()["choices"][0]["text"], "zzzzz");
+
+    let settings = [
+        ("typical_p", json!(0.9), "--typical-p=0.9"),
+        ("presence_penalty", json!(-0.5), "--presence-penalty=-0.5"),
+        ("frequency_penalty", json!(0.25), "--frequency-penalty=0.25"),
+        ("dry_multiplier", json!(0.8), "--dry-multiplier=0.8"),
+        ("dry_sequence_breakers", json!(["e", "\n"]), "--dry-breaker=e"),
+        ("dry_allowed_length", json!(1), "--dry-allowed-length=1"),
+        ("mirostat", json!(1), "--mirostat=1"),
+        ("mirostat_tau", json!(3), "--mirostat-tau=3"),
+        ("xtc_probability", json!(0.5), "--xtc-probability=0.5"),
+        ("xtc_threshold", json!(0.01), "--xtc-threshold=0.01"),
+    ];
+    let mut body =
+        json!({ "model": "tiny", "prompt": "the cat", "max_tokens": 24, "temperature": 0.8, "seed": 3 });
+    let mut args = vec!["generate", "run", "-p", "the cat", "-n", "24", "--seed", "3", "--json"];
+    let plain = parsed(&succeeds(server.dir.path(), &args));
+    assert_eq!(server.post("/v1/completions", &body).json()["choices"][0]["text"], plain["text"]);
+    for (name, value, flag) in &settings {
+        body[*name] = value.clone();
+        args.push(flag);
+    }
+    args.push("--dry-breaker=\n");
+    let set = parsed(&succeeds(server.dir.path(), &args));
+    assert_eq!(server.post("/v1/completions", &body).json()["choices"][0]["text"], set["text"]);
+    assert_ne!(set["text"], plain["text"]);
+}
+
+#[test]
+fn the_best_of_several_is_the_one_with_the_most_probable_tokens() {
+    let server = Server::start(&[]);
+    let of = |seed: u64| json!({ "model": "tiny", "prompt": "the cat", "max_tokens": 8, "seed": seed, "logprobs": 0 });
+    let mean = |choice: &Value| {
+        let all: Vec<f64> = choice["logprobs"]["token_logprobs"]
+            .as_array()
+            .expect("a list")
+            .iter()
+            .filter_map(Value::as_f64)
+            .collect();
+        all.iter().sum::<f64>() / all.len() as f64
+    };
+    let mut each: Vec<Value> =
+        (5..9).map(|seed| server.post("/v1/completions", &of(seed)).json()["choices"][0].clone()).collect();
+    each.sort_by(|a, b| mean(b).total_cmp(&mean(a)));
+    let mut best = of(5);
+    (best["n"], best["best_of"]) = (json!(2), json!(4));
+    best.as_object_mut().expect("an object").remove("logprobs");
+    let answer = server.post("/v1/completions", &best).json();
+    let choices = answer["choices"].as_array().expect("a list");
+    assert_eq!(choices.len(), 2);
+    for (i, (found, expected)) in choices.iter().zip(&each).enumerate() {
+        assert_eq!((&found["text"], &found["index"]), (&expected["text"], &json!(i)));
+        assert!(found["logprobs"].is_null());
+    }
+    // All that was generated counts.
+    assert_eq!(answer["usage"]["completion_tokens"], json!(32));
+    best["best_of"] = json!(1);
+    assert_eq!(server.post("/v1/completions", &best).error(), (400, json!("best_of"), Value::Null));
+}
+
+#[test]
+fn guesses_do_not_change_answers() {
+    let plain = Server::start(&[]);
+    let ask = |server: &Server, i: u64| {
+        let mut body = completion(80);
+        (body["temperature"], body["seed"]) = (json!(if i < 3 { 0.0 } else { 0.8 }), json!(i));
+        body["prompt"] = json!(format!("line {}: the cat", i % 2));
+        server.post("/v1/completions", &body).json()["choices"].clone()
+    };
+    let expected: Vec<Value> = (0..6).map(|i| ask(&plain, i)).collect();
+    assert_eq!(plain.metric("flint_guessed_tokens_total"), 0.0);
+    for guess in ["lookup", "run"] {
+        let server = Server::start(&["--speculate", guess]);
+        std::thread::scope(|scope| {
+            let (server, ask) = (&server, &ask);
+            let all: Vec<_> = (0..6).map(|i| scope.spawn(move || ask(server, i))).collect();
+            for (answer, expected) in all.into_iter().zip(&expected) {
+                assert_eq!(&answer.join().expect("no panic"), expected, "{guess}");
+            }
+        });
+        assert!(server.metric("flint_accepted_tokens_total") <= server.metric("flint_guessed_tokens_total"));
+        assert!(server.is_idle_within(Duration::from_secs(20)));
+    }
+}
+
+#[test]
 fn models_and_tokens_can_be_asked_for() {
     let server = Server::start(&[]);
     let models = server.get("/v1/models").json();
     assert_eq!((&models["object"], &models["data"][0]["id"]), (&json!("list"), &json!("tiny")));
     assert_eq!(server.get("/v1/models/tiny").json()["object"], "model");
     assert_eq!(server.get("/v1/models/other").error(), (404, json!("model"), json!("model_not_found")));
+    assert_eq!(server.get("/v1/models/%ff").error(), (404, json!("model"), json!("model_not_found")));
     let tokens = server.post("/tokenize", &json!({ "model": "tiny", "prompt": "the cat" })).json();
     let text = server.post("/detokenize", &json!({ "model": "tiny", "tokens": tokens["tokens"] })).json();
     assert_eq!(text["prompt"], "the cat");
@@ -305,8 +235,8 @@ fn what_cannot_be_answered_is_an_error_that_names_the_field() {
         ("seed", json!("x")),
         ("stream", json!("yes")),
         ("stream_options", json!({ "include_usage": true })),
-        ("logit_bias", json!({ "5": 1 })),
-        ("presence_penalty", json!(0.5)),
+        ("logit_bias", json!({ "999999": 1 })),
+        ("presence_penalty", json!(2.5)),
     ];
     for path in ["/v1/completions", "/v1/chat/completions"] {
         for (name, value) in &cases {
@@ -319,7 +249,7 @@ fn what_cannot_be_answered_is_an_error_that_names_the_field() {
         assert_eq!((status, code), (404, json!("model_not_found")));
     }
     for (name, value) in
-        [("top_logprobs", json!(1_000_000_000)), ("messages", json!([])), ("tools", json!([1]))]
+        [("top_logprobs", json!(1_000_000_000)), ("messages", json!([])), ("tools", json!(1))]
     {
         let (status, param, _) = with("/v1/chat/completions", &|body| body[name] = value.clone());
         assert_eq!((status, param), (400, json!(name)));
@@ -345,7 +275,7 @@ fn what_cannot_be_answered_is_an_error_that_names_the_field() {
         "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n{}0\r\n\r\n",
         "1\r\n \r\n".repeat(5000)
     );
-    assert_eq!(server.raw(&chunked).status, 413);
+    assert_eq!(server.raw(chunked).status, 413);
     let header = format!("X-Long: {}\r\n", "x".repeat(300_000));
     assert_eq!(server.send("GET", "/v1/models", &header, "").status, 431);
     assert_eq!(server.post("/v1/completions", &completion(2)).status, 200, "it still answers");
@@ -356,7 +286,7 @@ fn other_hosts_and_origins_may_not_ask() {
     let server = Server::start(&["--host-name", "box.lan"]);
     let from = |host: &str, headers: &str| {
         let answer = server
-            .raw(&format!("GET /v1/models HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n{headers}\r\n"));
+            .raw(format!("GET /v1/models HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n{headers}\r\n"));
         assert!(!answer.head.to_ascii_lowercase().contains("access-control-allow-origin"));
         answer.status
     };
@@ -430,7 +360,7 @@ fn who_hangs_up_is_forgotten_and_who_waits_is_told_when_it_is_full() {
         stream.write_all((head + &body).as_bytes()).expect("sent");
         let _ = stream.read(&mut [0; 16]);
     }
-    assert!(server.is_idle_within(Duration::from_secs(2)), "nobody listens any more");
+    assert!(server.is_idle_within(Duration::from_secs(20)), "nobody listens any more");
 
     let statuses: Vec<(u16, String)> = std::thread::scope(|scope| {
         let all: Vec<_> = (0..24)
