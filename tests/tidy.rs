@@ -84,8 +84,12 @@ fn read_sources() -> Vec<Source> {
         |path: &PathBuf| fs::read_to_string(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
     let all: Vec<(PathBuf, String, String)> =
         paths.into_iter().map(|path| (read(&path), path)).map(|(t, p)| (p, code_of(&t), t)).collect();
-    let only_tests: BTreeSet<PathBuf> =
-        all.iter().flat_map(|(path, code, _)| test_modules(path, code)).collect();
+    let mut only_tests: BTreeSet<PathBuf> =
+        all.iter().flat_map(|(path, code, _)| test_modules(path, code, false)).collect();
+    // And the modules of such modules.
+    let within = all.iter().filter(|(path, ..)| only_tests.contains(path));
+    let within: Vec<PathBuf> = within.flat_map(|(path, code, _)| test_modules(path, code, true)).collect();
+    only_tests.extend(within);
     all.into_iter()
         .map(|(path, code, text)| {
             let relative = path.strip_prefix(root()).expect("found below the root");
@@ -118,16 +122,22 @@ fn is_test_folder(relative: &Path) -> bool {
     relative.iter().take(2).any(|name| name == "tests" || name == "benches")
 }
 
-/// Files that `code` declares as modules under `#[cfg(test)]`: all of their code is test code.
-fn test_modules(path: &Path, code: &str) -> Vec<PathBuf> {
+/// Files that `code` declares as modules under `#[cfg(test)]`, or, if it `is_test` itself, at all: all of their code is test
+/// code.
+fn test_modules(path: &Path, code: &str, is_test: bool) -> Vec<PathBuf> {
     let stem = path.file_stem().unwrap_or_default();
     let dir = path.with_file_name("");
     let dir = if ["lib", "main", "mod"].iter().any(|s| stem == *s) { dir } else { dir.join(stem) };
     let words = words(code);
-    let declared = words.windows(10).filter_map(|w| match texts(w) {
+    let under_cfg = words.windows(10).filter_map(|w| match texts(w) {
         ["#", "[", "cfg", "(", "test", ")", "]", "mod", name, ";"] => Some(name),
         _ => None,
     });
+    let all = words.windows(3).filter_map(|w| match texts(w) {
+        ["mod", name, ";"] if is_test => Some(name),
+        _ => None,
+    });
+    let declared = under_cfg.chain(all);
     declared.flat_map(|name| [dir.join(format!("{name}.rs")), dir.join(name).join("mod.rs")]).collect()
 }
 
@@ -579,10 +589,12 @@ fn test_modules_are_no_program() {
     let source = "fn a() {}\n#[cfg(test)]\n#[allow(x)]\nmod tests {\n  fn b() { '{' }\n}\n#[cfg(test)]\nmod d;\nfn c() {}";
     let program = without_tests(&code_of(source));
     assert!(program.contains("fn a") && !program.contains("fn b") && program.contains("fn c"), "{program}");
-    let files = test_modules(Path::new("x/src/lib.rs"), &code_of(source));
+    let files = test_modules(Path::new("x/src/lib.rs"), &code_of(source), false);
     assert_eq!(files, [Path::new("x/src/d.rs"), Path::new("x/src/d/mod.rs")]);
-    let files = test_modules(Path::new("x/src/y.rs"), &code_of(source));
+    let files = test_modules(Path::new("x/src/y.rs"), &code_of(source), false);
     assert_eq!(files[0], Path::new("x/src/y/d.rs"));
+    let files = test_modules(Path::new("x/src/y.rs"), &code_of("mod a; mod b { } mod c;"), true);
+    assert_eq!((&files[0], &files[2]), (&"x/src/y/a.rs".into(), &"x/src/y/c.rs".into()));
 }
 
 #[test]
