@@ -14,6 +14,9 @@ pub enum Isa {
     /// The same, and dot products of bytes (AVX-512 VNNI) for packed weights: Intel's servers since
     /// Ice Lake, AMD since Zen 4.
     Vnni,
+    /// The same, and dot products of bfloat16 (AVX-512 BF16), for weights in it: Intel's servers since
+    /// Cooper Lake, AMD since Zen 4.
+    Bf16,
 }
 
 /// The instruction set in use: 0 while unknown, else `Isa as u8 + 1`.
@@ -24,7 +27,7 @@ static FORCED: Mutex<()> = Mutex::new(());
 
 impl Isa {
     /// All instruction sets, the slowest first.
-    pub const ALL: [Isa; 3] = [Isa::Portable, Isa::Avx2, Isa::Vnni];
+    pub const ALL: [Isa; 4] = [Isa::Portable, Isa::Avx2, Isa::Vnni, Isa::Bf16];
 
     /// The instruction set that kernels run on: the fastest available, found on the first call.
     #[inline]
@@ -52,8 +55,14 @@ impl Isa {
                     && is_x86_feature_detected!("avx512vl")
                     && is_x86_feature_detected!("avx512vnni")
             }
+            #[cfg(target_arch = "x86_64")]
+            Isa::Bf16 => {
+                Isa::Vnni.is_available()
+                    && is_x86_feature_detected!("avx512bw")
+                    && is_x86_feature_detected!("avx512bf16")
+            }
             #[cfg(not(target_arch = "x86_64"))]
-            Isa::Avx2 | Isa::Vnni => false,
+            Isa::Avx2 | Isa::Vnni | Isa::Bf16 => false,
         }
     }
 
@@ -68,6 +77,7 @@ impl Isa {
             Isa::Portable => "portable",
             Isa::Avx2 => "avx2+fma",
             Isa::Vnni => "avx2+fma+vnni",
+            Isa::Bf16 => "avx2+fma+vnni+bf16",
         }
     }
 

@@ -9,14 +9,22 @@
 //!   register tile of 6 rows reads them, after Goto and BLIS.
 //! - `skinny`: at most 4 rows, bound by reading B once, so nothing is copied.
 //!
+//! With [`Precision::Bf16`] factors are rounded first (`bf16`), which is faster and other bits.
+//!
 //! Threads share C by rectangles. Each packs what it needs; that A is packed by several costs less than
 //! waiting for each other.
 
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod bf16;
 pub(crate) mod blocked;
 mod skinny;
 mod view;
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
 pub use view::{Mat, MatMut};
+
+use crate::Isa;
 
 /// Multiply-adds below which a second thread costs more than it saves: waking one takes some 5 to 10 µs,
 /// in which one core does about half a million.
@@ -25,6 +33,51 @@ const MIN_WORK_PER_TASK: usize = 1 << 19;
 /// The same for few rows, where reading B bounds the time: elements of B per task (256 KiB). One row times
 /// a 512 x 512 weight: 38 us on one thread, 19 us on two (Zen 3).
 const MIN_READ_PER_TASK: usize = 1 << 16;
+
+/// How the factors of [`matmul`] and [`matmul_add`] are rounded.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Precision {
+    /// Not at all.
+    #[default]
+    F32,
+    /// To bfloat16, 8 bits of mantissa. Sums are in single precision.
+    Bf16,
+}
+
+/// Whether products of this process are in [`Precision::Bf16`].
+static IS_BF16: AtomicBool = AtomicBool::new(false);
+
+impl Precision {
+    /// Whether this CPU multiplies such numbers.
+    pub fn is_available(self) -> bool {
+        self == Self::F32 || Isa::current() == Isa::Bf16
+    }
+
+    /// Sets it for the products of this process.
+    ///
+    /// # Panics
+    /// If it is not [available](Self::is_available).
+    pub fn set(self) {
+        assert!(self.is_available(), "no products of {self:?} on {}", Isa::current().name());
+        IS_BF16.store(self == Self::Bf16, Ordering::Relaxed);
+    }
+
+    fn current() -> Self {
+        if IS_BF16.load(Ordering::Relaxed) { Self::Bf16 } else { Self::F32 }
+    }
+
+    /// What multiplies on one thread.
+    fn serial(self) -> Serial {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Self::Bf16 => |a, b, mut c, start| bf16::multiply(a, b, &mut c, start),
+            _ => serial,
+        }
+    }
+}
+
+/// A product on one thread.
+type Serial = fn(Mat, Mat, MatMut, Start);
 
 /// What a product starts from.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -43,7 +96,7 @@ pub(crate) enum Start {
 /// # Panics
 /// If the shapes do not fit together.
 pub fn matmul(a: Mat, b: Mat, c: MatMut) {
-    parallel(a, b, c, Start::Zero);
+    parallel(a, b, c, Start::Zero, Precision::current());
 }
 
 /// `C += A B`. The accumulators start from C's values, so copying a bias into C first adds it exactly.
@@ -54,7 +107,7 @@ pub fn matmul(a: Mat, b: Mat, c: MatMut) {
 /// # Panics
 /// If the shapes do not fit together.
 pub fn matmul_add(a: Mat, b: Mat, c: MatMut) {
-    parallel(a, b, c, Start::C);
+    parallel(a, b, c, Start::C, Precision::current());
 }
 
 /// [`matmul`] on the calling thread only, for use inside kernels that are parallel themselves.
@@ -86,7 +139,7 @@ fn check_shapes(a: &Mat, b: &Mat, c: &MatMut) {
     );
 }
 
-fn parallel(a: Mat, b: Mat, c: MatMut, start: Start) {
+fn parallel(a: Mat, b: Mat, c: MatMut, start: Start, precision: Precision) {
     check_shapes(&a, &b, &c);
     let (m, k, n) = (a.rows(), a.cols(), b.cols());
     let n_threads = rayon::current_num_threads();
@@ -95,11 +148,11 @@ fn parallel(a: Mat, b: Mat, c: MatMut, start: Start) {
     } else {
         m.saturating_mul(n).saturating_mul(k) / MIN_WORK_PER_TASK
     };
-    divide(a, b, c, start, worth.clamp(1, n_threads));
+    divide(a, b, c, start, worth.clamp(1, n_threads), precision.serial());
 }
 
 /// Cuts C into `n_tasks` rectangles of about equal size, by halving along the longer side.
-fn divide(a: Mat, b: Mat, c: MatMut, start: Start, n_tasks: usize) {
+fn divide(a: Mat, b: Mat, c: MatMut, start: Start, n_tasks: usize, serial: Serial) {
     let (m, n) = (c.rows(), c.cols());
     // Cuts fall between register tiles. Halving the side that has more of them keeps both operands short.
     let (row_tiles, col_tiles) = (m.div_ceil(blocked::TILE_ROWS), n.div_ceil(CUT_COLS));
@@ -117,16 +170,16 @@ fn divide(a: Mat, b: Mat, c: MatMut, start: Start, n_tasks: usize) {
         let (b_left, b_right) = b.split_cols(at);
         let (c_left, c_right) = c.split_cols(at);
         rayon::join(
-            || divide(a, b_left, c_left, start, left_tasks),
-            || divide(a, b_right, c_right, start, right_tasks),
+            || divide(a, b_left, c_left, start, left_tasks, serial),
+            || divide(a, b_right, c_right, start, right_tasks, serial),
         );
     } else {
         let at = cut(row_tiles) * blocked::TILE_ROWS;
         let (a_top, a_bottom) = a.split_rows(at);
         let (c_top, c_bottom) = c.split_rows(at);
         rayon::join(
-            || divide(a_top, b, c_top, start, left_tasks),
-            || divide(a_bottom, b, c_bottom, start, right_tasks),
+            || divide(a_top, b, c_top, start, left_tasks, serial),
+            || divide(a_bottom, b, c_bottom, start, right_tasks, serial),
         );
     }
 }
@@ -299,6 +352,61 @@ mod tests {
                 let exact: f64 =
                     (0..500).map(|k| f64::from(a.data[i * 500 + k]) * f64::from(b.data[k * 40 + j])).sum();
                 assert!((f64::from(*x) - exact).abs() < 2e-5, "({i}, {j}): {x} for {exact}");
+            }
+        });
+    }
+
+    #[test]
+    fn rounded_factors_are_multiplied_as_defined_and_rows_do_not_depend_on_each_other() {
+        on_each(|| {
+            if !Precision::Bf16.is_available() {
+                return;
+            }
+            let round = |x: &f32| f64::from(half::bf16::from_f32(*x).to_f32());
+            for (m, k, n) in [(1, 1, 1), (1, 2, 17), (13, 33, 100), (2, 700, 65), (500, 515, 260), (30, 0, 3)]
+            {
+                let (a, b, c) = (Values::new(m, k, 1), Values::new(k, n, 2), Values::new(m, n, 3));
+                let exact = |i: usize, j: usize| -> f64 {
+                    (0..k).map(|k| round(&a.data[i * a.cols + k]) * round(&b.data[k * n + j])).sum()
+                };
+                let mut first: Option<Vec<f32>> = None;
+                for (a_layout, b_layout) in LAYOUTS.into_iter().flat_map(|a| LAYOUTS.map(|b| (a, b))) {
+                    let (a_data, b_data) = (a.laid_out(a_layout), b.laid_out(b_layout));
+                    let (a_view, b_view) = (a.view(&a_data, a_layout), b.view(&b_data, b_layout));
+                    let product = |rows: usize, n_threads: usize, start: Start| {
+                        let mut out = c.data[..rows * n].to_vec();
+                        let c = MatMut::new(&mut out, rows, n);
+                        on_threads(n_threads, || {
+                            parallel(a_view.sub_rows(0, rows), b_view, c, start, Precision::Bf16)
+                        });
+                        out
+                    };
+                    let whole = product(m, 1, Start::Zero);
+                    let case = format!("{m} x {k} x {n}, {a_layout:?} x {b_layout:?}");
+                    // Layouts differ in nothing but how they are read.
+                    let first = first.get_or_insert_with(|| whole.clone());
+                    assert_eq!(bits(&whole), bits(first), "{case}");
+                    assert_eq!(bits(&product(m, 3, Start::Zero)), bits(&whole), "{case}, 3 threads");
+                    for rows in [1, m.min(7), m / 2] {
+                        let alone = product(rows, 2, Start::Zero);
+                        assert_eq!(bits(&alone), bits(&whole[..rows * n]), "{rows} rows of {case}");
+                    }
+                    let added = product(m, 2, Start::C);
+                    for (ij, c) in c.data.iter().enumerate().step_by(1 + m * n / 2000) {
+                        let exact = exact(ij / n, ij % n);
+                        assert!(
+                            (f64::from(whole[ij]) - exact).abs() < 1e-4,
+                            "{case}: {} for {exact}",
+                            whole[ij]
+                        );
+                        let exact = exact + f64::from(*c);
+                        assert!(
+                            (f64::from(added[ij]) - exact).abs() < 1e-4,
+                            "{case}: {} for {exact}",
+                            added[ij]
+                        );
+                    }
+                }
             }
         });
     }

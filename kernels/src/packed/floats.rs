@@ -1,8 +1,10 @@
 //! Weights that stay floats, as they lie in memory, and their product with rows of floats.
 //!
 //! Sixteen rows make a tile, `[k][16]`: what the register tile of a large product reads, and what makes a product with one
-//! row a plain stream. Half precision becomes single in registers, which is exact, so results are bit for bit those of
-//! [`matmul`](crate::matmul::matmul) with the same numbers as `f32`.
+//! row a plain stream. bfloat16 lies in pairs along `k`, `[k / 2][16][2]`, as the dot product of AVX-512 BF16 reads it: where
+//! a CPU has that, rows meet such weights rounded to bfloat16 themselves (`matmul::bf16`). Everything else becomes single
+//! precision in registers, which is exact, so results are bit for bit those of [`matmul`](crate::matmul::matmul) with the
+//! same numbers as `f32`.
 
 use std::cell::RefCell;
 
@@ -19,14 +21,27 @@ pub(super) trait Element {
     /// Bytes of a number.
     const BYTES: usize;
 
-    /// Eight numbers.
+    /// Numbers of a row that lie side by side, of which the last may be missing at the end.
+    const STEP: usize = 1;
+
+    /// Number `k` of eight rows of a tile, from row `8 half` on, where `odd` is `k % STEP`.
     ///
     /// # Safety
-    /// `src` must be valid for reading them; no alignment is needed.
-    unsafe fn load<I: Ints>(src: *const u8) -> I::Floats;
+    /// `tile` must be valid for reading a tile with such a number.
+    unsafe fn load<I: Ints>(tile: *const u8, k: usize, odd: usize, half: usize) -> I::Floats;
 
     /// One number, from its bytes.
     fn get(bytes: &[u8]) -> f32;
+}
+
+/// Where number `k` of row `row` lies in a tile.
+fn offset<E: Element>(k: usize, row: usize) -> usize {
+    ((k / E::STEP * TILE + row) * E::STEP + k % E::STEP) * E::BYTES
+}
+
+/// Bytes of a tile of rows of so many numbers.
+pub(super) const fn tile_bytes<E: Element>(n_in: usize) -> usize {
+    n_in.next_multiple_of(E::STEP) * TILE * E::BYTES
 }
 
 /// Single precision.
@@ -36,9 +51,9 @@ impl Element for F32 {
     const BYTES: usize = 4;
 
     #[inline(always)]
-    unsafe fn load<I: Ints>(src: *const u8) -> I::Floats {
-        // SAFETY: the caller promises 8 floats; they are loaded without alignment.
-        unsafe { I::Floats::load_ptr(src.cast()) }
+    unsafe fn load<I: Ints>(tile: *const u8, k: usize, _: usize, half: usize) -> I::Floats {
+        // SAFETY: the caller promises a tile; floats are loaded without alignment.
+        unsafe { I::Floats::load_ptr(tile.add((k * TILE + half * LANES) * Self::BYTES).cast()) }
     }
 
     fn get(bytes: &[u8]) -> f32 {
@@ -53,9 +68,9 @@ impl Element for F16 {
     const BYTES: usize = 2;
 
     #[inline(always)]
-    unsafe fn load<I: Ints>(src: *const u8) -> I::Floats {
-        // SAFETY: passed on from the caller.
-        unsafe { I::halves(src) }
+    unsafe fn load<I: Ints>(tile: *const u8, k: usize, _: usize, half: usize) -> I::Floats {
+        // SAFETY: the caller promises a tile.
+        unsafe { I::halves(tile.add((k * TILE + half * LANES) * Self::BYTES)) }
     }
 
     fn get(bytes: &[u8]) -> f32 {
@@ -68,11 +83,15 @@ pub(super) struct BF16;
 
 impl Element for BF16 {
     const BYTES: usize = 2;
+    const STEP: usize = 2;
 
     #[inline(always)]
-    unsafe fn load<I: Ints>(src: *const u8) -> I::Floats {
-        // SAFETY: passed on from the caller.
-        unsafe { I::upper_halves(src) }
+    unsafe fn load<I: Ints>(tile: *const u8, k: usize, odd: usize, half: usize) -> I::Floats {
+        // SAFETY: the caller promises a tile, which is of whole pairs.
+        unsafe {
+            let pairs = tile.add(((k - odd) * TILE + half * LANES * Self::STEP) * Self::BYTES);
+            if odd == 0 { I::of_pairs::<0>(pairs) } else { I::of_pairs::<1>(pairs) }
+        }
     }
 
     fn get(bytes: &[u8]) -> f32 {
@@ -93,7 +112,7 @@ const LANES: usize = 8;
 /// have some that do not exist.
 pub(super) fn multiply<E: Element>(tiles: &[u8], x: Mat, y: &mut MatMut) {
     let (m, n) = (x.rows(), y.cols());
-    assert!(m == y.rows() && tiles.len() == n.div_ceil(TILE) * TILE * x.cols() * E::BYTES);
+    assert!(m == y.rows() && tiles.len() == n.div_ceil(TILE) * tile_bytes::<E>(x.cols()));
     match m {
         0 => {}
         1 => stream::<E, 1, 2>(tiles, x, y),
@@ -101,7 +120,7 @@ pub(super) fn multiply<E: Element>(tiles: &[u8], x: Mat, y: &mut MatMut) {
         3..=MAX_STREAMED => {
             // Few in the last group would leave the processor waiting for their sums.
             let n_groups = m.div_ceil(MAX_AT_ONCE);
-            for (tile_idx, tile) in tiles.chunks_exact(TILE * x.cols() * E::BYTES).enumerate() {
+            for (tile_idx, tile) in tiles.chunks_exact(tile_bytes::<E>(x.cols())).enumerate() {
                 let columns = TILE.min(n - tile_idx * TILE);
                 for group in 0..n_groups {
                     let rows = m * group / n_groups..m * (group + 1) / n_groups;
@@ -127,7 +146,7 @@ dispatch_ints!([E: Element, const M: usize, const T: usize] fn stream(tiles: &[u
 #[inline(always)]
 fn stream_impl<I: Ints, E: Element, const M: usize, const T: usize>(tiles: &[u8], x: Mat, y: &mut MatMut) {
     let (depth, n) = (x.cols(), y.cols());
-    let tile_bytes = TILE * depth * E::BYTES;
+    let tile_bytes = tile_bytes::<E>(depth);
     let rows = x.starts();
     for first in (0..n).step_by(TILE * T) {
         let there = (n - first).div_ceil(TILE).min(T);
@@ -138,15 +157,18 @@ fn stream_impl<I: Ints, E: Element, const M: usize, const T: usize>(tiles: &[u8]
             *at = tiles[(first / TILE + t.min(there - 1)) * tile_bytes..].as_ptr();
         }
         assert!(x.col_stride() == 1 && x.rows() == M);
-        for k in 0..depth {
-            for t in 0..T {
-                // SAFETY: a tile has `depth` times 16 numbers, and a row of `x` `depth` contiguous ones.
-                unsafe {
-                    let step = at[t].add(k * TILE * E::BYTES);
-                    let w = [E::load::<I>(step), E::load::<I>(step.add(LANES * E::BYTES))];
-                    for (row, acc) in acc.iter_mut().enumerate() {
-                        let x = I::Floats::splat(*rows[row].add(k));
-                        acc[t] = [x.mul_add(w[0], acc[t][0]), x.mul_add(w[1], acc[t][1])];
+        for first in (0..depth).step_by(E::STEP) {
+            // The last may be alone.
+            for odd in 0..E::STEP.min(depth - first) {
+                let k = first + odd;
+                for t in 0..T {
+                    // SAFETY: a tile has `depth` times 16 numbers, and a row of `x` `depth` contiguous ones.
+                    unsafe {
+                        let w = [E::load::<I>(at[t], k, odd, 0), E::load::<I>(at[t], k, odd, 1)];
+                        for (row, acc) in acc.iter_mut().enumerate() {
+                            let x = I::Floats::splat(*rows[row].add(k));
+                            acc[t] = [x.mul_add(w[0], acc[t][0]), x.mul_add(w[1], acc[t][1])];
+                        }
                     }
                 }
             }
@@ -174,7 +196,7 @@ thread_local! {
 
 fn by_blocks<E: Element>(tiles: &[u8], x: Mat, y: &mut MatMut) {
     let (m, depth, n) = (x.rows(), x.cols(), y.cols());
-    let tile_bytes = TILE * depth * E::BYTES;
+    let tile_bytes = tile_bytes::<E>(depth);
     BUFFERS.with_borrow_mut(|(packed_x, packed_w)| {
         blocked::grow(packed_x, blocked::packed_a_len(m, BLOCK_K));
         blocked::grow(packed_w, TILES_AT_ONCE * TILE * BLOCK_K);
@@ -186,7 +208,7 @@ fn by_blocks<E: Element>(tiles: &[u8], x: Mat, y: &mut MatMut) {
                 let columns = (TILES_AT_ONCE * TILE).min(n - first);
                 for t in 0..columns.div_ceil(TILE) {
                     let tile = &tiles[(first / TILE + t) * tile_bytes..][..tile_bytes];
-                    let part = &tile[p * TILE * E::BYTES..][..block_k * TILE * E::BYTES];
+                    let part = &tile[p * TILE * E::BYTES..][..self::tile_bytes::<E>(block_k)];
                     widen::<E>(part, &mut packed_w[t * TILE * block_k..][..TILE * block_k]);
                 }
                 blocked::multiply_block(packed_x, packed_w, block_k, y.sub_cols(first, columns), start);
@@ -198,26 +220,33 @@ fn by_blocks<E: Element>(tiles: &[u8], x: Mat, y: &mut MatMut) {
 dispatch_ints!([E: Element] fn widen(numbers: &[u8], out: &mut [f32]) = widen_impl::<_, E>);
 
 #[inline(always)]
-fn widen_impl<I: Ints, E: Element>(numbers: &[u8], out: &mut [f32]) {
-    for (numbers, out) in numbers.chunks_exact(LANES * E::BYTES).zip(out.chunks_exact_mut(LANES)) {
-        // SAFETY: a chunk has eight numbers.
-        unsafe { E::load::<I>(numbers.as_ptr()) }.store(out);
+fn widen_impl<I: Ints, E: Element>(part: &[u8], out: &mut [f32]) {
+    let depth = out.len() / TILE;
+    assert!(part.len() == tile_bytes::<E>(depth));
+    for first in (0..depth).step_by(E::STEP) {
+        for odd in 0..E::STEP.min(depth - first) {
+            let k = first + odd;
+            for half in 0..TILE / LANES {
+                // SAFETY: the assertion above.
+                unsafe { E::load::<I>(part.as_ptr(), k, odd, half) }
+                    .store(&mut out[k * TILE + half * LANES..]);
+            }
+        }
     }
 }
 
-/// Packs sixteen rows of numbers of `BYTES` bytes, one after the other in `rows`, of which the last may be missing.
-pub(super) fn pack_tile<const BYTES: usize>(rows: &[u8], n_in: usize, tile: &mut [u8]) {
-    let (tile, rows) = (tile.as_chunks_mut::<BYTES>().0.as_chunks_mut::<TILE>().0, rows.as_chunks().0);
-    for (row, numbers) in rows.chunks_exact(n_in).enumerate() {
-        for (step, number) in tile.iter_mut().zip(numbers) {
-            step[row] = *number;
+/// Packs sixteen rows of numbers, one after the other in `rows`, of which the last may be missing.
+pub(super) fn pack_tile<E: Element>(rows: &[u8], n_in: usize, tile: &mut [u8]) {
+    for (row, numbers) in rows.chunks_exact(n_in * E::BYTES).enumerate() {
+        for (k, number) in numbers.chunks_exact(E::BYTES).enumerate() {
+            tile[offset::<E>(k, row)..][..E::BYTES].copy_from_slice(number);
         }
     }
 }
 
 /// The numbers of one row of a tile.
 pub(super) fn unpack_row<E: Element>(tile: &[u8], row: usize, out: &mut [f32]) {
-    for (step, out) in tile.chunks_exact(TILE * E::BYTES).zip(out) {
-        *out = E::get(&step[row * E::BYTES..][..E::BYTES]);
+    for (k, out) in out.iter_mut().enumerate() {
+        *out = E::get(&tile[offset::<E>(k, row)..]);
     }
 }

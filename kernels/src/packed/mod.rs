@@ -3,8 +3,9 @@
 //!
 //! A byte of weights is read once for each product of a few rows, in one stream, and is in the core's cache for all rows of
 //! a large one. Weights of 4 to 8 bits meet rows that are rounded to 8 bits in blocks of 32 (as Q8_0 rounds), to 16
-//! where a block stands out; their products are added up exactly within a block. The rules of batch invariance hold: an element of the result follows from
-//! its row and its column alone.
+//! where a block stands out; their products are added up exactly within a block. Weights in bfloat16 meet rows that are
+//! rounded to it where the CPU multiplies such numbers. The rules of batch invariance hold: an element of the result follows
+//! from its row and its column alone.
 
 mod floats;
 mod input;
@@ -19,6 +20,7 @@ use rayon::prelude::*;
 
 pub use ints::Group;
 
+use crate::Isa;
 use crate::matmul::{Mat, MatMut};
 use crate::memory::Buffer;
 use crate::threads;
@@ -173,9 +175,14 @@ impl Kind {
         (8 * self.tile_bytes(Group::MAX)) as f64 / (self.tile_rows() * Group::MAX) as f64
     }
 
-    /// Bytes of a number that stays a float.
+    /// Bytes of a number that stays a float, in a file.
     fn element_bytes(self) -> usize {
         if self == Self::F32 { 4 } else { 2 }
+    }
+
+    /// Whether the rows that meet its numbers are rounded to bfloat16.
+    fn rounds_to_bf16(self) -> bool {
+        self == Self::BF16 && Isa::current() == Isa::Bf16
     }
 
     /// Bytes of a tile of rows of so many numbers.
@@ -184,7 +191,9 @@ impl Kind {
             Self::Ints { bits, scales } => {
                 with_kind!(bits, scales, |S, BITS| ints::tile_bytes::<S>(BITS, n_in / input::BLOCK))
             }
-            _ => floats::TILE * n_in * self.element_bytes(),
+            Self::F32 => floats::tile_bytes::<floats::F32>(n_in),
+            Self::F16 => floats::tile_bytes::<floats::F16>(n_in),
+            Self::BF16 => floats::tile_bytes::<floats::BF16>(n_in),
         }
     }
 }
@@ -288,8 +297,9 @@ fn pack_tiles(kind: Kind, n_rows: usize, n_in: usize, rows: &mut Rows, tiles: &m
         let parts = rows.numbers.chunks(tile_rows * row_bytes);
         for (part, tile) in parts.zip(tiles.chunks_exact_mut(tile_bytes)) {
             match kind {
-                Kind::F32 => floats::pack_tile::<4>(part, n_in, tile),
-                _ => floats::pack_tile::<2>(part, n_in, tile),
+                Kind::F32 => floats::pack_tile::<floats::F32>(part, n_in, tile),
+                Kind::F16 => floats::pack_tile::<floats::F16>(part, n_in, tile),
+                _ => floats::pack_tile::<floats::BF16>(part, n_in, tile),
             }
         }
         return;
@@ -319,8 +329,8 @@ pub struct Matrix {
 }
 
 thread_local! {
-    /// Rows rounded to 8 bits, of a product that this thread began.
-    static INPUT: RefCell<input::Input> = RefCell::default();
+    /// Rounded rows of a product that this thread began.
+    static INPUT: RefCell<Rounded> = RefCell::default();
 }
 
 /// Bytes of weights below which another thread costs more than it saves, for one row; see `matmul`.
@@ -421,17 +431,31 @@ impl Matrix {
             .filter(|(first, part)| *first >= rows.start && first + part.n_out <= rows.end)
             .collect();
         assert!(parts.iter().map(|(_, part)| part.n_out).sum::<usize>() == n_out, "rows {rows:?} cut a part");
-        let has_ints = parts.iter().any(|(_, part)| matches!(part.kind, Kind::Ints { .. }));
-        let mut input = INPUT.take();
-        if has_ints {
-            input.round(x, m);
+        let has = |test: fn(Kind) -> bool| parts.iter().any(|(_, part)| test(part.kind));
+        let mut rounded = INPUT.take();
+        if has(|kind| matches!(kind, Kind::Ints { .. })) {
+            rounded.ints.round(x, m);
         }
-        let product = Product { x, m, n_in: self.n_in, input: &input };
+        #[cfg(target_arch = "x86_64")]
+        if has(Kind::rounds_to_bf16) {
+            rounded.bf16.round(Mat::new(x, m, self.n_in));
+        }
+        let product = Product { x, m, n_in: self.n_in, rounded: &rounded };
         let tasks = split(&parts, rows.start, m);
         let y = MatMut::new(y, m, n_out);
         run(&product, &tasks, y);
-        INPUT.set(input);
+        INPUT.set(rounded);
     }
+}
+
+/// Rows as some kinds of weights need them.
+#[derive(Default)]
+struct Rounded {
+    /// For integers.
+    ints: input::Input,
+    /// For bfloat16, where the CPU multiplies it.
+    #[cfg(target_arch = "x86_64")]
+    bf16: crate::matmul::bf16::Rows,
 }
 
 /// One factor of a product.
@@ -439,8 +463,8 @@ struct Product<'a> {
     x: &'a [f32],
     m: usize,
     n_in: usize,
-    /// Of use if there are integers to multiply.
-    input: &'a input::Input,
+    /// As far as the parts need them.
+    rounded: &'a Rounded,
 }
 
 /// Some tiles of a part, and the columns of the result that they give.
@@ -502,12 +526,14 @@ impl Product<'_> {
         let tiles = &task.part.tiles[task.tiles.start * tile_bytes..task.tiles.end * tile_bytes];
         let x = Mat::new(self.x, self.m, self.n_in);
         match task.part.kind {
+            #[cfg(target_arch = "x86_64")]
+            kind if kind.rounds_to_bf16() => self.rounded.bf16.multiply(self.n_in, tiles, &mut y),
             Kind::F32 => floats::multiply::<floats::F32>(tiles, x, &mut y),
             Kind::F16 => floats::multiply::<floats::F16>(tiles, x, &mut y),
             Kind::BF16 => floats::multiply::<floats::BF16>(tiles, x, &mut y),
             Kind::Ints { bits, scales } => {
                 let n_blocks = self.n_in / input::BLOCK;
-                let job = ints::Job { tiles, n_blocks, x: self.input, m: self.m };
+                let job = ints::Job { tiles, n_blocks, x: &self.rounded.ints, m: self.m };
                 with_kind!(bits, scales, |S, BITS| ints::multiply::<S, BITS>(&job, &mut y));
             }
         }

@@ -181,11 +181,14 @@ impl<const VNNI: bool> Ints for Avx2Ints<VNNI> {
     }
 
     #[inline(always)]
-    unsafe fn upper_halves(src: *const u8) -> Avx2 {
-        // SAFETY: the caller promises 16 readable bytes, `dispatch_ints!` AVX2.
+    unsafe fn of_pairs<const WHICH: usize>(src: *const u8) -> Avx2 {
+        // SAFETY: the caller promises 32 readable bytes, `dispatch_ints!` AVX2.
         unsafe {
-            let wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(src.cast()));
-            Avx2(_mm256_castsi256_ps(_mm256_slli_epi32::<16>(wide)))
+            let pairs = _mm256_loadu_si256(src.cast());
+            Avx2(_mm256_castsi256_ps(match WHICH {
+                0 => _mm256_slli_epi32::<16>(pairs),
+                _ => _mm256_and_si256(pairs, _mm256_set1_epi32(-1 << 16)),
+            }))
         }
     }
 

@@ -63,11 +63,11 @@ pub(crate) trait Ints {
     /// `src` must be valid for reading 16 bytes; no alignment is needed.
     unsafe fn halves(src: *const u8) -> Self::Floats;
 
-    /// Eight numbers that are the upper half of single precision.
+    /// Of eight pairs of bfloat16, the upper half of single precision, the `WHICH`th numbers.
     ///
     /// # Safety
-    /// As [`halves`](Self::halves).
-    unsafe fn upper_halves(src: *const u8) -> Self::Floats;
+    /// `src` must be valid for reading 32 bytes; no alignment is needed.
+    unsafe fn of_pairs<const WHICH: usize>(src: *const u8) -> Self::Floats;
 
     /// Eight bytes without a sign.
     ///
@@ -102,8 +102,8 @@ macro_rules! dispatch_ints {
             }
             match $crate::Isa::current() {
                 #[cfg(target_arch = "x86_64")]
-                // SAFETY: `current` is `Vnni` only after finding all of these on this CPU.
-                $crate::Isa::Vnni => unsafe { vnni::<$($given),*>($($arg),*) },
+                // SAFETY: `current` is one of these only after finding all of these on this CPU.
+                $crate::Isa::Vnni | $crate::Isa::Bf16 => unsafe { vnni::<$($given),*>($($arg),*) },
                 #[cfg(target_arch = "x86_64")]
                 // SAFETY: `current` is `Avx2` only after finding avx2, fma and f16c on this CPU.
                 $crate::Isa::Avx2 => unsafe { avx2::<$($given),*>($($arg),*) },

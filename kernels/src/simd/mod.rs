@@ -287,7 +287,7 @@ macro_rules! dispatch {
             match $crate::Isa::current() {
                 #[cfg(target_arch = "x86_64")]
                 // SAFETY: `current` is one of these only after finding avx2, fma and f16c on this CPU.
-                $crate::Isa::Avx2 | $crate::Isa::Vnni => unsafe { avx2($($arg),*) },
+                $crate::Isa::Avx2 | $crate::Isa::Vnni | $crate::Isa::Bf16 => unsafe { avx2($($arg),*) },
                 _ => $kernel::<$crate::simd::Portable>($($arg),*),
             }
         }

@@ -79,10 +79,10 @@ impl Ints for PortableInts {
     }
 
     #[inline(always)]
-    unsafe fn upper_halves(src: *const u8) -> Portable {
-        // SAFETY: the caller promises 16 readable bytes.
-        let bits = unsafe { src.cast::<[[u8; 2]; ROWS]>().read_unaligned() };
-        Portable::load(&bits.map(|bits| bf16::from_le_bytes(bits).to_f32_const()))
+    unsafe fn of_pairs<const WHICH: usize>(src: *const u8) -> Portable {
+        // SAFETY: the caller promises 32 readable bytes.
+        let pairs = unsafe { src.cast::<[[[u8; 2]; 2]; ROWS]>().read_unaligned() };
+        Portable::load(&pairs.map(|pair| bf16::from_le_bytes(pair[WHICH]).to_f32_const()))
     }
 
     #[inline(always)]
