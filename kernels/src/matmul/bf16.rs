@@ -117,6 +117,13 @@ unsafe fn pack(rows: Mat, width: usize, out: *mut u32) {
     }
 }
 
+/// The same bits.
+#[target_feature(enable = "avx512f,avx512bf16")]
+fn as_bf16(x: __m512i) -> __m512bh {
+    // SAFETY: both are 512 bits, and all of these are numbers.
+    unsafe { std::mem::transmute::<__m512i, __m512bh>(x) }
+}
+
 /// `M` rows against `T` tiles, `n_pairs` deep.
 ///
 /// # Safety
@@ -150,9 +157,9 @@ unsafe fn multiply_tiles<const M: usize, const T: usize>(
                 *w = _mm512_loadu_si512(tiles.add(t * tile_stride + s * COLS).cast());
             }
             for (r, sums) in sums.iter_mut().enumerate() {
-                let x = _mm512_set1_epi32(*x.add(s * M + r) as i32);
+                let x = as_bf16(_mm512_set1_epi32(*x.add(s * M + r) as i32));
                 for (sum, w) in sums.iter_mut().zip(w) {
-                    *sum = _mm512_dpbf16_ps(*sum, std::mem::transmute(w), std::mem::transmute(x));
+                    *sum = _mm512_dpbf16_ps(*sum, as_bf16(w), x);
                 }
             }
         }

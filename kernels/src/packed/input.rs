@@ -25,30 +25,44 @@ pub(super) struct Block {
     pub scale: f32,
     /// The sum of all numbers: what a minimum of the weights is multiplied by.
     pub total: f32,
-    /// The sum of the first 16.
-    pub first_total: f32,
-    /// The sums of all `q` and of the first 16.
-    pub sums: [i16; 2],
+    /// The sums of all `q` and of the first 16, with the other sign: times the zero that weights are counted from, they make
+    /// up for it.
+    pub negated_sums: [i32; 2],
 }
 
-/// What rounding left of a block that stands out. The totals of that block include these numbers.
+/// What rounding left of a block that stands out. The total of that block includes these numbers.
 #[derive(Clone, Copy)]
 pub(super) struct Rest {
-    /// Of which row.
+    /// Of which block of a row.
+    pub idx: usize,
+    /// Of which row of the band.
     pub row: usize,
     /// Rounded again.
     pub block: Block,
 }
 
+/// Some rows that meet a tile of weights in one go.
+#[derive(Default)]
+pub(super) struct Band {
+    /// Its first row.
+    pub first: usize,
+    /// Rows.
+    pub n: usize,
+    /// Rows with those of zeros that fill it up.
+    pub width: usize,
+    /// Where its blocks begin among those of the input: block `b` of row `r` is number `b * width + r` of them.
+    begin: usize,
+    /// Of blocks that stand out, in order of these and then of rows.
+    pub rests: Vec<Rest>,
+}
+
 /// Rows, rounded. A row's blocks follow from the row alone.
 #[derive(Default)]
 pub(super) struct Input {
-    /// Block `b` of row `i` of `m` at `b * m + i`: a tile of weights meets the same block of all rows in one go.
-    pub blocks: Vec<Block>,
-    /// Of those that stand out among the blocks `b` of all rows, in order.
-    pub rests: Vec<Vec<Rest>>,
-    /// What the numbers of a row that do not stand out are at most.
-    limits: Vec<f32>,
+    blocks: Vec<Block>,
+    bands: Vec<Band>,
+    /// Whether bands are those of [`super::ints512`].
+    pub is_wide: bool,
 }
 
 /// Numbers below which rayon's threads are not woken: on one thread they take some 20 µs.
@@ -59,67 +73,76 @@ impl Input {
     /// not.
     pub fn round(&mut self, x: &[f32], m: usize) {
         let n_in = x.len() / m;
-        let n_blocks = n_in / BLOCK;
-        self.blocks.resize(m * n_blocks, Block::default());
-        self.rests.resize_with(n_blocks, Vec::new);
-        self.limits.resize(m, 0.0);
-        let limit = |(row, limit): (&[f32], &mut f32)| *limit = STANDS_OUT * rms(row);
-        let is_small = x.len() < PARALLEL;
-        if is_small {
-            x.chunks_exact(n_in).zip(&mut self.limits).for_each(limit);
-        } else {
-            x.par_chunks_exact(n_in).zip(&mut self.limits).with_min_len(8).for_each(limit);
+        self.is_wide = m > 1 && super::ints512::is_available();
+        let band_of = if self.is_wide { super::ints512::band_of } else { super::ints::band_of };
+        let (mut first, mut begin, mut n_bands) = (0, 0, 0);
+        while first < m {
+            let (n, width) = band_of(m - first);
+            if self.bands.len() == n_bands {
+                self.bands.push(Band::default());
+            }
+            let band = &mut self.bands[n_bands];
+            (band.first, band.n, band.width, band.begin) = (first, n, width, begin);
+            (first, begin, n_bands) = (first + n, begin + width * n_in / BLOCK, n_bands + 1);
         }
-        let limits = &self.limits;
-        let column = |(b, (out, rests)): (usize, (&mut [Block], &mut Vec<Rest>))| {
-            round_column(x, b, limits, out, rests);
-        };
-        if is_small {
-            self.blocks.chunks_exact_mut(m).zip(&mut self.rests).enumerate().for_each(column);
-        } else {
-            let columns = self.blocks.par_chunks_exact_mut(m).zip(&mut self.rests);
-            columns.enumerate().with_min_len(8).for_each(column);
+        self.bands.truncate(n_bands);
+        self.blocks.resize(begin, Block::default());
+        if x.len() < PARALLEL {
+            for band in &mut self.bands {
+                let blocks = &mut self.blocks[band.begin..][..band.width * n_in / BLOCK];
+                round_band(&x[band.first * n_in..][..band.n * n_in], band, blocks);
+            }
+            return;
         }
+        let mut rest = &mut self.blocks[..];
+        let bands = self.bands.iter_mut().map(|band| {
+            let blocks = rest.split_off_mut(..band.width * n_in / BLOCK).expect("as many as were counted");
+            (band, blocks)
+        });
+        bands.collect::<Vec<_>>().into_par_iter().for_each(|(band, blocks)| {
+            round_band(&x[band.first * n_in..][..band.n * n_in], band, blocks);
+        });
+    }
+
+    /// The rows in order, with the blocks of each.
+    pub fn bands(&self, n_blocks: usize) -> impl Iterator<Item = (&Band, &[Block])> {
+        self.bands.iter().map(move |band| (band, &self.blocks[band.begin..][..band.width * n_blocks]))
     }
 }
 
-dispatch!(fn rms(x: &[f32]) -> f32 = rms_impl);
-dispatch! {
-    fn round_column(x: &[f32], block_idx: usize, limits: &[f32], out: &mut [Block], rests: &mut Vec<Rest>)
-        = round_column_impl
-}
+dispatch!(fn round_band(x: &[f32], band: &mut Band, out: &mut [Block]) = round_band_impl);
 
 #[inline(always)]
 fn rms_impl<S: Simd>(x: &[f32]) -> f32 {
     (simd::sum_of_squares::<S>(x) / x.len() as f32).sqrt()
 }
 
-/// The same block of all rows; `S` only brings its instruction set, which LLVM makes vectors of these loops with.
+/// `S` only brings its instruction set, which LLVM makes vectors of these loops with.
 #[inline(always)]
-fn round_column_impl<S: Simd>(
-    x: &[f32],
-    block_idx: usize,
-    limits: &[f32],
-    out: &mut [Block],
-    rests: &mut Vec<Rest>,
-) {
-    rests.clear();
-    let n_in = x.len() / out.len();
-    for (row_idx, ((row, out), limit)) in x.chunks_exact(n_in).zip(out).zip(limits).enumerate() {
-        let x: &[f32; BLOCK] = row[block_idx * BLOCK..].first_chunk().expect("whole blocks");
-        let largest = round_block(x, out);
-        if largest > *limit {
-            let mut rest = *x;
-            for (rest, q) in rest.iter_mut().zip(out.q) {
-                *rest -= out.scale * f32::from(q);
+fn round_band_impl<S: Simd>(x: &[f32], band: &mut Band, out: &mut [Block]) {
+    band.rests.clear();
+    let n_in = x.len() / band.n;
+    for (r, row) in x.chunks_exact(n_in).enumerate() {
+        let limit = STANDS_OUT * rms_impl::<S>(row);
+        for (idx, x) in row.as_chunks::<BLOCK>().0.iter().enumerate() {
+            let out = &mut out[idx * band.width + r];
+            let largest = round_block(x, out);
+            if largest > limit {
+                let mut rest = *x;
+                for (rest, q) in rest.iter_mut().zip(out.q) {
+                    *rest -= out.scale * f32::from(q);
+                }
+                let mut block = Block::default();
+                round_block(&rest, &mut block);
+                out.total += block.total;
+                band.rests.push(Rest { idx, row: r, block });
             }
-            let mut block = Block::default();
-            round_block(&rest, &mut block);
-            out.total += block.total;
-            out.first_total += block.first_total;
-            rests.push(Rest { row: row_idx, block });
         }
     }
+    for out in out.chunks_exact_mut(band.width) {
+        out[band.n..].fill(Block::default());
+    }
+    band.rests.sort_unstable_by_key(|rest| (rest.idx, rest.row));
 }
 
 /// Returns the largest magnitude.
@@ -137,8 +160,7 @@ fn round_block(x: &[f32; BLOCK], out: &mut Block) -> f32 {
         *q = nearest(x * inverse);
     }
     let [first, last] = [0, BLOCK / 2].map(|at| sum(&out.q[at..][..BLOCK / 2]));
-    out.sums = [(first + last) as i16, first as i16];
-    out.first_total = out.scale * first as f32;
+    out.negated_sums = [-(first + last), -first];
     out.total = out.scale * (first + last) as f32;
     largest
 }
@@ -161,11 +183,24 @@ fn nearest(x: f32) -> i8 {
 
 #[cfg(test)]
 impl Input {
-    /// What number `k` of row `i` of `m` was rounded to.
-    pub fn number(&self, m: usize, i: usize, k: usize) -> f64 {
+    /// Block `idx` of a row and, if it stands out, its rest.
+    pub fn block(&self, row: usize, idx: usize) -> (Block, Option<Block>) {
+        let band = self.bands.iter().find(|band| row < band.first + band.n).expect("a band");
+        let r = row - band.first;
+        let rest = band.rests.iter().find(|rest| (rest.idx, rest.row) == (idx, r));
+        (self.blocks[band.begin + idx * band.width + r], rest.map(|rest| rest.block))
+    }
+
+    /// What number `k` of a row was rounded to.
+    pub fn number(&self, row: usize, k: usize) -> f64 {
         let of = |block: &Block| f64::from(block.scale) * f64::from(block.q[k % BLOCK]);
-        let rest = self.rests[k / BLOCK].iter().find(|rest| rest.row == i);
-        of(&self.blocks[k / BLOCK * m + i]) + rest.map_or(0.0, |rest| of(&rest.block))
+        let (block, rest) = self.block(row, k / BLOCK);
+        of(&block) + rest.as_ref().map_or(0.0, of)
+    }
+
+    /// How many blocks stand out.
+    pub fn n_rests(&self) -> usize {
+        self.bands.iter().map(|band| band.rests.len()).sum()
     }
 }
 
@@ -190,12 +225,11 @@ mod tests {
             x[2 * n..][..32].fill(0.0);
             // A row before has others that stand out, which must be forgotten.
             let mut input = rounded(&[[9.0; 1].as_slice(), &[0.1; 255]].concat(), 1);
-            assert_eq!(input.rests.iter().map(Vec::len).sum::<usize>(), 1);
+            assert_eq!(input.n_rests(), 1);
             input.round(&x, m);
-            assert_eq!((input.blocks.len(), input.rests.len()), (9, 3));
-            assert!(input.rests.iter().all(Vec::is_empty));
+            assert_eq!(input.n_rests(), 0);
             for (i, b) in (0..m).flat_map(|i| (0..3).map(move |b| (i, b))) {
-                let block = &input.blocks[b * m + i];
+                let (block, _) = input.block(i, b);
                 let x = &x[i * n + b * 32..][..32];
                 let largest = x.iter().fold(0.0f32, |largest, x| largest.max(x.abs()));
                 assert_eq!(block.scale, largest / 127.0);
@@ -204,8 +238,7 @@ mod tests {
                 }
                 let sums =
                     [&block.q[..16], &block.q[16..]].map(|q| q.iter().map(|&q| i32::from(q)).sum::<i32>());
-                assert_eq!(block.sums.map(i32::from), [sums[0] + sums[1], sums[0]]);
-                assert_eq!(block.first_total, block.scale * sums[0] as f32);
+                assert_eq!(block.negated_sums, [-sums[0] - sums[1], -sums[0]]);
                 assert_eq!(block.total, block.scale * (sums[0] + sums[1]) as f32);
             }
         });
@@ -219,44 +252,47 @@ mod tests {
             // 0.29 is the root of the mean square of the others.
             x[n + 70] = -8.0;
             let input = rounded(&x, m);
-            let rows: Vec<Vec<usize>> =
-                input.rests.iter().map(|rests| rests.iter().map(|rest| rest.row).collect()).collect();
-            assert_eq!(rows, [vec![], vec![], vec![1], vec![], vec![], vec![], vec![], vec![]]);
+            let (block, rest) = input.block(1, 2);
+            assert!(input.n_rests() == 1 && rest.is_some());
             for k in 64..96 {
-                let error = (input.number(m, 1, k) - f64::from(x[n + k])).abs();
+                let error = (input.number(1, k) - f64::from(x[n + k])).abs();
                 assert!(error <= 8.0 / 127.0 / 254.0 * 0.51, "{k}: {error}");
             }
-            let total: f64 = (64..96).map(|k| input.number(m, 1, k)).sum();
-            assert!((f64::from(input.blocks[2 * m + 1].total) - total).abs() < 1e-5);
-            let first: f64 = (64..80).map(|k| input.number(m, 1, k)).sum();
-            assert!((f64::from(input.blocks[2 * m + 1].first_total) - first).abs() < 1e-5);
+            let total: f64 = (64..96).map(|k| input.number(1, k)).sum();
+            assert!((f64::from(block.total) - total).abs() < 1e-5);
         });
     }
 
     #[test]
     fn what_is_not_finite_stays_so() {
-        for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
-            let mut x = values(64, 1);
-            x[40] = bad;
-            let input = rounded(&x, 1);
-            assert!(input.blocks[0].scale.is_finite() && !input.blocks[1].scale.is_finite());
-        }
+        on_each(|| {
+            for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+                let mut x = vec![1.0; 64];
+                x[40] = bad;
+                let input = rounded(&x, 1);
+                assert!(input.block(0, 0).0.scale.is_finite() && !input.block(0, 1).0.scale.is_finite());
+            }
+        });
     }
 
     #[test]
     fn a_row_alone_and_among_others() {
         on_each(|| {
-            let mut x = values(1100 * 64, 3);
-            x[700 * 64 + 33] = 40.0;
-            let all = rounded(&x, 1100);
-            let alone = rounded(&x[700 * 64..701 * 64], 1);
-            for (b, alone) in alone.blocks.iter().enumerate() {
-                let among = &all.blocks[b * 1100 + 700];
-                assert!(among.q == alone.q && bits(&[among.scale]) == bits(&[alone.scale]));
+            for m in [2, 5, 9, 13, 17, 130, 1100] {
+                let mut x = values(m * 128, 3);
+                let row = m * 7 / 11;
+                x[row * 128 + 33] = 40.0;
+                let (all, alone) = (rounded(&x, m), rounded(&x[row * 128..][..128], 1));
+                assert_eq!((all.n_rests(), alone.n_rests()), (1, 1), "{m} rows");
+                for idx in 0..4 {
+                    let parts = |input: &Input, row: usize| {
+                        let (block, rest) = input.block(row, idx);
+                        [Some(block), rest]
+                            .map(|b| b.map(|b| (b.q, bits(&[b.scale, b.total]), b.negated_sums)))
+                    };
+                    assert_eq!(parts(&all, row), parts(&alone, 0), "block {idx} of {m} rows");
+                }
             }
-            assert_eq!((alone.rests[0].len(), alone.rests[1].len()), (0, 1));
-            assert_eq!((all.rests[0].len(), all.rests[1].len()), (0, 1));
-            assert!(all.rests[1][0].block.q == alone.rests[1][0].block.q);
         });
     }
 }

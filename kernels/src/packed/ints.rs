@@ -14,9 +14,11 @@
 //! | with 6 bits, the upper two: bits `2 (v % 4)` on of vector `v / 4` | 64 |
 //!
 //! A number stands for `scale * (q - 2^(bits - 1))`, or where there are minimums for `scale * q + min`. Sums over a block
-//! are exact; they are scaled and added up in floats, in order of the blocks.
+//! are exact; they are scaled and added up in floats, in order of the blocks: here and in [`ints512`], which takes two tiles
+//! at a time where a CPU has wider registers, to the same bits.
 
-use super::input::{self, BLOCK, Rest};
+use super::input::{self, BLOCK};
+use super::ints512;
 use crate::matmul::MatMut;
 use crate::simd::Simd;
 use crate::simd::ints::{GROUP, Ints, ROWS, VECTORS, dispatch_ints};
@@ -242,61 +244,50 @@ unsafe fn numbers<I: Ints, const BITS: u32>(src: *const u8) -> [I::Bytes; VECTOR
 }
 
 /// A block of a tile, unpacked.
-struct Unpacked<I: Ints> {
-    q: [I::Bytes; VECTORS],
-    scales: [I::Floats; 2],
-    /// What the sum of the other factor is multiplied by.
-    min: I::Floats,
-    /// What that of its first 16 is, besides.
-    first_min: I::Floats,
+pub(super) struct Unpacked<I: Ints> {
+    pub q: [I::Bytes; VECTORS],
+    pub scales: [I::Floats; 2],
+    /// What the sum of the other factor is multiplied by, where there are minimums.
+    pub min: I::Floats,
 }
 
 impl<I: Ints> Unpacked<I> {
     /// # Safety
     /// `header` and `block` must be those of a tile of this kind.
     #[inline(always)]
-    unsafe fn new<S: Scales, const BITS: u32>(header: *const u8, block: *const u8) -> Self {
+    pub unsafe fn new<S: Scales, const BITS: u32>(header: *const u8, block: *const u8) -> Self {
         // SAFETY: the caller promises a whole block.
         unsafe {
-            let (scales, mut min) = S::load::<I>(header, block);
-            let mut first_min = I::Floats::splat(0.0);
-            if !S::HAS_MIN {
-                let zero = I::Floats::splat(-((1 << (BITS - 1)) as f32));
-                min = zero * scales[1];
-                first_min = zero * (scales[0] - scales[1]);
-            }
-            Self { q: numbers::<I, BITS>(block.add(S::BYTES)), scales, min, first_min }
+            let (scales, min) = S::load::<I>(header, block);
+            Self { q: numbers::<I, BITS>(block.add(S::BYTES)), scales, min }
         }
     }
 
     /// Adds the products with a block of the other factor to the sums of the eight rows.
-    ///
-    /// Numbers of fewer than 8 bits are multiplied without their zero, which is made up for as a minimum is.
     #[inline(always)]
     fn add<S: Scales, const BITS: u32>(&self, x: &input::Block, acc: I::Floats) -> I::Floats {
-        let mut acc = self.add_products::<S, BITS>(x, acc);
-        if S::PER_BLOCK == 2 && BITS < 8 {
-            acc = self.first_min.mul_add(I::Floats::splat(x.first_total), acc);
-        }
-        if S::HAS_MIN || BITS < 8 { self.min.mul_add(I::Floats::splat(x.total), acc) } else { acc }
+        let acc = self.add_products::<S, BITS>(x, acc);
+        if S::HAS_MIN { self.min.mul_add(I::Floats::splat(x.total), acc) } else { acc }
     }
 
-    /// The same without zeros and minimums.
+    /// The same without minimums.
     #[inline(always)]
     fn add_products<S: Scales, const BITS: u32>(&self, x: &input::Block, acc: I::Floats) -> I::Floats {
         let scale = I::Floats::splat(x.scale);
-        let [sum, first_sum] = x.sums.map(i32::from);
+        // Without minimums, numbers are counted from a zero.
+        let zero = if S::HAS_MIN { 0 } else { 1 << (BITS - 1) };
+        let [all, first] = x.negated_sums.map(|sum| zero * sum);
         // SAFETY: eight vectors of four numbers meet the 32 of `x`.
         unsafe {
             if S::PER_BLOCK == 1 {
-                let sums = I::dot_32::<BITS>(self.q, x.q.as_ptr(), sum);
+                let sums = I::dot_32::<BITS>(self.q, x.q.as_ptr(), all);
                 return I::to_floats(sums).mul_add(self.scales[0] * scale, acc);
             }
             let [a, b, c, d, e, f, g, h] = self.q;
-            let sums = I::dot_16::<BITS>([a, b, c, d], x.q.as_ptr(), first_sum);
+            let sums = I::dot_16::<BITS>([a, b, c, d], x.q.as_ptr(), first);
             let acc = I::to_floats(sums).mul_add(self.scales[0] * scale, acc);
             let last = x.q.as_ptr().add(BLOCK / 2);
-            let sums = I::dot_16::<BITS>([e, f, g, h], last, sum - first_sum);
+            let sums = I::dot_16::<BITS>([e, f, g, h], last, all - first);
             I::to_floats(sums).mul_add(self.scales[1] * scale, acc)
         }
     }
@@ -308,7 +299,7 @@ const AHEAD: usize = 3072;
 
 /// Asks for what lies [`AHEAD`] of a block of `n_bytes`.
 #[inline(always)]
-fn prefetch<S: Simd>(block: *const u8, n_bytes: usize) {
+pub(super) fn prefetch<S: Simd>(block: *const u8, n_bytes: usize) {
     for line in (0..n_bytes).step_by(64) {
         S::prefetch(block.wrapping_add(AHEAD + line).cast());
     }
@@ -332,58 +323,70 @@ macro_rules! each_block {
     };
 }
 
-/// Those of `n` rows from `first` on.
-#[inline(always)]
-fn of_rows(rests: &[Rest], first: usize, n: usize) -> impl Iterator<Item = &Rest> {
-    let skipped = if first == 0 { 0 } else { rests.partition_point(|rest| rest.row < first) };
-    rests[skipped..].iter().take_while(move |rest| rest.row < first + n)
+/// Of so many rows, those that meet a tile in one go, and how many of these are zeros.
+pub(super) fn band_of(n_rows: usize) -> (usize, usize) {
+    let n = n_rows.min(ROWS_AT_ONCE);
+    (n, n)
 }
 
 #[inline(always)]
 fn multiply_impl<I: Ints, S: Scales, const BITS: u32>(job: &Job, y: &mut MatMut) {
     let Job { tiles, n_blocks, x, m } = *job;
-    let (x, rests) = (&x.blocks[..], &x.rests[..]);
     let tile_bytes = tile_bytes::<S>(BITS, n_blocks);
-    assert!(n_blocks.is_multiple_of(S::BLOCKS) && x.len() == n_blocks * m && rests.len() == n_blocks);
+    assert!(n_blocks.is_multiple_of(S::BLOCKS) && !x.is_wide);
     assert!(y.rows() == m && tiles.len() == y.cols().div_ceil(ROWS) * tile_bytes);
+    // Sums of blocks and of what these leave, which are added up in the end.
     let mut acc = [[0.0; ROWS]; ROWS_AT_ONCE];
-    for first in (0..m).step_by(ROWS_AT_ONCE) {
-        let rows = ROWS_AT_ONCE.min(m - first);
+    let mut acc_rests = [[0.0; ROWS]; ROWS_AT_ONCE];
+    for (band, x) in x.bands(n_blocks) {
         for (tile_idx, tile) in tiles.chunks_exact(tile_bytes).enumerate() {
-            if rows == 1 {
-                // In a register all the way.
+            let mut rests = band.rests.iter().peekable();
+            if band.n == 1 {
+                // In registers all the way.
                 let mut sums = I::Floats::splat(0.0);
+                let mut sums_of_rests = I::Floats::splat(0.0);
                 each_block!(I, S, BITS, tile.as_ptr(), n_blocks, |block, idx| {
-                    sums = block.add::<S, BITS>(&x[idx * m + first], sums);
-                    for rest in of_rows(&rests[idx], first, 1) {
-                        sums = block.add_products::<S, BITS>(&rest.block, sums);
+                    sums = block.add::<S, BITS>(&x[idx], sums);
+                    while let Some(rest) = rests.next_if(|rest| rest.idx == idx) {
+                        sums_of_rests = block.add_products::<S, BITS>(&rest.block, sums_of_rests);
                     }
                 });
-                sums.store(&mut acc[0]);
+                (sums + sums_of_rests).store(&mut acc[0]);
             } else {
-                acc[..rows].fill([0.0; ROWS]);
+                acc[..band.n].fill([0.0; ROWS]);
+                acc_rests[..band.n].fill([0.0; ROWS]);
                 each_block!(I, S, BITS, tile.as_ptr(), n_blocks, |block, idx| {
-                    for (x, acc) in x[idx * m + first..][..rows].iter().zip(&mut acc[..rows]) {
+                    for (x, acc) in x[idx * band.n..][..band.n].iter().zip(&mut acc) {
                         block.add::<S, BITS>(x, I::Floats::load(acc)).store(acc);
                     }
-                    for rest in of_rows(&rests[idx], first, rows) {
-                        let acc = &mut acc[rest.row - first];
+                    while let Some(rest) = rests.next_if(|rest| rest.idx == idx) {
+                        let acc = &mut acc_rests[rest.row];
                         block.add_products::<S, BITS>(&rest.block, I::Floats::load(acc)).store(acc);
                     }
                 });
+                for (acc, rest) in acc[..band.n].iter_mut().zip(&acc_rests) {
+                    (I::Floats::load(acc) + I::Floats::load(rest)).store(acc);
+                }
             }
             let column = tile_idx * ROWS;
             let n = ROWS.min(y.cols() - column);
-            for (row, acc) in (first..).zip(&acc[..rows]) {
-                y.row(row)[column..][..n].copy_from_slice(&acc[..n]);
+            for (row, acc) in acc[..band.n].iter().enumerate() {
+                y.row(band.first + row)[column..][..n].copy_from_slice(&acc[..n]);
             }
         }
     }
 }
 
 dispatch_ints! {
-    /// Every row of `x` times every row of the tiles; a last tile may have rows that `y` has no columns for.
-    [S: Scales, const BITS: u32] pub(super) fn multiply(job: &Job, y: &mut MatMut) = multiply_impl::<_, S, BITS>
+    [S: Scales, const BITS: u32] fn multiply_eight(job: &Job, y: &mut MatMut) = multiply_impl::<_, S, BITS>
+}
+
+/// Every row of `x` times every row of the tiles; a last tile may have rows that `y` has no columns for.
+pub(super) fn multiply<S: Scales, const BITS: u32>(job: &Job, y: &mut MatMut) {
+    match job.x.is_wide {
+        true => ints512::multiply::<S, BITS>(job, y),
+        false => multiply_eight::<S, BITS>(job, y),
+    }
 }
 
 /// Packs eight rows of numbers, a byte each, and their groups, row after row of either.

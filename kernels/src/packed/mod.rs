@@ -10,6 +10,7 @@
 mod floats;
 mod input;
 mod ints;
+mod ints512;
 pub mod words;
 
 use std::cell::RefCell;
@@ -487,9 +488,11 @@ fn split<'a>(parts: &[(usize, &'a Part)], first_row: usize, m: usize) -> Vec<Tas
     let mut tasks = Vec::new();
     for &(first, part) in parts {
         let n_tiles = part.n_out.div_ceil(part.kind.tile_rows());
-        let share = (part.tiles.len() * n_tasks).div_ceil(bytes.max(1)).clamp(1, n_tiles.max(1));
+        let share = (part.tiles.len() * n_tasks).div_ceil(bytes.max(1)).clamp(1, n_tiles.div_ceil(2).max(1));
+        // Two tiles at a time are multiplied faster than one.
+        let n_pairs = n_tiles.div_ceil(2);
         for i in 0..share {
-            let tiles = n_tiles * i / share..n_tiles * (i + 1) / share;
+            let tiles = 2 * (n_pairs * i / share)..n_tiles.min(2 * (n_pairs * (i + 1) / share));
             let rows = part.kind.tile_rows();
             let columns = tiles.start * rows..part.n_out.min(tiles.end * rows);
             let columns = first - first_row + columns.start..first - first_row + columns.end;

@@ -144,7 +144,7 @@ fn integers_multiply_as_defined() {
                 for (i, j) in (0..m).flat_map(|i| (0..n_out).map(move |j| (i, j))) {
                     let (mut exact, mut size) = (0.0, 0.0);
                     for (k, &w) in dense[j * n_in..][..n_in].iter().enumerate() {
-                        let product = rounded.number(m, i, k) * f64::from(w);
+                        let product = rounded.number(i, k) * f64::from(w);
                         exact += product;
                         size += product.abs();
                     }

@@ -12,7 +12,7 @@ const LANES: usize = 8;
 
 /// Eight floats in a register. By the contract of [`Simd`] one exists only where the CPU has AVX2, FMA and F16C.
 #[derive(Clone, Copy)]
-pub(crate) struct Avx2(pub(super) __m256);
+pub(crate) struct Avx2(pub __m256);
 
 impl Add for Avx2 {
     type Output = Self;

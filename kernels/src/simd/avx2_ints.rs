@@ -53,16 +53,6 @@ unsafe fn signed_sums(q: __m256i, x: __m256i) -> __m256i {
     }
 }
 
-/// What makes up for the 128 that was added to numbers of 8 bits.
-///
-/// # Safety
-/// The CPU must have AVX2.
-#[inline(always)]
-unsafe fn start<const BITS: u32>(sum_x: i32) -> __m256i {
-    // SAFETY: passed on from the caller.
-    unsafe { if BITS == 8 { _mm256_set1_epi32(-128 * sum_x) } else { _mm256_setzero_si256() } }
-}
-
 /// # Safety
 /// `x` must be valid for reading 16 bytes; the CPU must have AVX-512 VNNI for 256 bits.
 #[inline(always)]
@@ -119,15 +109,15 @@ impl<const VNNI: bool> Ints for Avx2Ints<VNNI> {
     }
 
     #[inline(always)]
-    unsafe fn dot_16<const BITS: u32>(q: [__m256i; 4], x: *const i8, sum_x: i32) -> __m256i {
+    unsafe fn dot_16<const BITS: u32>(q: [__m256i; 4], x: *const i8, start: i32) -> __m256i {
         // SAFETY: `dispatch_ints!` promises AVX2, and VNNI where it is used; the caller promises 16 bytes.
         unsafe {
             if VNNI {
-                return add_products(start::<BITS>(sum_x), q, x);
+                return add_products(_mm256_set1_epi32(start), q, x);
             }
             let ones = _mm256_set1_epi16(1);
             let [a, b, c, d] = q;
-            match BITS {
+            let sums = match BITS {
                 4 | 5 => _mm256_madd_epi16(sums_of_pairs(q, x), ones),
                 6 => {
                     // Two products of 6 bits and one of 8 are all that 16 bits hold.
@@ -145,14 +135,15 @@ impl<const VNNI: bool> Ints for Avx2Ints<VNNI> {
                 _ => {
                     let low = _mm256_add_epi32(signed_sums(a, group(x, 0)), signed_sums(b, group(x, 1)));
                     let high = _mm256_add_epi32(signed_sums(c, group(x, 2)), signed_sums(d, group(x, 3)));
-                    _mm256_add_epi32(low, high)
+                    return _mm256_add_epi32(low, high);
                 }
-            }
+            };
+            _mm256_add_epi32(sums, _mm256_set1_epi32(start))
         }
     }
 
     #[inline(always)]
-    unsafe fn dot_32<const BITS: u32>(q: [__m256i; VECTORS], x: *const i8, sum_x: i32) -> __m256i {
+    unsafe fn dot_32<const BITS: u32>(q: [__m256i; VECTORS], x: *const i8, start: i32) -> __m256i {
         // SAFETY: as in `dot_16`, with 32 bytes.
         unsafe {
             let [a, b, c, d, e, f, g, h] = q;
@@ -160,10 +151,11 @@ impl<const VNNI: bool> Ints for Avx2Ints<VNNI> {
                 const { assert!(8 * 2 * 15 * 127 <= i16::MAX as i32) };
                 let first = sums_of_pairs([a, b, c, d], x);
                 let last = sums_of_pairs([e, f, g, h], x.add(4 * GROUP));
-                return _mm256_madd_epi16(_mm256_add_epi16(first, last), _mm256_set1_epi16(1));
+                let sums = _mm256_madd_epi16(_mm256_add_epi16(first, last), _mm256_set1_epi16(1));
+                return _mm256_add_epi32(sums, _mm256_set1_epi32(start));
             }
             // What the sum makes up for is needed once.
-            let first = Self::dot_16::<BITS>([a, b, c, d], x, sum_x);
+            let first = Self::dot_16::<BITS>([a, b, c, d], x, start);
             _mm256_add_epi32(first, Self::dot_16::<BITS>([e, f, g, h], x.add(4 * GROUP), 0))
         }
     }

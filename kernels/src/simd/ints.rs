@@ -40,19 +40,20 @@ pub(crate) trait Ints {
     /// The `WIDTH` bits of every byte from bit `FROM` on, moved to begin at bit 4, added to `low`, which has none there.
     fn add_high_bits<const WIDTH: i32, const FROM: i32>(low: Self::Bytes, x: Self::Bytes) -> Self::Bytes;
 
-    /// For each row the sum of `q x` over 16 numbers, exactly; with 8 bits that of `(q - 128) x`.
+    /// For each row `start` and the sum of `q x` over 16 numbers, exactly.
     ///
-    /// `q` are numbers of `BITS` bits without a sign, `x` numbers from -127 to 127 of which `sum_x` is the sum.
+    /// `q` are numbers of `BITS` bits without a sign, `x` numbers from -127 to 127; `start` makes up for the zero that `q`
+    /// are counted from, with 8 bits always 128.
     ///
     /// # Safety
     /// `x` must be valid for reading 16 bytes.
-    unsafe fn dot_16<const BITS: u32>(q: [Self::Bytes; 4], x: *const i8, sum_x: i32) -> Self::Sums;
+    unsafe fn dot_16<const BITS: u32>(q: [Self::Bytes; 4], x: *const i8, start: i32) -> Self::Sums;
 
     /// The same over 32 numbers.
     ///
     /// # Safety
     /// `x` must be valid for reading 32 bytes.
-    unsafe fn dot_32<const BITS: u32>(q: [Self::Bytes; VECTORS], x: *const i8, sum_x: i32) -> Self::Sums;
+    unsafe fn dot_32<const BITS: u32>(q: [Self::Bytes; VECTORS], x: *const i8, start: i32) -> Self::Sums;
 
     /// The sums as floats.
     fn to_floats(sums: Self::Sums) -> Self::Floats;

@@ -14,8 +14,8 @@ const BYTES: usize = ROWS * GROUP;
 /// # Safety
 /// `x` must be valid for reading four bytes for each vector.
 #[inline(always)]
-unsafe fn dot<const BITS: u32>(q: &[[u8; BYTES]], x: *const i8, sum_x: i32) -> [i32; ROWS] {
-    let mut sums = [if BITS == 8 { -128 * sum_x } else { 0 }; ROWS];
+unsafe fn dot(q: &[[u8; BYTES]], x: *const i8, start: i32) -> [i32; ROWS] {
+    let mut sums = [start; ROWS];
     for (idx, q) in q.iter().enumerate() {
         // SAFETY: the caller promises four bytes for each vector.
         let x = unsafe { x.add(GROUP * idx).cast::<[i8; GROUP]>().read_unaligned() };
@@ -55,15 +55,15 @@ impl Ints for PortableInts {
     }
 
     #[inline(always)]
-    unsafe fn dot_16<const BITS: u32>(q: [[u8; BYTES]; 4], x: *const i8, sum_x: i32) -> [i32; ROWS] {
+    unsafe fn dot_16<const BITS: u32>(q: [[u8; BYTES]; 4], x: *const i8, start: i32) -> [i32; ROWS] {
         // SAFETY: passed on from the caller.
-        unsafe { dot::<BITS>(&q, x, sum_x) }
+        unsafe { dot(&q, x, start) }
     }
 
     #[inline(always)]
-    unsafe fn dot_32<const BITS: u32>(q: [[u8; BYTES]; VECTORS], x: *const i8, sum_x: i32) -> [i32; ROWS] {
+    unsafe fn dot_32<const BITS: u32>(q: [[u8; BYTES]; VECTORS], x: *const i8, start: i32) -> [i32; ROWS] {
         // SAFETY: passed on from the caller.
-        unsafe { dot::<BITS>(&q, x, sum_x) }
+        unsafe { dot(&q, x, start) }
     }
 
     #[inline(always)]
