@@ -534,6 +534,26 @@ fn two_processes_do_not_train_in_one_folder() {
 }
 
 #[test]
+fn products_of_bfloat16_are_there_where_the_cpu_has_them() {
+    let dir = workplace();
+    let doctor = json(&succeeds(dir.path(), &["doctor", "--json"]));
+    let rounded = train(&["--backend", "flex", "--set", "train.precision=bf16"]);
+    if !doctor["kernels"].as_str().is_some_and(|kernels| kernels.ends_with("+bf16")) {
+        return fails(dir.path(), &rounded, &["train.precision", "bf16", "AVX-512 BF16"]);
+    }
+    succeeds(dir.path(), &rounded);
+    let losses =
+        |dir: &Path| metrics(dir).iter().filter_map(|line| line["loss"].as_f64()).collect::<Vec<f64>>();
+    let other = workplace();
+    succeeds(other.path(), &train(&["--backend", "flex"]));
+    let (rounded, exact) = (losses(dir.path()), losses(other.path()));
+    assert!(rounded != exact && rounded.len() == exact.len(), "{rounded:?}");
+    for (rounded, exact) in rounded.iter().zip(&exact) {
+        assert!((rounded - exact).abs() < 0.02 * exact, "{rounded} for {exact}");
+    }
+}
+
+#[test]
 fn plan_and_doctor_answer_in_json() {
     let dir = workplace();
     let dir = dir.path();

@@ -5,6 +5,7 @@
 
 use std::path::PathBuf;
 
+use model::{FusedOps, ops};
 use serde::{Deserialize, Serialize};
 use tokenizer::{Kind, Split};
 
@@ -105,6 +106,18 @@ pub enum Documents {
     Lines,
 }
 
+/// How the factors of matrix products are rounded. Weights, sums, gradients and the optimizer's moments stay in single
+/// precision.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Precision {
+    /// Not at all.
+    #[default]
+    F32,
+    /// To bfloat16: faster on CPUs with AVX-512 BF16, and for these only.
+    Bf16,
+}
+
 /// How a phase learns. The optimizer is AdamW; the rate rises linearly, then falls as a cosine.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -119,6 +132,9 @@ pub struct TrainConfig {
     /// Tokens per sequence; default the model's context.
     #[serde(default)]
     pub seq_len: Option<usize>,
+    /// Of matrix products, besides those of attention. Default `f32`.
+    #[serde(default)]
+    pub precision: Precision,
     /// Highest learning rate.
     pub lr: f64,
     /// Learning rate at the end; default a tenth of `lr`.
@@ -301,6 +317,18 @@ impl DataConfig {
 }
 
 impl TrainConfig {
+    /// Makes the products of this process those of the phase.
+    ///
+    /// # Errors
+    /// If the backend or the machine has none such.
+    pub fn set_precision<B: FusedOps>(&self) -> Result<(), Error> {
+        let (name, precision) = match self.precision {
+            Precision::F32 => ("f32", ops::Precision::F32),
+            Precision::Bf16 => ("bf16", ops::Precision::Bf16),
+        };
+        B::set_precision(precision).map_err(|why| Error::config("train.precision", name, why))
+    }
+
     /// Tokens per sequence.
     pub fn seq_len(&self, model: &model::Config) -> usize {
         self.seq_len.unwrap_or(model.context)

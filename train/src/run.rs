@@ -93,6 +93,8 @@ pub fn run<B: FusedOps>(
     hooks: &Hooks<'_>,
 ) -> Result<Outcome, Error> {
     config.validate()?;
+    // Before any work is done; each phase sets its own.
+    config.phases().iter().try_for_each(|(_, _, train)| train.set_precision::<B>())?;
     let dir = config.out();
     files::create_dir(&dir).map_err(Error::io(&dir))?;
     let lock = folder::lock(&dir)?;
@@ -272,6 +274,7 @@ impl<B: FusedOps> Run<'_, B> {
         let phases = self.config.phases();
         let (mut last_loss, mut valid_loss, mut end) = (f64::NAN, None, End::Finished);
         while let Some((_, data, train)) = phases.get(state.phase) {
+            train.set_precision::<B>()?;
             let mut optim = AdamW::new(train);
             if let Some(path) = checkpoint.take() {
                 checkpoint::load_optimizer(&path, &mut optim, &state, self.device)?;

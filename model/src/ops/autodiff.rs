@@ -13,7 +13,8 @@ use burn::tensor::ops::{FloatTensor, IntTensor};
 use tracing::Span;
 
 use super::{
-    AdamW, Attended, AttentionDims, FusedOps, Gelu, NormSpec, Packed, PackedMatrix, RopeTables, Stretch, TopK,
+    AdamW, Attended, AttentionDims, FusedOps, Gelu, NormSpec, Packed, PackedMatrix, Precision, RopeTables,
+    Stretch, TopK,
 };
 use crate::span::{self, Work};
 
@@ -215,6 +216,10 @@ fn tracked_attention<B: FusedOps, C: CheckpointStrategy, const N: usize>(
 }
 
 impl<B: FusedOps, C: CheckpointStrategy> FusedOps for Autodiff<B, C> {
+    fn set_precision(precision: Precision) -> Result<(), String> {
+        B::set_precision(precision)
+    }
+
     fn fused_unpacked(w: &PackedMatrix, device: &Self::Device) -> FloatTensor<Self> {
         constant::<B, C>(B::fused_unpacked(w, device))
     }

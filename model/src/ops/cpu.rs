@@ -11,9 +11,11 @@ use burn::tensor::ops::{FloatTensor, IntTensor};
 use kernels::attention::{self, Heads, Input, PAGE, Packed, Saved, Stretch};
 use kernels::matmul::{Mat, MatMut, matmul};
 use kernels::rope::{self, Rope};
-use kernels::{activation, loss, norm, optim, router};
+use kernels::{Isa, activation, loss, norm, optim, router};
 
-use super::{AdamW, Attended, AttentionDims, FusedOps, Gelu, NormSpec, PackedMatrix, RopeTables, TopK};
+use super::{
+    AdamW, Attended, AttentionDims, FusedOps, Gelu, NormSpec, PackedMatrix, Precision, RopeTables, TopK,
+};
 
 /// Raw access to a CPU backend's f32 tensors.
 trait Slices: Backend {
@@ -447,6 +449,15 @@ macro_rules! fused_ops {
         impl FusedOps for $backend {
             const PACKS: bool = true;
             const HAS_SCORES: bool = false;
+
+            fn set_precision(precision: Precision) -> Result<(), String> {
+                if !precision.is_available() {
+                    let isa = Isa::current().name();
+                    return Err(format!("this CPU has no products of bfloat16 (AVX-512 BF16), only {isa}"));
+                }
+                precision.set();
+                Ok(())
+            }
 
             fn fused_packed_linear(
                 x: FloatTensor<Self>,

@@ -22,6 +22,7 @@ use burn::tensor::TensorPrimitive;
 use burn::tensor::ops::{FloatTensor, IntTensor};
 
 pub use kernels::attention::{Dims as AttentionDims, Packed, Stretch};
+pub use kernels::matmul::Precision;
 pub use kernels::optim::AdamW;
 pub use kernels::router::TopK;
 pub use packed::{PackedMatrix, Source};
@@ -80,6 +81,17 @@ pub trait FusedOps: Backend {
     /// tensors lie in the memory of the process.
     fn device_bytes(_device: &Self::Device) -> Option<u64> {
         None
+    }
+
+    /// Sets how the factors of [`fused_linear`](Self::fused_linear) and its gradients are rounded, for all of this process.
+    ///
+    /// # Errors
+    /// If the backend or this machine has no such products; it says why.
+    fn set_precision(precision: Precision) -> Result<(), String> {
+        match precision {
+            Precision::F32 => Ok(()),
+            Precision::Bf16 => Err("only the backends of CPUs have products of bfloat16".to_owned()),
+        }
     }
 
     /// Packs tensors one below the other, whose rows have `n_in` numbers, in the memory in which the operations on packed

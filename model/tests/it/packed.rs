@@ -5,6 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use burn::prelude::*;
+use kernels::Isa;
 use model::config::Experts;
 use model::weights::{self, gguf};
 use model::{Cache, Config, FusedOps, Transformer};
@@ -79,7 +80,9 @@ fn blocks_are_close<B: FusedOps>() {
             let size: f32 = want.iter().map(|x| x * x).sum();
             let error: f32 =
                 values(got.clone()).iter().zip(&want).map(|(got, want)| (got - want).powi(2)).sum();
-            let is_float = format.block_len() == 1 || format == Format::Q2_K;
+            // Rows that meet bfloat16 are rounded to it where the CPU multiplies that.
+            let is_rounded = format == Format::BF16 && Isa::current() == Isa::Bf16;
+            let is_float = (format.block_len() == 1 || format == Format::Q2_K) && !is_rounded;
             let error = (error / size).sqrt();
             assert!(error < if is_float { 1e-6 } else { 0.02 }, "{format}, experts {experts}: {error}");
             assert!(is_float || error > 1e-6, "{format} was not packed");

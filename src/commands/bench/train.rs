@@ -34,8 +34,10 @@ pub fn train(args: &args::BenchTrain, common: Common) -> Result<ExitCode> {
     super::super::plan::check_memory(&config)?;
     let run = Run { config: &config, common };
     let measured = profile::around(args.profile.profile.as_deref(), common, || common.on_backend(run));
-    std::fs::remove_dir_all(&folder).with_context(|| format!("cannot remove {}", folder.display()))?;
+    // What went wrong before there was a folder is to be told.
+    let removed = std::fs::remove_dir_all(&folder);
     let Measured { info, ends, cpu_s } = measured?;
+    removed.with_context(|| format!("cannot remove {}", folder.display()))?;
     let seconds = ends[ends.len() - 1].duration_since(ends[WARMUP - 1]).as_secs_f64();
     let tokens = (args.steps as usize * info.tokens_per_step) as f64;
     let mut steps: Vec<f64> = ends[WARMUP - 1..].windows(2).map(|w| (w[1] - w[0]).as_secs_f64()).collect();
