@@ -1,8 +1,8 @@
 //! Products with small integers on 512-bit registers, sixteen rows of weights at a time, for CPUs with AVX-512 VNNI.
 //!
 //! Two tiles of [`ints`](super::ints) lie side by side in a register, so that a broadcast of four numbers of the other
-//! factor, which the instruction itself does, serves sixteen sums. Rows come four at a time, in bands of up to sixteen that
-//! are filled up with zeros. A single row is bound by reading weights and left to `ints`.
+//! factor, which the instruction itself does, serves sixteen sums. Rows come in bands of up to 32, four abreast, and the last
+//! ones are filled up with zeros. A single row is bound by reading weights and left to `ints`.
 
 #[cfg(target_arch = "x86_64")]
 pub(super) use x86::{band_of, is_available, multiply};
@@ -84,8 +84,7 @@ mod x86 {
             Self { q, scales, min: both(low.min.0, high.min.0) }
         }
 
-        /// Adds the products with blocks of `N` rows of the other factor, without minimums. Several at a time keep the
-        /// processor busy while each waits for its own sum.
+        /// Adds the products with blocks of `N` rows of the other factor, without minimums.
         #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni")]
         fn add_products<S: Scales, const BITS: u32, const N: usize>(
             &self,
@@ -121,13 +120,16 @@ mod x86 {
     /// Rows whose blocks stay in a core's cache while all tiles pass by: with 2048 columns they take 350 KiB.
     const ROWS_AT_ONCE: usize = 128;
 
-    /// Of so many rows, those that keep their sums in registers, and how many of these are zeros.
+    /// The most rows of a band: a block of weights is unpacked once for all of them.
+    const WIDEST: usize = 32;
+
+    /// Rows whose products are added up side by side, so that the processor is busy while each waits for its own sum.
+    const ABREAST: usize = 4;
+
+    /// Of so many rows, those of the next band, and how many these are with rows of zeros.
     pub fn band_of(n_rows: usize) -> (usize, usize) {
-        match n_rows {
-            ..=4 => (n_rows, 4),
-            5..=8 => (n_rows, 8),
-            _ => (n_rows.min(16), 16),
-        }
+        let n = n_rows.min(WIDEST);
+        (n, n.next_multiple_of(ABREAST))
     }
 
     /// # Safety
@@ -140,8 +142,7 @@ mod x86 {
         assert!(n_blocks.is_multiple_of(S::BLOCKS) && n_blocks > 0);
         assert!(y.rows() == m && tiles.len() == n_tiles * n_bytes);
         let bands: Vec<_> = x.bands(n_blocks).collect();
-        // The rows of a band are at most sixteen.
-        for bands in bands.chunks(ROWS_AT_ONCE / 16) {
+        for bands in bands.chunks(ROWS_AT_ONCE / WIDEST) {
             for tile in (0..n_tiles).step_by(2) {
                 // A last tile that is alone is there twice; its second sums are not stored.
                 let both =
@@ -151,13 +152,7 @@ mod x86 {
                     let mut y = y.sub_cols(columns.start, columns.len());
                     let y = &mut y.sub_rows(band.first, band.n);
                     // SAFETY: passed on from the caller; these are two whole tiles.
-                    unsafe {
-                        match band.width {
-                            4 => multiply_band::<S, BITS, 4>(both, n_blocks, band, x, y),
-                            8 => multiply_band::<S, BITS, 8>(both, n_blocks, band, x, y),
-                            _ => multiply_band::<S, BITS, 16>(both, n_blocks, band, x, y),
-                        }
-                    }
+                    unsafe { multiply_band::<S, BITS>(both, n_blocks, band, x, y) };
                 }
             }
         }
@@ -166,25 +161,24 @@ mod x86 {
     /// # Safety
     /// The CPU must have these features, and `both` must be tiles of `n_blocks` blocks.
     #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni")]
-    unsafe fn multiply_band<S: Scales, const BITS: u32, const WIDTH: usize>(
+    unsafe fn multiply_band<S: Scales, const BITS: u32>(
         both: [&[u8]; 2],
         n_blocks: usize,
         band: &Band,
         x: &[input::Block],
         y: &mut MatMut,
     ) {
-        let mut sums = [_mm512_setzero_ps(); WIDTH];
+        let mut sums = [_mm512_setzero_ps(); WIDEST];
         // Sums of what blocks left.
-        let mut of_rests = [[0.0f32; BOTH]; WIDTH];
+        let mut of_rests = [[0.0f32; BOTH]; WIDEST];
         let mut rests = band.rests.iter().peekable();
-        let (columns, _) = x.as_chunks::<WIDTH>();
-        assert!(columns.len() == n_blocks);
+        assert!(x.len() == n_blocks * band.width && band.width <= WIDEST);
         let [mut low, mut high] = both.map(<[u8]>::as_ptr);
         for first in (0..n_blocks).step_by(S::BLOCKS) {
             let headers = [low, high];
             low = low.wrapping_add(S::HEADER_BYTES);
             high = high.wrapping_add(S::HEADER_BYTES);
-            for (idx, x) in (first..).zip(&columns[first..first + S::BLOCKS]) {
+            for idx in first..first + S::BLOCKS {
                 prefetch::<Avx2>(low, block_bytes::<S>(BITS));
                 prefetch::<Avx2>(high, block_bytes::<S>(BITS));
                 // SAFETY: a tile has `n_blocks` blocks, a multiple of those under a header.
@@ -194,8 +188,9 @@ mod x86 {
                 };
                 low = low.wrapping_add(block_bytes::<S>(BITS));
                 high = high.wrapping_add(block_bytes::<S>(BITS));
-                for (x, sums) in x.as_chunks::<4>().0.iter().zip(sums.as_chunks_mut::<4>().0) {
-                    block.add_products::<S, BITS, 4>(x, sums);
+                let (x, _) = x[idx * band.width..][..band.width].as_chunks::<ABREAST>();
+                for (x, sums) in x.iter().zip(sums.as_chunks_mut::<ABREAST>().0) {
+                    block.add_products::<S, BITS, ABREAST>(x, sums);
                     if S::HAS_MIN {
                         for (x, sums) in x.iter().zip(sums) {
                             *sums = _mm512_fmadd_ps(block.min, _mm512_set1_ps(x.total), *sums);
