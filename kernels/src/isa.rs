@@ -52,15 +52,12 @@ impl Isa {
             Isa::Vnni => {
                 Isa::Avx2.is_available()
                     && is_x86_feature_detected!("avx512f")
+                    && is_x86_feature_detected!("avx512bw")
                     && is_x86_feature_detected!("avx512vl")
                     && is_x86_feature_detected!("avx512vnni")
             }
             #[cfg(target_arch = "x86_64")]
-            Isa::Bf16 => {
-                Isa::Vnni.is_available()
-                    && is_x86_feature_detected!("avx512bw")
-                    && is_x86_feature_detected!("avx512bf16")
-            }
+            Isa::Bf16 => Isa::Vnni.is_available() && is_x86_feature_detected!("avx512bf16"),
             #[cfg(not(target_arch = "x86_64"))]
             Isa::Avx2 | Isa::Vnni | Isa::Bf16 => false,
         }

@@ -14,7 +14,8 @@
 //! 2. A reduction along a row runs over the same lanes in the same order wherever the row lies.
 //! 3. A reduction over rows goes by chunks of fixed size, added up in order.
 //!
-//! Results differ between instruction sets (see [`Isa`]), because only some of them round once in `a*b + c`.
+//! Results differ between instruction sets (see [`Isa`]), because only some of them round once in `a*b + c`, and because the
+//! one that multiplies bfloat16 rounds what meets such weights.
 //!
 //! # How a kernel is written
 //! Once, generic over a vector type (`simd`); `dispatch!` compiles it for every instruction set and picks

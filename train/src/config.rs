@@ -320,13 +320,14 @@ impl TrainConfig {
     /// Makes the products of this process those of the phase.
     ///
     /// # Errors
-    /// If the backend or the machine has none such.
-    pub fn set_precision<B: FusedOps>(&self) -> Result<(), Error> {
+    /// If the backend or the machine has none such; `prefix` is what the phase is called in the config.
+    pub fn set_precision<B: FusedOps>(&self, prefix: &str) -> Result<(), Error> {
         let (name, precision) = match self.precision {
             Precision::F32 => ("f32", ops::Precision::F32),
             Precision::Bf16 => ("bf16", ops::Precision::Bf16),
         };
-        B::set_precision(precision).map_err(|why| Error::config("train.precision", name, why))
+        B::set_precision(precision)
+            .map_err(|why| Error::config(format!("{prefix}train.precision"), name, why))
     }
 
     /// Tokens per sequence.

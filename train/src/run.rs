@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io::Write;
+use std::marker::PhantomData;
 use std::path::{Path, PathBuf};
 
 use burn::backend::Autodiff;
@@ -11,6 +12,7 @@ use burn::train::logger::MetricLogger;
 use burn::train::metric::store::{EpochSummary, MetricsUpdate, Split};
 use burn::train::metric::{MetricDefinition, NumericEntry};
 use burn::train::{Interrupter, Learner, SupervisedTraining, TrainingStrategy};
+use model::ops::Precision;
 use model::rng::mix;
 use model::{FusedOps, Transformer, files, span, weights};
 use tokenizer::train::Trainer;
@@ -94,7 +96,8 @@ pub fn run<B: FusedOps>(
 ) -> Result<Outcome, Error> {
     config.validate()?;
     // Before any work is done; each phase sets its own.
-    config.phases().iter().try_for_each(|(_, _, train)| train.set_precision::<B>())?;
+    config.phases().iter().try_for_each(|(prefix, _, train)| train.set_precision::<B>(prefix))?;
+    let _exact = Exact::<B>(PhantomData);
     let dir = config.out();
     files::create_dir(&dir).map_err(Error::io(&dir))?;
     let lock = folder::lock(&dir)?;
@@ -257,6 +260,16 @@ impl MetricLogger for NoFiles {
     fn log_epoch_summary(&mut self, _: EpochSummary) {}
 }
 
+/// Makes products exact again when it goes: what comes after a phase is not to be rounded.
+struct Exact<B: FusedOps>(PhantomData<B>);
+
+impl<B: FusedOps> Drop for Exact<B> {
+    fn drop(&mut self) {
+        // Every backend has exact products.
+        let _ = B::set_precision(Precision::F32);
+    }
+}
+
 struct Run<'a, B: FusedOps> {
     config: &'a RunConfig,
     device: &'a B::Device,
@@ -273,8 +286,8 @@ impl<B: FusedOps> Run<'_, B> {
     ) -> Result<Outcome, Error> {
         let phases = self.config.phases();
         let (mut last_loss, mut valid_loss, mut end) = (f64::NAN, None, End::Finished);
-        while let Some((_, data, train)) = phases.get(state.phase) {
-            train.set_precision::<B>()?;
+        while let Some((prefix, data, train)) = phases.get(state.phase) {
+            train.set_precision::<B>(prefix)?;
             let mut optim = AdamW::new(train);
             if let Some(path) = checkpoint.take() {
                 checkpoint::load_optimizer(&path, &mut optim, &state, self.device)?;
@@ -292,6 +305,7 @@ impl<B: FusedOps> Run<'_, B> {
             folder.export(&model.valid(), &state)?;
         }
         let model_dir = folder.model_dir();
+        drop(Exact::<B>(PhantomData));
         let exam = match &self.config.exam {
             Some(exam) if end == End::Finished => self.hold_exam(exam, &model_dir)?,
             _ => Vec::new(),

@@ -66,7 +66,7 @@ macro_rules! with_rows {
 #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
 unsafe fn pack(rows: Mat, width: usize, out: *mut u32) {
     let (n, k) = (rows.rows(), rows.cols());
-    assert!(n <= width && width <= COLS);
+    assert!((1..=width).contains(&n) && width <= COLS);
     // SAFETY: the caller vouches for `out`; masks keep loads within the rows.
     unsafe {
         if rows.col_stride() == 1 {
@@ -190,12 +190,11 @@ unsafe fn multiply_group(
             let tiles = tiles.wrapping_add(first / COLS * tile_stride);
             // SAFETY: passed on from the caller; there are more than `(T - 1) * COLS` columns left, or one tile is taken.
             unsafe {
+                let c = (c, stride, cols - first);
                 if cols - first > (T - 1) * COLS {
-                    let c = (c, stride, cols - first);
                     multiply_tiles::<M, T>(x, (tiles, tile_stride), n_pairs, c, start);
                     first += T * COLS;
                 } else {
-                    let c = (c, stride, cols - first);
                     multiply_tiles::<M, 1>(x, (tiles, tile_stride), n_pairs, c, start);
                     first += COLS;
                 }
@@ -214,12 +213,16 @@ impl Rows {
     /// Rounds rows.
     ///
     /// # Panics
-    /// If [`Isa::current`] is not [`Isa::Bf16`].
+    /// If this CPU has no [`Isa::Bf16`].
     pub(crate) fn round(&mut self, x: Mat) {
-        assert!(Isa::current() == Isa::Bf16, "vdpbf16ps");
+        assert!(Isa::Bf16.is_available(), "vdpbf16ps");
         let (m, n_pairs) = (x.rows(), pairs(x.cols()));
         if self.pairs.len() < m * n_pairs {
             self.pairs.resize(m * n_pairs, 0);
+        }
+        if m <= ROWS && m * n_pairs > 0 {
+            // SAFETY: the assertion above; one group. A token is generated without an allocation.
+            return unsafe { pack(x, m, self.pairs.as_mut_ptr()) };
         }
         let mut rest = &mut self.pairs[..m * n_pairs];
         let groups: Vec<(usize, &mut [u32])> = (0..m.div_ceil(ROWS))
@@ -244,10 +247,10 @@ impl Rows {
     /// columns that C has not.
     ///
     /// # Panics
-    /// If the shapes do not fit together, or [`Isa::current`] is not [`Isa::Bf16`].
+    /// If the shapes do not fit together, or this CPU has no [`Isa::Bf16`].
     pub(crate) fn multiply(&self, k: usize, tiles: &[u8], c: &mut MatMut) {
         let (m, n, n_pairs) = (c.rows(), c.cols(), pairs(k));
-        assert!(Isa::current() == Isa::Bf16 && self.pairs.len() >= m * n_pairs);
+        assert!(Isa::Bf16.is_available() && self.pairs.len() >= m * n_pairs);
         assert!(tiles.len() == n.div_ceil(COLS) * n_pairs * COLS * 4);
         if m * n * n_pairs == 0 {
             return (0..m).for_each(|i| c.row(i).fill(0.0));
@@ -283,9 +286,9 @@ thread_local! {
 /// `C = A B` or `C += A B`, on this thread. The caller has checked the shapes.
 ///
 /// # Panics
-/// If [`Isa::current`] is not [`Isa::Bf16`].
+/// If this CPU has no [`Isa::Bf16`].
 pub(super) fn multiply(a: Mat, b: Mat, c: &mut MatMut, start: Start) {
-    assert!(Isa::current() == Isa::Bf16, "vdpbf16ps");
+    assert!(Isa::Bf16.is_available(), "vdpbf16ps");
     let (m, k, n) = (a.rows(), a.cols(), b.cols());
     if k == 0 && start == Start::Zero {
         (0..m).for_each(|i| c.row(i).fill(0.0));

@@ -48,7 +48,7 @@ pub enum Precision {
 static IS_BF16: AtomicBool = AtomicBool::new(false);
 
 impl Precision {
-    /// Whether this CPU multiplies such numbers.
+    /// Whether the instruction set in use multiplies such numbers.
     pub fn is_available(self) -> bool {
         self == Self::F32 || Isa::current() == Isa::Bf16
     }
@@ -110,7 +110,7 @@ pub fn matmul_add(a: Mat, b: Mat, c: MatMut) {
     parallel(a, b, c, Start::C, Precision::current());
 }
 
-/// [`matmul`] on the calling thread only, for use inside kernels that are parallel themselves.
+/// [`matmul`] on the calling thread only, and never rounded, for use inside kernels that are parallel themselves.
 ///
 /// # Panics
 /// If the shapes do not fit together.
@@ -118,7 +118,7 @@ pub fn matmul_serial(a: Mat, b: Mat, c: MatMut) {
     serial(a, b, c, Start::Zero);
 }
 
-/// [`matmul_add`] on the calling thread only, for use inside kernels that are parallel themselves.
+/// [`matmul_add`] on the calling thread only, and never rounded, for use inside kernels that are parallel themselves.
 ///
 /// # Panics
 /// If the shapes do not fit together.

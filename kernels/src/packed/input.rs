@@ -86,7 +86,9 @@ impl Input {
             (first, begin, n_bands) = (first + n, begin + width * n_in / BLOCK, n_bands + 1);
         }
         self.bands.truncate(n_bands);
-        self.blocks.resize(begin, Block::default());
+        if self.blocks.len() < begin {
+            self.blocks.resize(begin, Block::default());
+        }
         if x.len() < PARALLEL {
             for band in &mut self.bands {
                 let blocks = &mut self.blocks[band.begin..][..band.width * n_in / BLOCK];
@@ -117,7 +119,7 @@ fn rms_impl<S: Simd>(x: &[f32]) -> f32 {
     (simd::sum_of_squares::<S>(x) / x.len() as f32).sqrt()
 }
 
-/// `S` only brings its instruction set, which LLVM makes vectors of these loops with.
+/// Beyond the root mean square, `S` only brings its instruction set, which LLVM makes vectors of these loops with.
 #[inline(always)]
 fn round_band_impl<S: Simd>(x: &[f32], band: &mut Band, out: &mut [Block]) {
     band.rests.clear();

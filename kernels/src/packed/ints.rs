@@ -323,7 +323,7 @@ macro_rules! each_block {
     };
 }
 
-/// Of so many rows, those that meet a tile in one go, and how many of these are zeros.
+/// Of so many rows, those of the next band, and how many these are with rows of zeros: there are none.
 pub(super) fn band_of(n_rows: usize) -> (usize, usize) {
     let n = n_rows.min(ROWS_AT_ONCE);
     (n, n)

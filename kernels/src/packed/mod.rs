@@ -182,6 +182,7 @@ impl Kind {
     }
 
     /// Whether the rows that meet its numbers are rounded to bfloat16.
+    #[cfg(any(target_arch = "x86_64", test))]
     fn rounds_to_bf16(self) -> bool {
         self == Self::BF16 && Isa::current() == Isa::Bf16
     }
@@ -433,15 +434,25 @@ impl Matrix {
             .collect();
         assert!(parts.iter().map(|(_, part)| part.n_out).sum::<usize>() == n_out, "rows {rows:?} cut a part");
         let has = |test: fn(Kind) -> bool| parts.iter().any(|(_, part)| test(part.kind));
+        // Asked once for all tasks.
+        #[cfg(target_arch = "x86_64")]
+        let rounds_to_bf16 = has(Kind::rounds_to_bf16);
         let mut rounded = INPUT.take();
         if has(|kind| matches!(kind, Kind::Ints { .. })) {
             rounded.ints.round(x, m);
         }
         #[cfg(target_arch = "x86_64")]
-        if has(Kind::rounds_to_bf16) {
+        if rounds_to_bf16 {
             rounded.bf16.round(Mat::new(x, m, self.n_in));
         }
-        let product = Product { x, m, n_in: self.n_in, rounded: &rounded };
+        let product = Product {
+            x,
+            m,
+            n_in: self.n_in,
+            rounded: &rounded,
+            #[cfg(target_arch = "x86_64")]
+            rounds_to_bf16,
+        };
         let tasks = split(&parts, rows.start, m);
         let y = MatMut::new(y, m, n_out);
         run(&product, &tasks, y);
@@ -466,6 +477,9 @@ struct Product<'a> {
     n_in: usize,
     /// As far as the parts need them.
     rounded: &'a Rounded,
+    /// Whether those for bfloat16 are there.
+    #[cfg(target_arch = "x86_64")]
+    rounds_to_bf16: bool,
 }
 
 /// Some tiles of a part, and the columns of the result that they give.
@@ -488,9 +502,9 @@ fn split<'a>(parts: &[(usize, &'a Part)], first_row: usize, m: usize) -> Vec<Tas
     let mut tasks = Vec::new();
     for &(first, part) in parts {
         let n_tiles = part.n_out.div_ceil(part.kind.tile_rows());
-        let share = (part.tiles.len() * n_tasks).div_ceil(bytes.max(1)).clamp(1, n_tiles.div_ceil(2).max(1));
-        // Two tiles at a time are multiplied faster than one.
         let n_pairs = n_tiles.div_ceil(2);
+        let share = (part.tiles.len() * n_tasks).div_ceil(bytes.max(1)).clamp(1, n_pairs.max(1));
+        // Two tiles at a time are multiplied faster than one.
         for i in 0..share {
             let tiles = 2 * (n_pairs * i / share)..n_tiles.min(2 * (n_pairs * (i + 1) / share));
             let rows = part.kind.tile_rows();
@@ -530,7 +544,7 @@ impl Product<'_> {
         let x = Mat::new(self.x, self.m, self.n_in);
         match task.part.kind {
             #[cfg(target_arch = "x86_64")]
-            kind if kind.rounds_to_bf16() => self.rounded.bf16.multiply(self.n_in, tiles, &mut y),
+            Kind::BF16 if self.rounds_to_bf16 => self.rounded.bf16.multiply(self.n_in, tiles, &mut y),
             Kind::F32 => floats::multiply::<floats::F32>(tiles, x, &mut y),
             Kind::F16 => floats::multiply::<floats::F16>(tiles, x, &mut y),
             Kind::BF16 => floats::multiply::<floats::BF16>(tiles, x, &mut y),

@@ -189,7 +189,7 @@ fn floats_multiply_to_the_bits_of_the_plain_product() {
     });
 }
 
-/// Rows that are rounded like the weights: the bits of the plain product of both, rounded.
+/// Rows are rounded like the weights, and products added up in single precision.
 #[test]
 fn bfloat16_multiplies_as_defined_where_the_cpu_does() {
     on_each(|| {

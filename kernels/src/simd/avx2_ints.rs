@@ -8,7 +8,7 @@ use std::arch::x86_64::*;
 use super::Avx2;
 use super::ints::{GROUP, Ints, VECTORS};
 
-/// [`Ints`] with AVX2, or with AVX-512 VNNI besides: on 256-bit registers, as on Zen 4 wider ones are no faster.
+/// [`Ints`] with AVX2, or with AVX-512 VNNI besides: on 256-bit registers; `packed::ints512` has wider ones for several rows.
 pub(crate) struct Avx2Ints<const VNNI: bool>;
 
 /// Four numbers, in every lane.
