@@ -174,7 +174,7 @@ fn models_come_when_asked_for_and_go_when_their_room_is_needed() {
             .collect();
         all.into_iter().for_each(|one| assert_eq!(one.join().expect("no panic"), expected));
     });
-    assert!(server.is_idle_within(Duration::from_secs(20)));
+    assert!(server.is_idle_within(Duration::from_secs(5)));
 }
 
 #[test]
