@@ -31,6 +31,7 @@ pub mod packed;
 
 pub mod activation;
 pub mod attention;
+pub mod logits;
 pub mod loss;
 pub mod norm;
 pub mod optim;
