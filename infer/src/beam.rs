@@ -271,22 +271,14 @@ fn continuations(
     let mut all = Vec::with_capacity(running.len() * n);
     for (i, (beam, row)) in running.iter().zip(logits.chunks_exact(width)).enumerate() {
         let row = &row[..n_named.min(width)];
-        if let Some(id) = row.iter().position(|logit| logit.is_nan()) {
-            return Err(NoToken::NotANumber { id });
-        }
-        let max = f64::from(row.iter().copied().fold(f32::NEG_INFINITY, f32::max));
-        let total = max + row.iter().map(|&logit| (f64::from(logit) - max).exp()).sum::<f64>().ln();
-        let of = |(id, &logit): (u32, &f32)| Continuation {
+        let max = kernels::logits::max(row)?;
+        let total = f64::from(max) + kernels::logits::sum_exp(row, max, 1.0).ln();
+        let of = |id: usize| Continuation {
             beam: i,
-            id,
-            score: beam.score + f64::from(logit) - total,
+            id: id as u32,
+            score: beam.score + f64::from(row[id]) - total,
         };
-        let mut own: Vec<Continuation> = (0..).zip(row).map(of).collect();
-        if n < own.len() {
-            own.select_nth_unstable_by(n - 1, order);
-            own.truncate(n);
-        }
-        all.extend(own);
+        all.extend(kernels::logits::largest(row, n).into_iter().map(of));
     }
     all.sort_unstable_by(order);
     all.truncate(n);

@@ -162,6 +162,12 @@ pub enum NoToken {
     AllForbidden,
 }
 
+impl From<kernels::logits::NotANumber> for NoToken {
+    fn from(error: kernels::logits::NotANumber) -> Self {
+        Self::NotANumber { id: error.index }
+    }
+}
+
 /// A [`Sampling`] with its stream of random numbers, and what it remembers of the text. A clone costs no more than that.
 #[derive(Debug)]
 pub struct Sampler {
@@ -231,19 +237,16 @@ impl Sampler {
     /// # Errors
     /// If a logit is NaN, or none is above minus infinity.
     pub fn draw(&mut self, logits: &[f32], seen: &[u32]) -> Result<u32, NoToken> {
-        if let Some(id) = logits.iter().position(|l| l.is_nan()) {
-            return Err(NoToken::NotANumber { id });
+        if !self.changes_logits() {
+            return self.pick(logits);
         }
+        // What is changed may hide that it was not a number.
+        kernels::logits::max(logits)?;
         let mut changed = std::mem::take(&mut self.changed);
-        let picked = match self.changes_logits() {
-            true => {
-                changed.clear();
-                changed.extend_from_slice(logits);
-                self.change(&mut changed, seen);
-                self.pick(&changed)
-            }
-            false => self.pick(logits),
-        };
+        changed.clear();
+        changed.extend_from_slice(logits);
+        self.change(&mut changed, seen);
+        let picked = self.pick(&changed);
         self.changed = changed;
         picked
     }
@@ -282,8 +285,10 @@ impl Sampler {
 
     fn pick(&mut self, logits: &[f32]) -> Result<u32, NoToken> {
         if self.rules.sampling.temperature == 0.0 {
-            return filters::most_probable(logits).ok_or(NoToken::AllForbidden);
+            let id = kernels::logits::argmax(logits)?.ok_or(NoToken::AllForbidden)?;
+            return Ok(id as u32);
         }
+        let max = kernels::logits::max(logits)?;
         let u = self.rng.uniform();
         let xtc = self.rules.sampling.xtc_probability;
         let excludes_top = xtc > 0.0 && self.rng.uniform() < f64::from(xtc);
@@ -291,7 +296,7 @@ impl Sampler {
             Some(surprise) => Reach::Probability(surprise.least_probability()),
             None => Reach::Draw(u),
         };
-        let mut candidates = filters::candidates(&self.rules.sampling, logits, reach, excludes_top);
+        let mut candidates = filters::candidates(&self.rules.sampling, logits, max, reach, excludes_top);
         if candidates.is_empty() {
             return Err(NoToken::AllForbidden);
         }

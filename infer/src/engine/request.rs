@@ -170,18 +170,12 @@ pub enum Refused {
 impl Logprob {
     /// Of a token by the logits before it.
     pub(super) fn of(id: u32, logits: &[f32], n_top: usize) -> Self {
-        let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-        let sum: f64 = logits.iter().map(|&logit| f64::from(logit - max).exp()).sum();
-        let total = f64::from(max) + sum.ln();
-        let of = |id: u32| (f64::from(logits[id as usize]) - total) as f32;
-        let mut ids: Vec<u32> = (0..logits.len() as u32).collect();
-        let order = |a: &u32, b: &u32| logits[*b as usize].total_cmp(&logits[*a as usize]).then(a.cmp(b));
-        let n_top = n_top.min(ids.len());
-        if (1..ids.len()).contains(&n_top) {
-            ids.select_nth_unstable_by(n_top - 1, order);
-        }
-        ids.truncate(n_top);
-        ids.sort_unstable_by(order);
-        Self { id, logprob: of(id), top: ids.into_iter().map(|id| (id, of(id))).collect() }
+        // A row with a logit that is not a number has ended before.
+        let max = kernels::logits::max(logits).unwrap_or(f32::NAN);
+        let total = f64::from(max) + kernels::logits::sum_exp(logits, max, 1.0).ln();
+        let of = |id: usize| (f64::from(logits[id]) - total) as f32;
+        let top = kernels::logits::largest(logits, n_top);
+        let top = top.into_iter().map(|id| (id as u32, of(id))).collect();
+        Self { id, logprob: of(id as usize), top }
     }
 }

@@ -24,23 +24,71 @@ pub enum Reach {
 /// Tokens that are sorted first.
 const FEW: usize = 64;
 
-/// What is left after all filters, most probable first, as far as it is wanted; the weights of all that is left sum to 1. Empty if no logit is above minus infinity.
-///
-/// Of a vocabulary, few tokens are ever within reach: sorting stops there.
-pub fn candidates(sampling: &Sampling, logits: &[f32], reach: Reach, excludes_top: bool) -> Vec<Candidate> {
+/// Shares of the largest weight down to which tokens are looked at, one after the other until those are enough: of a
+/// vocabulary, few tokens are ever within reach. The last takes all.
+const SHARES: [f64; 4] = [1.0 / 16.0, 1.0 / 512.0, 1.0 / 65_536.0, 0.0];
+
+/// Tokens that are looked at in one go.
+const FEW_LOGITS: usize = 512;
+
+/// More than what a sum of weights depends on their order.
+const MARGIN: f64 = 1e-9;
+
+/// What is left after all filters, most probable first, as far as it is wanted; the weights of all that is left sum to 1.
+/// Empty if no logit is above minus infinity. None may be NaN, and `max` is the largest.
+pub fn candidates(
+    sampling: &Sampling,
+    logits: &[f32],
+    max: f32,
+    reach: Reach,
+    excludes_top: bool,
+) -> Vec<Candidate> {
     let Sampling { temperature, top_k, top_p, min_p, typical_p, xtc_threshold, .. } = *sampling;
-    let mut all = weights(logits, temperature);
-    if (1..all.len()).contains(&top_k) {
-        all.select_nth_unstable_by(top_k - 1, by_weight);
-        all.truncate(top_k);
+    if max == f32::NEG_INFINITY {
+        return Vec::new();
     }
-    let total: f64 = all.iter().map(|c| c.weight).sum();
+    if max == f32::INFINITY {
+        // Only the certain ones share the probability.
+        let of = |&logit: &f32| if logit == max { 0.0 } else { f32::NEG_INFINITY };
+        let certain: Vec<f32> = logits.iter().map(of).collect();
+        return candidates(sampling, &certain, 0.0, reach, excludes_top);
+    }
+    let total = kernels::logits::sum_exp(logits, max, temperature);
     let is_filtered = top_p < 1.0 || min_p > 0.0;
     let is_all = !is_filtered && typical_p == 1.0 && !excludes_top;
+    let has_top_k = (1..logits.len()).contains(&top_k);
+    // What is wanted adds up to at most this share of all, and none of it weighs less.
+    let (share_wanted, least) = match reach {
+        _ if has_top_k => (f64::INFINITY, 0.0),
+        _ if top_p < 1.0 => (f64::from(top_p), f64::from(min_p)),
+        Reach::Draw(u) if is_all => (u, 0.0),
+        Reach::Probability(p) if is_all => (f64::INFINITY, p * total),
+        _ => (f64::INFINITY, f64::from(min_p)),
+    };
+    let shares = if logits.len() > FEW_LOGITS { &SHARES[..] } else { &[0.0] };
+    let mut all = Vec::new();
+    for &share in shares {
+        all = weights(logits, max, temperature, share.max(least).min(1.0));
+        let sum: f64 = all.iter().map(|c| c.weight).sum();
+        let is_enough = sum > (share_wanted + MARGIN) * total || has_top_k && all.len() >= top_k;
+        if is_enough || share <= least {
+            break;
+        }
+    }
+    let total = match has_top_k {
+        true => {
+            all.select_nth_unstable_by(top_k - 1, by_weight);
+            all.truncate(top_k);
+            all.iter().map(|c| c.weight).sum()
+        }
+        false => total,
+    };
     let mut sum = 0.0;
     cut(&mut all, by_weight, |c| {
         // What has no probability, such as a masked token, is the end in any case.
-        let is_out = sum >= f64::from(top_p) * total || c.weight < f64::from(min_p) || c.weight == 0.0;
+        let is_out = (top_p < 1.0 && sum >= f64::from(top_p) * total)
+            || c.weight < f64::from(min_p)
+            || c.weight == 0.0;
         let is_beyond = is_all
             && match reach {
                 Reach::Draw(u) => sum > u * total,
@@ -113,25 +161,20 @@ pub fn by_weight(a: &Candidate, b: &Candidate) -> Ordering {
     b.weight.total_cmp(&a.weight).then(a.id.cmp(&b.id))
 }
 
-/// What each token's probability is a multiple of: that of the most probable is 1. Empty if all logits are minus infinity.
-fn weights(logits: &[f32], temperature: f32) -> Vec<Candidate> {
-    let max = logits.iter().fold(f32::NEG_INFINITY, |max, &logit| logit.max(max));
-    if max == f32::NEG_INFINITY {
-        return Vec::new();
-    }
-    let of = |logit: f32| match max.is_finite() {
-        true => f64::from(((logit - max) / temperature).exp()),
-        // Only the certain ones share the probability: exp(inf - inf) is not a number.
-        false => f64::from(u8::from(logit == f32::INFINITY)),
+/// What each token's probability is a multiple of, for those with at least a share of that of the most probable, which is 1.
+fn weights(logits: &[f32], max: f32, temperature: f32, share: f64) -> Vec<Candidate> {
+    let bound = match share {
+        0.0 => f32::NEG_INFINITY,
+        // Rounded down: one too many does no harm.
+        _ => (max + temperature * (0.99 * share).ln() as f32).next_down(),
     };
-    (0..).zip(logits).map(|(id, &logit)| Candidate { id, weight: of(logit) }).collect()
-}
-
-/// The greatest logit's id, the smallest of several; `None` if all are minus infinity.
-pub fn most_probable(logits: &[f32]) -> Option<u32> {
-    let max = logits.iter().fold(f32::NEG_INFINITY, |max, &logit| logit.max(max));
-    let id = logits.iter().position(|&logit| logit == max)?;
-    (max > f32::NEG_INFINITY).then_some(id as u32)
+    let (mut ids, mut weights) = (Vec::new(), Vec::new());
+    kernels::logits::each_at_least(logits, bound, |id, logit, _| {
+        ids.push(id as u32);
+        weights.push(logit);
+    });
+    kernels::logits::exp_in_place(&mut weights, max, temperature);
+    ids.into_iter().zip(weights).map(|(id, weight)| Candidate { id, weight: weight.into() }).collect()
 }
 
 /// The candidate at `u` of the cumulative weights, below their sum.

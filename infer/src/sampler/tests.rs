@@ -10,10 +10,14 @@ use super::*;
 
 fn probabilities(sampling: Sampling, logits: &[f32]) -> Vec<(u32, f64)> {
     let sampler = Sampler::new(sampling).expect("valid");
-    filters::candidates(&sampler.rules.sampling, logits, Reach::Draw(1.0), false)
+    filters::candidates(&sampler.rules.sampling, logits, max(logits), Reach::Draw(1.0), false)
         .iter()
         .map(|c| (c.id, c.weight))
         .collect()
+}
+
+fn max(logits: &[f32]) -> f32 {
+    kernels::logits::max(logits).expect("numbers")
 }
 
 /// Logits whose probabilities are the given ones.
@@ -233,12 +237,12 @@ fn sorting_no_further_than_needed_draws_the_same() {
         Sampling { typical_p: 0.5, ..Sampling::default() },
     ] {
         let sampler = Sampler::new(base.clone()).expect("valid");
-        let all = filters::candidates(&sampler.rules.sampling, &l, Reach::Draw(1.0), false);
+        let all = filters::candidates(&sampler.rules.sampling, &l, max(&l), Reach::Draw(1.0), false);
         let total: f64 = all.iter().map(|c| c.weight).sum();
         assert!((total - 1.0).abs() < 1e-9, "{base:?}: {total}");
         assert!(all.is_sorted_by(|a, b| by_weight(a, b).is_le()));
         for u in [0.0, 0.1, 0.5, 0.9, 0.999, 0.999_999] {
-            let reached = filters::candidates(&sampler.rules.sampling, &l, Reach::Draw(u), false);
+            let reached = filters::candidates(&sampler.rules.sampling, &l, max(&l), Reach::Draw(u), false);
             assert!(all.starts_with(&reached));
             assert_eq!(draw(&reached, u).id, draw(&all, u).id, "{base:?}, {u}");
         }
@@ -308,6 +312,35 @@ fn exact(sampling: &Sampling, logits: &[f32], seen: &[u32], generated: &[u32]) -
     p.iter_mut().filter(|p| **p < least).for_each(|p| *p = 0.0);
     normalise(&mut p);
     p
+}
+
+#[test]
+fn of_a_large_vocabulary_the_same_is_left_as_by_the_definitions() {
+    let mut rng = Rng::new(12);
+    // From nearly sure of one to undecided among all.
+    for spread in [0.01, 1.0, 3.0, 4.0] {
+        let l: Vec<f32> = (0..6000).map(|_| rng.normal(1, spread)[0]).collect();
+        let base = Sampling::default();
+        for sampling in [
+            base.clone(),
+            Sampling { temperature: 0.5, ..base.clone() },
+            Sampling { top_k: 40, ..base.clone() },
+            Sampling { top_k: 700, ..base.clone() },
+            Sampling { top_p: 0.5, ..base.clone() },
+            Sampling { top_p: 0.99, ..base.clone() },
+            Sampling { min_p: 0.001, ..base.clone() },
+            Sampling { min_p: 1.0, ..base.clone() },
+            Sampling { top_k: 200, top_p: 0.9, min_p: 0.05, ..base.clone() },
+        ] {
+            let expected = exact(&sampling, &l, &[], &[]);
+            let found = probabilities(sampling.clone(), &l);
+            assert_eq!(found.len(), expected.iter().filter(|p| **p > 0.0).count(), "{sampling:?}, {spread}");
+            for (id, p) in found {
+                let error = (p - expected[id as usize]).abs();
+                assert!(error < 1e-6 * expected[id as usize].max(1e-3), "{sampling:?}, {spread}: {id}, {p}");
+            }
+        }
+    }
 }
 
 #[test]
