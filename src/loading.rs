@@ -48,16 +48,20 @@ pub fn check_is_new(out: &Path) -> Result<()> {
     Ok(())
 }
 
-/// The GGUF file of a folder that has just one, besides statistics that `flint quantize` saved beside it.
+/// The GGUF file of a folder that has just one, or the first part of just one, besides statistics that `flint quantize`
+/// saved beside it.
 fn only_gguf(folder: &Path) -> Option<PathBuf> {
     let entries = folder.read_dir().ok()?.filter_map(|entry| Some(entry.ok()?.path()));
     let is_model = |path: &PathBuf| {
         let name = path.file_name().unwrap_or_default().to_string_lossy();
         name.ends_with(".gguf") && !name.ends_with(".imatrix.gguf")
     };
-    let mut files = entries.filter(is_model);
-    let first = files.next()?;
-    files.next().is_none().then_some(first)
+    let mut files: Vec<PathBuf> = entries.filter(is_model).collect();
+    files.sort();
+    let first = files.first()?.clone();
+    let parts = first.file_name().and_then(|name| weights::gguf::parts::names(name.to_str()?));
+    let is_part = |file: &PathBuf| parts.iter().flatten().any(|part| file.ends_with(part));
+    (files.len() == 1 || files.iter().all(is_part)).then_some(first)
 }
 
 /// Reads the weights for inference.

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
+use model::weights::gguf::parts;
 use serde_json::json;
 
 use super::Common;
@@ -120,15 +121,19 @@ fn is_inside(file: &str) -> bool {
     file.split('/').all(is_plain) && !file.bytes().any(|b| b < b' ' || b"?#%".contains(&b))
 }
 
-/// The files to fetch: those asked for, or those of a model.
+/// The files to fetch: those asked for, with all parts of what the first was asked of, or those of a model.
 fn choose<'a>(files: &'a [String], asked: &[String], repo: &str) -> Result<Vec<&'a str>> {
     if !asked.is_empty() {
+        let parts = |name: &String| parts::names(name).unwrap_or_else(|| vec![name.clone()]);
+        let mut all: Vec<String> = asked.iter().flat_map(parts).collect();
+        all.sort();
+        all.dedup();
         let find = |name: &String| match files.iter().find(|file| *file == name) {
             Some(file) if is_inside(file) => Ok(file.as_str()),
             Some(_) => bail!("`{name}` would lie outside the folder"),
             None => bail!("`{repo}` has no file `{name}`; it has {}", files.join(", ")),
         };
-        return asked.iter().map(find).collect();
+        return all.iter().map(find).collect();
     }
     let is_weights =
         |file: &str| file.starts_with("model") && file.ends_with(".safetensors") && !file.contains('/');
@@ -275,6 +280,10 @@ mod tests {
         refused(&all, &files(&["x"]), "no file `x`");
         refused(&files(&["config.json", "a.Q4.gguf"]), &[], "--file: a.Q4.gguf");
         refused(&files(&["config.json", "pytorch_model.bin"]), &[], "no weights as safetensors");
+        let parts = files(&["a-00001-of-00002.gguf", "a-00002-of-00002.gguf"]);
+        assert_eq!(choose(&parts, &parts[..1], "r").expect("both"), parts);
+        assert_eq!(choose(&parts, &parts, "r").expect("both"), parts);
+        refused(&parts[..1], &parts[..1], "no file `a-00002-of-00002.gguf`");
         assert!(is_program("a/B.PT") && !is_program("model.safetensors"));
     }
 }

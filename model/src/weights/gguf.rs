@@ -2,6 +2,7 @@
 
 mod config;
 mod names;
+pub mod parts;
 pub mod stream;
 
 use std::collections::BTreeMap;
@@ -30,20 +31,35 @@ const MAX_VALUE: usize = 1 << 16;
 /// What each pair's frequency is divided by; a parameter nowhere else.
 const DIVISORS: &str = "rope_freqs.weight";
 
-/// Reads the header of a file: the family, the config, and where the tensors lie.
+fn map(path: &Path) -> Result<Mmap, Error> {
+    Mmap::open(path).map_err(|source| Error::Io { path: path.into(), source })
+}
+
+fn parse<'a>(path: &Path, map: &'a Mmap) -> Result<Gguf<'a>, Error> {
+    Gguf::parse(map).map_err(|error| Error::Format { path: path.into(), why: error.to_string() })
+}
+
+/// Reads the header of a file, and of the parts after it if it is the first of some: the family, the config, and where the
+/// tensors lie.
 ///
 /// # Errors
 /// [`Error`] names the file and what is wrong with it.
 pub(super) fn open(path: &Path) -> Result<(Family, Config, Archive), Error> {
-    let map = Mmap::open(path).map_err(|source| Error::Io { path: path.into(), source })?;
+    let first = map(path)?;
+    let gguf = parse(path, &first)?;
     let wrong = |error: &dyn Display| Error::Format { path: path.into(), why: error.to_string() };
-    let gguf = Gguf::parse(&map).map_err(|error| wrong(&error))?;
-    let mut values = BTreeMap::new();
-    let split = gguf.header().count("split.count").map_err(|error| wrong(&error))?.unwrap_or(1);
-    if split > 1 {
-        let why = format!("one of {split} parts: merge them with llama.cpp's `llama-gguf-split --merge`");
-        return Err(wrong(&why));
+    let others = parts::after(path, gguf.header()).map_err(|why| wrong(&why))?;
+    let others = others.into_iter().map(|path| Ok((map(&path)?, path))).collect::<Result<Vec<_>, Error>>()?;
+    let mut all = vec![(path, &first, gguf)];
+    for (i, (map, path)) in others.iter().enumerate() {
+        let gguf = parse(path, map)?;
+        let wrong = |why| Error::Format { path: path.clone(), why };
+        parts::check(gguf.header(), i + 1, others.len() + 1).map_err(wrong)?;
+        all.push((path, map, gguf));
     }
+    let gguf = &all[0].2;
+    let tensor = |name: &str| all.iter().find_map(|(_, _, gguf)| gguf.tensor(name));
+    let mut values = BTreeMap::new();
     for (key, entry) in gguf.header().entries().filter(|(key, _)| says_what_it_is(key)) {
         if entry.n_bytes() > MAX_VALUE {
             let key = key.chars().take(64).flat_map(char::escape_debug).collect::<String>();
@@ -52,13 +68,13 @@ pub(super) fn open(path: &Path) -> Result<(Family, Config, Archive), Error> {
         }
         values.insert(key.to_owned(), entry.to_value().map_err(|error| wrong(&error))?);
     }
-    let has = |name: &str| gguf.tensor(name).is_some();
-    let divisors = gguf.tensor(DIVISORS);
+    let has = |name: &str| tensor(name).is_some();
+    let divisors = tensor(DIVISORS);
     if let Some(n) = divisors.as_ref().map(Tensor::n_elements).filter(|&n| n > MAX_VALUE) {
         return Err(wrong(&format!("`{DIVISORS}` has {n} numbers: one for each pair of a head is wanted")));
     }
     let facts = config::Facts {
-        vocab_size: gguf.tensor("token_embd.weight").and_then(|t| t.shape.first().copied()).unwrap_or(0),
+        vocab_size: tensor("token_embd.weight").and_then(|t| t.shape.first().copied()).unwrap_or(0),
         has_head: has("output.weight"),
         has_qkv_bias: has("blk.0.attn_q.bias") || has("blk.0.attn_qkv.bias"),
         has_out_bias: has("blk.0.attn_output.bias"),
@@ -67,13 +83,15 @@ pub(super) fn open(path: &Path) -> Result<(Family, Config, Archive), Error> {
     };
     let (family, config) =
         config::parse(&values, &facts).map_err(|why| Error::Config { path: path.into(), why })?;
-    let place = |tensor: Tensor<'_>| {
-        let offset = (tensor.data.as_ptr() as usize - map.as_ptr() as usize) as u64;
-        let encoding = Encoding::Blocks(tensor.format);
-        (tensor.name.to_owned(), Stored { shape: tensor.shape, encoding, offset })
-    };
     let mut archive = Archive::default();
-    archive.add(path, gguf.tensors().filter(|tensor| tensor.name != DIVISORS).map(place).collect())?;
+    for (path, map, gguf) in &all {
+        let place = |tensor: Tensor<'_>| {
+            let offset = (tensor.data.as_ptr() as usize - map.as_ptr() as usize) as u64;
+            let encoding = Encoding::Blocks(tensor.format);
+            (tensor.name.to_owned(), Stored { shape: tensor.shape, encoding, offset })
+        };
+        archive.add(path, gguf.tensors().filter(|tensor| tensor.name != DIVISORS).map(place).collect())?;
+    }
     Ok((family, config, archive))
 }
 
@@ -82,9 +100,8 @@ pub(super) fn open(path: &Path) -> Result<(Family, Config, Archive), Error> {
 /// # Errors
 /// [`Error`] if it is no GGUF.
 pub fn has_vocabulary(path: &Path) -> Result<bool, Error> {
-    let map = Mmap::open(path).map_err(|source| Error::Io { path: path.into(), source })?;
-    let gguf =
-        Gguf::parse(&map).map_err(|error| Error::Format { path: path.into(), why: error.to_string() })?;
+    let map = map(path)?;
+    let gguf = parse(path, &map)?;
     Ok(gguf.header().entries().any(|(key, _)| key == "tokenizer.ggml.model"))
 }
 

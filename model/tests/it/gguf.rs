@@ -4,6 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use model::config::{Experts, QkNorm};
+use model::position::RopeScaling;
 use model::weights::{self, Error, gguf};
 use model::{Config, FusedOps, Transformer};
 use quant::Format;
@@ -19,6 +20,7 @@ on_cpu!(
     blocks_are_close,
     models_without_an_architecture_are_refused,
     keys_that_are_not_understood_are_named,
+    parts_are_one_model,
 );
 
 fn ids(config: &Config) -> Ids {
@@ -190,9 +192,63 @@ fn keys_that_are_not_understood_are_named<B: FusedOps>() {
         ("llama.expert_count", Value::String("many".into()), "expert_count"),
         ("llama.\u{1b}[2Jevil", Value::U32(1), "llama.\\u{1b}[2Jevil"),
         ("llama.long", Value::String("x".repeat(1 << 17)), "more than any model needs"),
-        ("split.count", Value::U16(3), "llama-gguf-split"),
+        ("split.count", Value::U16(3), "must end with `-00001-of-00003.gguf`"),
     ] {
         let error = opened(key, value).expect_err(words);
         assert!(error.contains(words) && error.len() < 400, "{error}");
     }
+}
+
+/// Cuts a GGUF as `llama-gguf-split` does: the first part has the keys.
+fn cut(path: &Path, n: usize) -> Vec<PathBuf> {
+    let bytes = fs::read(path).expect("read");
+    let gguf = quant::Gguf::parse(&bytes).expect("a GGUF");
+    let tensors: Vec<_> = gguf.tensors().collect();
+    let keys = gguf.header().entries().map(|(key, value)| (key.to_owned(), value.to_value().expect("a value")));
+    let mut keys: Vec<(String, Value)> = keys.collect();
+    let part = |i: usize| {
+        keys.push(("split.no".to_owned(), Value::U16(i as u16)));
+        keys.push(("split.count".to_owned(), Value::U16(n as u16)));
+        keys.push(("split.tensors.count".to_owned(), Value::I32(tensors.len() as i32)));
+        let own = &tensors[tensors.len() * i / n..tensors.len() * (i + 1) / n];
+        let table: Vec<_> = own
+            .iter()
+            .map(|t| quant::NewTensor { name: t.name.to_owned(), shape: t.shape.clone(), format: t.format })
+            .collect();
+        let path = path.with_file_name(format!("cut-{:05}-of-{n:05}.gguf", i + 1));
+        let mut file = fs::File::create(&path).expect("created");
+        let data = |idx: usize, out: &mut Vec<u8>| {
+            out.extend_from_slice(own[idx].data);
+            Ok(())
+        };
+        quant::write(&mut file, &std::mem::take(&mut keys), &table, data).expect("written");
+        path
+    };
+    (0..n).map(part).collect()
+}
+
+fn parts_are_one_model<B: FusedOps>() {
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    let path = dir.path().join("model.gguf");
+    // The head, and what rotary frequencies are divided by, are in the last part.
+    let scaling =
+        RopeScaling::Llama3 { factor: 8.0, low_freq_factor: 1.0, high_freq_factor: 4.0, original_context: 8192 };
+    let config = Config { rope_scaling: Some(scaling), tie_embeddings: false, ..cases::llama_like() };
+    let model: Transformer<B> = cases::lively(&config, 1);
+    gguf::save(&model, Format::F16, &[], &path).expect("saved");
+    let parts = cut(&path, 3);
+    let ids = ids(&config);
+    assert_eq!(logits::<B>(&parts[0], &ids), logits::<B>(&path, &ids));
+    let error = |path: &Path| weights::open(path).expect_err("refused").to_string();
+    assert!(error(&parts[1]).contains("open the first, cut-00001-of-00003.gguf"), "{}", error(&parts[1]));
+    let other = dir.path().join("other");
+    fs::rename(&parts[1], &other).expect("renamed");
+    assert!(error(&parts[0]).contains("cut-00002-of-00003.gguf"), "{}", error(&parts[0]));
+    fs::copy(&parts[2], &parts[1]).expect("copied");
+    assert!(error(&parts[0]).contains("it says that it is part 3 of 3, not 2"), "{}", error(&parts[0]));
+    fs::copy(&other, &parts[1]).expect("copied");
+    fs::copy(&path, &parts[2]).expect("copied");
+    assert!(error(&parts[0]).contains("it says that it is part 1 of 1, not 3"), "{}", error(&parts[0]));
+    fs::rename(&parts[0], &path).expect("renamed");
+    assert!(error(&path).contains("must end with `-00001-of-00003.gguf`"), "{}", error(&path));
 }

@@ -1,0 +1,63 @@
+//! Models that llama.cpp's `llama-gguf-split` has cut into several files, as large ones are published:
+//! `NAME-00001-of-00003.gguf` and so on. The first has the keys of the model; each says which of how many it is.
+
+use std::path::{Path, PathBuf};
+
+use tokenizer::gguf::Header;
+
+/// Which of how many parts a file is, from its header: the first is 0. A file that is no part is the only one.
+///
+/// # Errors
+/// What is wrong with its keys.
+fn place(header: &Header<'_>) -> Result<(u64, u64), String> {
+    let count = |key: &str| header.count(key).map_err(|error| error.to_string());
+    match count("split.count")?.unwrap_or(0) {
+        0 | 1 => Ok((0, 1)),
+        n => Ok((count("split.no")?.unwrap_or(0), n)),
+    }
+}
+
+/// The paths of the parts after the first, which this file must be: none for a file that is no part.
+///
+/// # Errors
+/// If the file is another part, or its name does not say what those of the others are.
+pub(super) fn after(first: &Path, header: &Header<'_>) -> Result<Vec<PathBuf>, String> {
+    let (idx, n) = place(header)?;
+    if n == 1 {
+        return Ok(Vec::new());
+    }
+    let name = first.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+    let Some(stem) = name.strip_suffix(&ending(idx, n)) else {
+        let ending = ending(idx, n);
+        return Err(format!("part {} of {n}, so its name must end with `{ending}`", idx + 1));
+    };
+    if idx > 0 {
+        return Err(format!("part {} of {n}: open the first, {stem}{}", idx + 1, ending(0, n)));
+    }
+    Ok((1..n).map(|idx| first.with_file_name(format!("{stem}{}", ending(idx, n)))).collect())
+}
+
+/// Checks that a file is this part of as many.
+///
+/// # Errors
+/// If it is not.
+pub(super) fn check(header: &Header<'_>, idx: usize, n: usize) -> Result<(), String> {
+    match place(header)? {
+        (found_idx, found_n) if (found_idx, found_n) == (idx as u64, n as u64) => Ok(()),
+        (found_idx, found_n) => {
+            Err(format!("it says that it is part {} of {found_n}, not {} of {n}", found_idx + 1, idx + 1))
+        }
+    }
+}
+
+/// How the name of a part ends.
+fn ending(idx: u64, n: u64) -> String {
+    format!("-{:05}-of-{n:05}.gguf", idx + 1)
+}
+
+/// Whether a name is that of a first part, and then the names of all of them.
+pub fn names(first: &str) -> Option<Vec<String>> {
+    let (stem, n) = first.strip_suffix(".gguf")?.rsplit_once("-00001-of-")?;
+    let n: u64 = n.parse().ok().filter(|_| n.len() == 5)?;
+    (n > 1).then(|| (0..n).map(|idx| format!("{stem}{}", ending(idx, n))).collect())
+}
