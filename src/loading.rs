@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use infer::Embedder;
 use model::weights::lora::Adapter;
-use model::weights::{Opened, Widened};
+use model::weights::{Opened, Widened, gguf};
 use model::{FusedOps, Transformer, weights};
 use tokenizer::chat::ChatFormat;
 use tokenizer::{Error, Split, Tokenizer};
@@ -13,9 +13,13 @@ use tokenizer::{Error, Split, Tokenizer};
 use crate::args::LoraArgs;
 use crate::commands::Common;
 
-/// Where the model is: the path itself if it is a model folder or a GGUF file, or the `model` folder of a run.
+/// Where the model is: the path itself if it is a model folder or a GGUF file, the first part of one that is a part, or the
+/// `model` folder of a run.
 pub fn model_path(path: &Path) -> Result<PathBuf> {
     let inside = path.join("model");
+    if let Some(first) = gguf::parts::first(path).filter(|first| first.is_file()) {
+        return Ok(first);
+    }
     if path.join("config.json").is_file() || path.is_file() {
         return Ok(path.to_owned());
     }
@@ -59,7 +63,7 @@ fn only_gguf(folder: &Path) -> Option<PathBuf> {
     let mut files: Vec<PathBuf> = entries.filter(is_model).collect();
     files.sort();
     let first = files.first()?.clone();
-    let parts = first.file_name().and_then(|name| weights::gguf::parts::names(name.to_str()?));
+    let parts = first.file_name().and_then(|name| gguf::parts::names(name.to_str()?));
     let is_part = |file: &PathBuf| parts.iter().flatten().any(|part| file.ends_with(part));
     (files.len() == 1 || files.iter().all(is_part)).then_some(first)
 }
@@ -143,7 +147,7 @@ pub fn tokenizer(path: &Path) -> Result<Tokenizer> {
 
 /// Reads the tokenizer of a model, if it has one.
 pub fn tokenizer_if_any(model: &Path) -> Result<Option<Tokenizer>> {
-    if model.is_file() && !weights::gguf::has_vocabulary(model)? {
+    if model.is_file() && !gguf::has_vocabulary(model)? {
         return Ok(None);
     }
     match Tokenizer::load(model) {

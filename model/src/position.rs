@@ -166,7 +166,7 @@ impl RopeScaling {
     }
 
     /// What cosines and sines are multiplied by in a model of this context.
-    fn attention_factor(&self, context: usize) -> f64 {
+    pub(crate) fn attention_factor(&self, context: usize) -> f64 {
         match *self {
             Self::Yarn { factor, attention_factor, .. } => {
                 attention_factor.unwrap_or(if factor > 1.0 { 0.1 * factor.ln() + 1.0 } else { 1.0 })

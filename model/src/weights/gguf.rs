@@ -28,9 +28,6 @@ pub(super) use names::pieces;
 /// Bytes of a value at most that says what a model is made of: a number for each of some thousand layers.
 const MAX_VALUE: usize = 1 << 16;
 
-/// What each pair's frequency is divided by; a parameter nowhere else.
-const DIVISORS: &str = "rope_freqs.weight";
-
 fn map(path: &Path) -> Result<Mmap, Error> {
     Mmap::open(path).map_err(|source| Error::Io { path: path.into(), source })
 }
@@ -69,9 +66,18 @@ pub(super) fn open(path: &Path) -> Result<(Family, Config, Archive), Error> {
         values.insert(key.to_owned(), entry.to_value().map_err(|error| wrong(&error))?);
     }
     let has = |name: &str| tensor(name).is_some();
-    let divisors = tensor(DIVISORS);
-    if let Some(n) = divisors.as_ref().map(Tensor::n_elements).filter(|&n| n > MAX_VALUE) {
-        return Err(wrong(&format!("`{DIVISORS}` has {n} numbers: one for each pair of a head is wanted")));
+    let mut rope = BTreeMap::new();
+    for name in config::ROPE {
+        match tensor(name) {
+            Some(tensor) if tensor.n_elements() > MAX_VALUE => {
+                let n = tensor.n_elements();
+                return Err(wrong(&format!(
+                    "`{name}` has {n} numbers: one for each pair of a head is wanted"
+                )));
+            }
+            Some(tensor) => _ = rope.insert(name, tensor.to_vec()),
+            None => {}
+        }
     }
     let facts = config::Facts {
         vocab_size: tensor("token_embd.weight").and_then(|t| t.shape.first().copied()).unwrap_or(0),
@@ -79,7 +85,7 @@ pub(super) fn open(path: &Path) -> Result<(Family, Config, Archive), Error> {
         has_qkv_bias: has("blk.0.attn_q.bias") || has("blk.0.attn_qkv.bias"),
         has_out_bias: has("blk.0.attn_output.bias"),
         has_bias: has("blk.0.ffn_down.bias"),
-        divisors: divisors.map(|tensor| tensor.to_vec()),
+        rope,
     };
     let (family, config) =
         config::parse(&values, &facts).map_err(|why| Error::Config { path: path.into(), why })?;
@@ -90,7 +96,8 @@ pub(super) fn open(path: &Path) -> Result<(Family, Config, Archive), Error> {
             let encoding = Encoding::Blocks(tensor.format);
             (tensor.name.to_owned(), Stored { shape: tensor.shape, encoding, offset })
         };
-        archive.add(path, gguf.tensors().filter(|tensor| tensor.name != DIVISORS).map(place).collect())?;
+        let parameters = gguf.tensors().filter(|tensor| !config::ROPE.contains(&tensor.name));
+        archive.add(path, parameters.map(place).collect())?;
     }
     Ok((family, config, archive))
 }
@@ -149,8 +156,8 @@ pub fn save<B: Backend>(
     pairs.push(("general.quantization_version".to_owned(), Value::U32(2)));
     pairs.extend_from_slice(more);
     let mut tensors = parameters::collect(model, Layout::Gguf(family));
-    if let Some(divisors) = facts.divisors {
-        tensors.push((DIVISORS.to_owned(), Saved::new(vec![divisors.len()], move || divisors.clone())));
+    for (name, values) in facts.rope {
+        tensors.push((name.to_owned(), Saved::new(vec![values.len()], move || values.clone())));
     }
     let entry = |(name, tensor): &(String, Saved<'_>)| {
         let format = match tensor.shape[..] {

@@ -21,6 +21,7 @@ on_cpu!(
     models_without_an_architecture_are_refused,
     keys_that_are_not_understood_are_named,
     parts_are_one_model,
+    longrope_is_read_as_converters_write_it,
 );
 
 fn ids(config: &Config) -> Ids {
@@ -187,7 +188,7 @@ fn keys_that_are_not_understood_are_named<B: FusedOps>() {
         ("llama.unheard_of", Value::U32(1), "llama.unheard_of"),
         ("llama.attention.causal", Value::Bool(false), "attention.causal"),
         ("llama.logit_scale", Value::F32(2.0), "logit_scale"),
-        ("llama.rope.scaling.attn_factor", Value::F32(1.5), "with yarn only"),
+        ("llama.rope.scaling.attn_factor", Value::F32(1.5), "with yarn and longrope only"),
         ("llama.rope.scaling.type", Value::String("longrope".into()), "longrope"),
         ("llama.expert_count", Value::String("many".into()), "expert_count"),
         ("llama.\u{1b}[2Jevil", Value::U32(1), "llama.\\u{1b}[2Jevil"),
@@ -199,40 +200,98 @@ fn keys_that_are_not_understood_are_named<B: FusedOps>() {
     }
 }
 
+fn write(path: &Path, keys: &[(String, Value)], tensors: &[quant::Tensor<'_>]) {
+    let entry = |tensor: &quant::Tensor<'_>| quant::NewTensor {
+        name: tensor.name.to_owned(),
+        shape: tensor.shape.clone(),
+        format: tensor.format,
+    };
+    let table: Vec<_> = tensors.iter().map(entry).collect();
+    let data = |idx: usize, out: &mut Vec<u8>| {
+        out.extend_from_slice(tensors[idx].data);
+        Ok(())
+    };
+    quant::write(&mut fs::File::create(path).expect("created"), keys, &table, data).expect("written");
+}
+
+fn keys(gguf: &quant::Gguf<'_>) -> Vec<(String, Value)> {
+    let entries = gguf.header().entries();
+    entries.map(|(key, value)| (key.to_owned(), value.to_value().expect("a value"))).collect()
+}
+
 /// Cuts a GGUF as `llama-gguf-split` does: the first part has the keys.
 fn cut(path: &Path, n: usize) -> Vec<PathBuf> {
     let bytes = fs::read(path).expect("read");
     let gguf = quant::Gguf::parse(&bytes).expect("a GGUF");
     let tensors: Vec<_> = gguf.tensors().collect();
-    let keys = gguf.header().entries().map(|(key, value)| (key.to_owned(), value.to_value().expect("a value")));
-    let mut keys: Vec<(String, Value)> = keys.collect();
     let part = |i: usize| {
+        let mut keys = if i == 0 { keys(&gguf) } else { Vec::new() };
         keys.push(("split.no".to_owned(), Value::U16(i as u16)));
         keys.push(("split.count".to_owned(), Value::U16(n as u16)));
         keys.push(("split.tensors.count".to_owned(), Value::I32(tensors.len() as i32)));
-        let own = &tensors[tensors.len() * i / n..tensors.len() * (i + 1) / n];
-        let table: Vec<_> = own
-            .iter()
-            .map(|t| quant::NewTensor { name: t.name.to_owned(), shape: t.shape.clone(), format: t.format })
-            .collect();
         let path = path.with_file_name(format!("cut-{:05}-of-{n:05}.gguf", i + 1));
-        let mut file = fs::File::create(&path).expect("created");
-        let data = |idx: usize, out: &mut Vec<u8>| {
-            out.extend_from_slice(own[idx].data);
-            Ok(())
-        };
-        quant::write(&mut file, &std::mem::take(&mut keys), &table, data).expect("written");
+        write(&path, &keys, &tensors[tensors.len() * i / n..tensors.len() * (i + 1) / n]);
         path
     };
     (0..n).map(part).collect()
+}
+
+/// llama.cpp's converter neither names the scaling nor has Flint's own keys.
+fn longrope_is_read_as_converters_write_it<B: FusedOps>() {
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    let (saved, path) = (dir.path().join("saved.gguf"), dir.path().join("model.gguf"));
+    let folders = fixtures().into_iter().filter(|folder| folder.to_string_lossy().contains("longrope"));
+    let mut n_checked = 0;
+    for folder in folders {
+        let read = weights::open(&folder).expect("opened");
+        // llama.cpp ignores the window of Phi-3.
+        let config = Config { window: None, layers: Vec::new(), ..read.config().clone() };
+        let model: Transformer<B> = cases::lively(&config, 9);
+        gguf::save(&model, Format::F32, &[], &saved).expect("saved");
+        assert_eq!(weights::open(&saved).expect("opened").config().rope_scaling, config.rope_scaling);
+        let bytes = fs::read(&saved).expect("read");
+        let gguf = quant::Gguf::parse(&bytes).expect("a GGUF");
+        let (keys, tensors): (Vec<_>, Vec<_>) = (keys(&gguf), gguf.tensors().collect());
+        let keys: Vec<_> = keys
+            .into_iter()
+            .filter(|(key, _)| !key.contains("flint.") && !key.contains("scaling.type"))
+            .collect();
+        write(&path, &keys, &tensors);
+        let ids = ids(model.config());
+        let (found, expected) = (logits::<B>(&path, &ids), values(model.forward(ids.tensor())));
+        let largest = expected.iter().fold(0.0f32, |largest, x| largest.max(x.abs()));
+        let error = found.iter().zip(&expected).fold(0.0f32, |error, (a, b)| error.max((a - b).abs()));
+        assert!(error < 1e-5 * largest, "{folder:?}: {error} of {largest}");
+        let error = |keys: &[(String, Value)], tensors: &[quant::Tensor<'_>]| {
+            write(&path, keys, tensors);
+            weights::open(&path).expect_err("refused").to_string()
+        };
+        let without: Vec<_> =
+            tensors.iter().filter(|t| t.name != "rope_factors_short.weight").cloned().collect();
+        assert!(error(&keys, &without).contains("one of `rope_factors_short.weight`"));
+        let mut yarn = keys.clone();
+        let (_, architecture) = &keys[0];
+        yarn.push((format!("{architecture}.rope.scaling.type"), Value::String("yarn".into())));
+        assert!(error(&yarn, &tensors).contains("of type yarn"));
+        let mut wide = tensors.clone();
+        let long = wide.iter_mut().find(|t| t.name == "rope_factors_long.weight").expect("there");
+        (long.shape, long.data) = (vec![1], &long.data[..4]);
+        assert!(error(&keys, &wide).contains("pairs turn"), "{}", error(&keys, &wide));
+        n_checked += 1;
+    }
+    assert_eq!(n_checked, 2);
 }
 
 fn parts_are_one_model<B: FusedOps>() {
     let dir = tempfile::tempdir().expect("a temporary folder");
     let path = dir.path().join("model.gguf");
     // The head, and what rotary frequencies are divided by, are in the last part.
-    let scaling =
-        RopeScaling::Llama3 { factor: 8.0, low_freq_factor: 1.0, high_freq_factor: 4.0, original_context: 8192 };
+    let scaling = RopeScaling::Llama3 {
+        factor: 8.0,
+        low_freq_factor: 1.0,
+        high_freq_factor: 4.0,
+        original_context: 8192,
+    };
     let config = Config { rope_scaling: Some(scaling), tie_embeddings: false, ..cases::llama_like() };
     let model: Transformer<B> = cases::lively(&config, 1);
     gguf::save(&model, Format::F16, &[], &path).expect("saved");

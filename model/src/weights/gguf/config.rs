@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use tokenizer::gguf::{Array, Value};
 
 use crate::config::{Config, Experts, LayerKind, MAX_SIZE, MlpKind, NormKind, NormPlace, Position, QkNorm};
-use crate::position::{RopeScaling, frequencies};
+use crate::position::{RopeScaling, frequencies, long_attention_factor};
 use crate::weights::config_json::are_same;
 use crate::weights::family::Family;
 use crate::weights::gguf::names::turns_neighbours;
@@ -44,9 +44,17 @@ pub(in crate::weights) struct Facts {
     pub has_out_bias: bool,
     /// Whether those of the MLP have.
     pub has_bias: bool,
-    /// What each pair's frequency is divided by, where a file has it.
-    pub divisors: Option<Vec<f32>>,
+    /// The tensors that change the frequencies of pairs, where a file has them: some of [`ROPE`].
+    pub rope: BTreeMap<&'static str, Vec<f32>>,
 }
+
+/// Tensors that are no parameters: what each pair's frequency is divided by.
+pub(super) const ROPE: [&str; 3] = [DIVISORS, LONG, SHORT];
+const DIVISORS: &str = "rope_freqs.weight";
+/// In sequences beyond the context of training.
+const LONG: &str = "rope_factors_long.weight";
+/// In others.
+const SHORT: &str = "rope_factors_short.weight";
 
 /// Reads the keys of a model.
 ///
@@ -224,7 +232,14 @@ fn rotary(family: Family, keys: &Keys<'_>, facts: &Facts, config: &mut Config) -
     let original = keys.size_if_there("rope.scaling.original_context_length")?.unwrap_or(config.context);
     keys.flag("rope.scaling.finetuned")?;
     let attention_factor = keys.number("rope.scaling.attn_factor")?.filter(|&factor| factor != 1.0);
-    config.rope_scaling = match (keys.text("rope.scaling.type")?.unwrap_or("linear"), factor) {
+    let longrope = longrope(facts, keys, original, attention_factor, config)?;
+    // Files of Phi-3 have the factors and do not say what for.
+    let default = if longrope.is_some() { "longrope" } else { "linear" };
+    config.rope_scaling = match (keys.text("rope.scaling.type")?.unwrap_or(default), factor) {
+        ("longrope", None) if longrope.is_some() => longrope,
+        (other, _) if longrope.is_some() => {
+            return Err(format!("`{LONG}` and a rotary scaling of type {other} are there"));
+        }
         ("none", _) | ("linear", None) => None,
         ("linear", Some(factor)) => Some(RopeScaling::Linear { factor }).filter(|_| factor != 1.0),
         ("yarn", Some(factor)) => {
@@ -244,15 +259,19 @@ fn rotary(family: Family, keys: &Keys<'_>, facts: &Facts, config: &mut Config) -
         }
         (other, _) => {
             let key = format!("{}rope.scaling.type", keys.prefix);
-            return Err(format!("`{key}` is \"{other}\": only none, linear and yarn with a factor are read"));
+            return Err(format!(
+                "`{key}` is \"{other}\": only none, linear and yarn with a factor, and longrope with `{LONG}`, are read"
+            ));
         }
     };
-    if attention_factor.is_some() && !matches!(config.rope_scaling, Some(RopeScaling::Yarn { .. })) {
-        return Err(format!("`{}rope.scaling.attn_factor` is read with yarn only", keys.prefix));
+    let has_factor =
+        matches!(config.rope_scaling, Some(RopeScaling::Yarn { .. } | RopeScaling::LongRope { .. }));
+    if attention_factor.is_some() && !has_factor {
+        return Err(format!("`{}rope.scaling.attn_factor` is read with yarn and longrope only", keys.prefix));
     }
-    if let Some(divisors) = &facts.divisors {
+    if let Some(divisors) = facts.rope.get(DIVISORS) {
         if config.rope_scaling.is_some() {
-            return Err("both `rope_freqs.weight` and a rotary scaling are there".into());
+            return Err(format!("both `{DIVISORS}` and a rotary scaling are there"));
         }
         config.rope_scaling = Some(llama3(divisors, keys, config)?);
     }
@@ -261,6 +280,37 @@ fn rotary(family: Family, keys: &Keys<'_>, facts: &Facts, config: &mut Config) -
 
 /// Keys of Flint's own, for what the format has no keys for; others skip them.
 const OWN: &str = "flint.rope.scaling.";
+
+/// The scaling of Phi-3's models for long texts, whose factors are tensors. Single precision holds them nearly; Flint writes
+/// them besides in double.
+fn longrope(
+    facts: &Facts,
+    keys: &Keys<'_>,
+    original_context: usize,
+    attention_factor: Option<f64>,
+    config: &Config,
+) -> Result<Option<RopeScaling>, String> {
+    let factors = |name: &str| {
+        let stored = facts.rope.get(name)?;
+        let own = match keys.values.get(&format!("{OWN}{name}")) {
+            Some(Value::Array(Array::F64(own))) => own.clone(),
+            _ => Vec::new(),
+        };
+        let is_same = own.iter().map(|&factor| factor as f32).eq(stored.iter().copied());
+        Some(if is_same { own } else { stored.iter().map(|&factor| decimal(factor)).collect() })
+    };
+    let (short_factor, long_factor) = match (factors(SHORT), factors(LONG)) {
+        (None, None) => return Ok(None),
+        (Some(short), Some(long)) => (short, long),
+        _ => return Err(format!("one of `{SHORT}` and `{LONG}` is missing")),
+    };
+    // llama.cpp multiplies by what the file says, and by nothing if it says nothing.
+    let usual =
+        long_attention_factor(config.context as f64 / original_context as f64, original_context as f64);
+    let found = attention_factor.unwrap_or(1.0);
+    let attention_factor = Some(found).filter(|found| (found - usual).abs() > 1e-6 * usual);
+    Ok(Some(RopeScaling::LongRope { short_factor, long_factor, original_context, attention_factor }))
+}
 
 /// The scaling of LLaMA 3.1 and later, of which a GGUF has only what it makes of each frequency. All published models
 /// have the same parameters; for others Flint writes them too.
@@ -278,10 +328,9 @@ fn llama3(divisors: &[f32], keys: &Keys<'_>, config: &Config) -> Result<RopeScal
     let is_close = |(a, b): (&f32, &f32)| (a - b).abs() <= 1e-3 * b.abs();
     match wanted.len() == divisors.len() && divisors.iter().zip(&wanted).all(is_close) {
         true => Ok(scaling),
-        false => Err(format!(
-            "`rope_freqs.weight`, {} numbers, is not what LLaMA 3.1's scaling gives",
-            divisors.len()
-        )),
+        false => {
+            Err(format!("`{DIVISORS}`, {} numbers, is not what LLaMA 3.1's scaling gives", divisors.len()))
+        }
     }
 }
 
@@ -314,9 +363,13 @@ pub(in crate::weights) fn write(config: &Config) -> Result<Written, String> {
         has_qkv_bias: config.qkv_bias(),
         has_out_bias: config.out_bias(),
         has_bias: config.bias,
-        divisors: match &config.rope_scaling {
-            Some(scaling @ RopeScaling::Llama3 { .. }) => Some(divisors_of(scaling, config)),
-            _ => None,
+        rope: match &config.rope_scaling {
+            Some(scaling @ RopeScaling::Llama3 { .. }) => [(DIVISORS, divisors_of(scaling, config))].into(),
+            Some(RopeScaling::LongRope { short_factor, long_factor, .. }) => {
+                let single = |factors: &Vec<f64>| factors.iter().map(|&factor| factor as f32).collect();
+                [(LONG, single(long_factor)), (SHORT, single(short_factor))].into()
+            }
+            _ => BTreeMap::new(),
         },
     };
     for (name, family) in ARCHITECTURES {
@@ -372,6 +425,14 @@ fn to_pairs(name: &str, family: Family, config: &Config) -> Vec<(String, Value)>
             put("rope.scaling.yarn_beta_slow", Value::F32(*beta_slow as f32));
             if let Some(factor) = attention_factor {
                 put("rope.scaling.yarn_attn_factor", Value::F32(*factor as f32));
+            }
+        }
+        Some(scaling @ RopeScaling::LongRope { short_factor, long_factor, original_context, .. }) => {
+            put("rope.scaling.type", Value::String("longrope".into()));
+            put("rope.scaling.original_context_length", count(*original_context));
+            put("rope.scaling.attn_factor", Value::F32(scaling.attention_factor(config.context) as f32));
+            for (name, factors) in [(LONG, long_factor), (SHORT, short_factor)] {
+                own.push((format!("{OWN}{name}"), Value::Array(Array::F64(factors.clone()))));
             }
         }
         _ => {}

@@ -55,9 +55,45 @@ fn ending(idx: u64, n: u64) -> String {
     format!("-{:05}-of-{n:05}.gguf", idx + 1)
 }
 
-/// Whether a name is that of a first part, and then the names of all of them.
-pub fn names(first: &str) -> Option<Vec<String>> {
-    let (stem, n) = first.strip_suffix(".gguf")?.rsplit_once("-00001-of-")?;
-    let n: u64 = n.parse().ok().filter(|_| n.len() == 5)?;
-    (n > 1).then(|| (0..n).map(|idx| format!("{stem}{}", ending(idx, n))).collect())
+/// The names of all parts, from that of any; `None` if it is not the name of a part.
+pub fn names(part: &str) -> Option<Vec<String>> {
+    let (rest, n) = part.strip_suffix(".gguf")?.rsplit_once("-of-")?;
+    let (stem, idx) = rest.rsplit_once('-')?;
+    let is_number = |digits: &str| digits.len() == 5 && digits.bytes().all(|b| b.is_ascii_digit());
+    let number = |digits: &str| digits.parse().ok().filter(|&n: &u64| is_number(digits) && n > 0);
+    let (idx, n) = (number(idx)?, number(n)?);
+    (n > 1 && idx <= n).then(|| (0..n).map(|idx| format!("{stem}{}", ending(idx, n))).collect())
+}
+
+/// The path of the first part, if this is that of another.
+pub fn first(part: &Path) -> Option<PathBuf> {
+    let name = part.file_name()?.to_str()?;
+    let first = names(name)?.swap_remove(0);
+    (first != name).then(|| part.with_file_name(first))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_of_parts() {
+        let both = ["a-b-00001-of-00002.gguf", "a-b-00002-of-00002.gguf"];
+        for part in both {
+            assert_eq!(names(part).expect("a part"), both);
+        }
+        assert_eq!(first(&Path::new("x").join(both[1])), Some(Path::new("x").join(both[0])));
+        assert_eq!(first(Path::new(both[0])), None);
+        for other in [
+            "a.gguf",
+            "a-00001-of-00002",
+            "a-00003-of-00002.gguf",
+            "a-00001-of-00001.gguf",
+            "a-0001-of-0002.gguf",
+            "a-+0001-of-00002.gguf",
+            "00001-of-00002.gguf",
+        ] {
+            assert_eq!(names(other), None, "{other}");
+        }
+    }
 }

@@ -14,7 +14,7 @@ use burn::prelude::*;
 use quant::{Format, NewTensor};
 use tokenizer::gguf::Value;
 
-use super::{DIVISORS, config};
+use super::config;
 use crate::config::Config;
 use crate::transformer::Transformer;
 use crate::weights::archive::Archive;
@@ -98,10 +98,14 @@ impl Opened {
             .map_err(|why| Error::Config { path: self.archive.path_of("").into(), why })?;
         let layout = Layout::Gguf(family);
         let mut tensors = self.tensors_in::<B>(layout, Some(layout), device)?;
-        if let Some(divisors) = facts.divisors {
-            let shape = vec![divisors.len()];
-            let (name, runs) = (DIVISORS.to_owned(), vec![Run::Given(divisors)]);
-            tensors.push(Tensor { name, shape, in_gguf: None, runs });
+        for (name, values) in facts.rope {
+            let shape = vec![values.len()];
+            tensors.push(Tensor {
+                name: name.to_owned(),
+                shape,
+                in_gguf: None,
+                runs: vec![Run::Given(values)],
+            });
         }
         Ok(Contents { archive: &self.archive, layout, pairs, tensors })
     }
