@@ -1,8 +1,10 @@
 //! Memory for large arrays.
 
-use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
 use std::ops::{Deref, DerefMut};
 use std::ptr::NonNull;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+
+use memmap2::MmapMut;
 
 /// So many zeros, on huge pages where the system has them: an array larger than the caches is read 15 to 30 % faster from
 /// pages of 2 MiB than of 4 KiB, and filling it the first time takes 512 times fewer page faults.
@@ -13,11 +15,15 @@ pub fn zeroed<T: Copy + Default>(n: usize) -> Vec<T> {
     values
 }
 
-/// Bytes on huge pages where the system has them, from the first to the last if they fill one.
+/// Bytes on huge pages where the system has them.
+///
+/// A model has hundreds of matrices, most of them smaller than a few such pages, so buffers are cut from slabs, one after
+/// the other: else the last part of each would lie on small pages. A slab goes when the last of its buffers does.
 #[derive(Debug)]
 pub struct Buffer {
     start: NonNull<u8>,
     len: usize,
+    _slab: Arc<Slab>,
 }
 
 // SAFETY: a buffer owns its bytes, like a `Vec<u8>`.
@@ -25,28 +31,67 @@ unsafe impl Send for Buffer {}
 // SAFETY: as above; shared handles only read.
 unsafe impl Sync for Buffer {}
 
-impl Buffer {
-    /// So many zeros, which take no memory before they are touched.
-    pub fn zeroed(len: usize) -> Self {
-        let layout = Self::layout(len);
-        // SAFETY: the layout is not empty.
-        let start = unsafe { alloc_zeroed(layout) };
-        let start = NonNull::new(start).unwrap_or_else(|| handle_alloc_error(layout));
-        let first = start.as_ptr().cast_const();
-        ask_for_huge_pages(first..first.wrapping_add(len));
-        Self { start, len }
-    }
+/// Zeros from the system.
+#[derive(Debug)]
+struct Slab {
+    _map: MmapMut,
+    /// The first byte that begins a huge page.
+    start: NonNull<u8>,
+    len: usize,
+}
 
-    fn layout(len: usize) -> Layout {
-        let align = if len < HUGE_PAGE { CACHE_LINE } else { HUGE_PAGE };
-        Layout::from_size_align(len.max(1), align).expect("a length that memory can have")
+// SAFETY: nothing is read or written through it; what buffers have of it does not overlap.
+unsafe impl Send for Slab {}
+// SAFETY: as above.
+unsafe impl Sync for Slab {}
+
+/// Bytes of a slab at least. What is never touched takes no memory.
+const SLAB: usize = 64 << 20;
+
+/// The slab that buffers are cut from, and how much of it was. It does not keep the slab.
+static CURRENT: Mutex<(Weak<Slab>, usize)> = Mutex::new((Weak::new(), 0));
+
+impl Slab {
+    /// # Panics
+    /// If the system has no memory left, like any allocation.
+    fn new(len: usize) -> Self {
+        let n_mapped = len.checked_add(HUGE_PAGE).expect("a length that memory can have");
+        let mut map =
+            MmapMut::map_anon(n_mapped).unwrap_or_else(|error| panic!("no memory for {len} bytes: {error}"));
+        let start = map.as_mut_ptr();
+        let start = start.wrapping_add((start as usize).next_multiple_of(HUGE_PAGE) - start as usize);
+        let first = start.cast_const();
+        ask_for_huge_pages(first..first.wrapping_add(len));
+        Self { _map: map, start: NonNull::new(start).expect("a map is somewhere"), len }
     }
 }
 
-impl Drop for Buffer {
-    fn drop(&mut self) {
-        // SAFETY: it was allocated with this layout.
-        unsafe { dealloc(self.start.as_ptr(), Self::layout(self.len)) };
+impl Buffer {
+    /// So many zeros, which take no memory before they are touched.
+    pub fn zeroed(len: usize) -> Self {
+        let n_taken = len.next_multiple_of(CACHE_LINE);
+        let mut current = CURRENT.lock().unwrap_or_else(PoisonError::into_inner);
+        let (slab, begin) = match (current.0.upgrade(), current.1) {
+            (Some(slab), begin) if n_taken <= slab.len - begin => (slab, begin),
+            (old, begin) => {
+                let slab = Arc::new(Slab::new(n_taken.next_multiple_of(HUGE_PAGE).max(SLAB)));
+                // The next buffers come from the one with more room.
+                if old.is_some_and(|old| old.len - begin > slab.len - n_taken) {
+                    return Self::cut(slab, 0, len);
+                }
+                current.0 = Arc::downgrade(&slab);
+                (slab, 0)
+            }
+        };
+        current.1 = begin + n_taken;
+        Self::cut(slab, begin, len)
+    }
+
+    /// Bytes of a slab that no other buffer has.
+    fn cut(slab: Arc<Slab>, begin: usize, len: usize) -> Self {
+        assert!(begin + len <= slab.len);
+        // SAFETY: the slab is longer.
+        Self { start: unsafe { slab.start.add(begin) }, len, _slab: slab }
     }
 }
 
@@ -54,7 +99,7 @@ impl Deref for Buffer {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
-        // SAFETY: `len` bytes were allocated and set to zero.
+        // SAFETY: `len` bytes of the slab are this buffer's, and were mapped as zeros.
         unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.len) }
     }
 }
@@ -97,6 +142,28 @@ mod tests {
             let mut values = zeroed::<f32>(n);
             assert!(values.len() == n && values.iter().all(|&value| value == 0.0));
             values.fill(1.0);
+        }
+    }
+
+    #[test]
+    fn buffers_are_zero_and_apart() {
+        let lens = [0, 1, 63, 64, 65, 1 << 20, SLAB - (1 << 20), SLAB, SLAB + 1, 100, 3 << 20];
+        let mut buffers: Vec<Buffer> = lens.iter().map(|&len| Buffer::zeroed(len)).collect();
+        let ends = |buffer: &[u8]| {
+            let n = buffer.len();
+            [0, n / 2, n.saturating_sub(1)].into_iter().filter(move |&i| i < n)
+        };
+        for (i, buffer) in buffers.iter_mut().enumerate() {
+            assert!(buffer.as_ptr().addr().is_multiple_of(CACHE_LINE) && buffer.len() == lens[i]);
+            assert!(ends(buffer).all(|at| buffer[at] == 0));
+            ends(buffer).for_each(|at| buffer[at] = 1 + i as u8);
+        }
+        // Others come and go.
+        buffers.drain(3..6);
+        let later: Vec<Buffer> = (0..8).map(|i| Buffer::zeroed(i << 22)).collect();
+        assert!(later.iter().all(|buffer| buffer.iter().step_by(4096).all(|&byte| byte == 0)));
+        for (i, buffer) in (0..3).chain(6..).zip(&mut buffers) {
+            assert!(ends(buffer).all(|at| buffer[at] == 1 + i as u8));
         }
     }
 }
