@@ -232,28 +232,24 @@ fn score_keys_impl<S: Simd>(q: Mat, k: Mat, ahead: usize, panel: &mut [f32], mut
         let n = width.min(k.rows() - first);
         for half in (0..n).step_by(S::LANES) {
             let rows = k.sub_rows(first + half, S::LANES.min(n - half));
-            transpose::<S>(rows, ahead, &mut panel[half..], width);
+            transpose::<S>(rows, &mut panel[half..], width);
         }
         let panel = Mat::strided(panel, [k.cols(), width], [width, 1]);
-        multiply::<S>(q, panel, Start::Zero, 0, scores.sub_cols(first, n));
+        let next = k.sub_rows(first, n).as_ptr().wrapping_byte_add(ahead);
+        multiply::<S>(q, panel, Start::Zero, next, scores.sub_cols(first, n));
     }
 }
 
 /// Writes up to a vector's worth of rows as columns: `panel[k * width + r] = rows[r][k]`. Columns past the last row repeat
 /// it.
 #[inline(always)]
-fn transpose<S: Simd>(rows: Mat, ahead: usize, panel: &mut [f32], width: usize) {
+fn transpose<S: Simd>(rows: Mat, panel: &mut [f32], width: usize) {
     assert!(rows.col_stride() == 1 && rows.rows() <= S::LANES);
     let (starts, depth) = (rows.starts(), rows.cols());
     let whole = depth - depth % S::LANES;
     for k in (0..whole).step_by(S::LANES) {
         // SAFETY: each start is that of a row, and columns k..k + LANES exist.
         let tile = unsafe { S::load_transposed(&starts, k) };
-        if k % MIN_COLUMNS == 0 {
-            for start in &starts[..S::LANES] {
-                S::prefetch(start.wrapping_byte_add(k * 4 + ahead));
-            }
-        }
         for (i, column) in tile.as_ref().iter().enumerate() {
             column.store(&mut panel[(k + i) * width..]);
         }
@@ -273,7 +269,8 @@ dispatch! {
 #[inline(always)]
 fn add_values_impl<S: Simd>(weights: Mat, v: Mat, ahead: usize, panel: &mut [f32], mut out: MatMut) {
     let whole = v.cols() - v.cols() % (2 * S::LANES);
-    multiply::<S>(weights, v.sub_cols(0, whole), Start::C, ahead, out.sub_cols(0, whole));
+    let next = v.as_ptr().wrapping_byte_add(ahead);
+    multiply::<S>(weights, v.sub_cols(0, whole), Start::C, next, out.sub_cols(0, whole));
     let rest = v.cols() - whole;
     if rest > 0 {
         // Too narrow for whole vectors: by way of a panel.
@@ -284,45 +281,59 @@ fn add_values_impl<S: Simd>(weights: Mat, v: Mat, ahead: usize, panel: &mut [f32
             }
         }
         let panel = Mat::strided(panel, [v.rows(), width], [width, 1]);
-        multiply::<S>(weights, panel, Start::C, 0, out.sub_cols(whole, rest));
+        multiply::<S>(weights, panel, Start::C, panel.as_ptr(), out.sub_cols(whole, rest));
     }
 }
 
-/// `c = a b` or `c += a b`, where `b` has a multiple of two vectors of columns, and `c` as many or fewer.
+/// Memory that is about to be used, as much as `b` has, and how it is asked for: a line at a time, evenly over the whole
+/// product. A burst would wait for the few lines that a core can have under way.
+#[derive(Clone, Copy)]
+struct Next {
+    at: *const f32,
+    /// Steps between two that ask: there are so many groups of rows, each of which passes over all of `b`.
+    every: usize,
+}
+
+/// `c = a b` or `c += a b`, where `b` has a multiple of two vectors of columns, and `c` as many or fewer; asks for the
+/// memory at `next`.
 #[inline(always)]
-fn multiply<S: Simd>(a: Mat, b: Mat, start: Start, ahead: usize, mut c: MatMut) {
+fn multiply<S: Simd>(a: Mat, b: Mat, start: Start, next: *const f32, mut c: MatMut) {
     assert!(a.rows() == c.rows() && a.cols() == b.rows() && b.cols() >= c.cols());
     assert!(a.col_stride() == 1 && b.col_stride() == 1 && b.cols().is_multiple_of(2 * S::LANES));
     // Tiles of about equal height.
-    let height = a.rows().div_ceil(a.rows().div_ceil(MAX_HEADS));
-    for first in (0..a.rows()).step_by(height) {
+    let n_groups = a.rows().div_ceil(MAX_HEADS);
+    let height = a.rows().div_ceil(n_groups);
+    for (group, first) in (0..a.rows()).step_by(height).enumerate() {
         let n = height.min(a.rows() - first);
         let (a, mut c) = (a.sub_rows(first, n), c.sub_rows(first, n));
+        let at = next.wrapping_add(group * b.rows() * b.cols() / n_groups);
+        let next = Next { at, every: n_groups };
         match n {
-            1 => tiles::<S, 1>(a, b, start, ahead, &mut c),
-            2 => tiles::<S, 2>(a, b, start, ahead, &mut c),
-            3 => tiles::<S, 3>(a, b, start, ahead, &mut c),
-            4 => tiles::<S, 4>(a, b, start, ahead, &mut c),
-            5 => tiles::<S, 5>(a, b, start, ahead, &mut c),
-            _ => tiles::<S, 6>(a, b, start, ahead, &mut c),
+            1 => tiles::<S, 1>(a, b, start, next, &mut c),
+            2 => tiles::<S, 2>(a, b, start, next, &mut c),
+            3 => tiles::<S, 3>(a, b, start, next, &mut c),
+            4 => tiles::<S, 4>(a, b, start, next, &mut c),
+            5 => tiles::<S, 5>(a, b, start, next, &mut c),
+            _ => tiles::<S, 6>(a, b, start, next, &mut c),
         }
     }
 }
 
 /// Tiles of `M` rows: the fewer rows, the wider, to have sums enough side by side; a row alone also reads whole values.
 #[inline(always)]
-fn tiles<S: Simd, const M: usize>(a: Mat, b: Mat, start: Start, ahead: usize, c: &mut MatMut) {
+fn tiles<S: Simd, const M: usize>(a: Mat, b: Mat, start: Start, next: Next, c: &mut MatMut) {
     let mut j = 0;
+    let from = |j: usize| Next { at: next.at.wrapping_add(j * b.rows() / next.every), ..next };
     while M == 1 && b.cols() - j >= 8 * S::LANES {
-        tile::<S, M, 8>(a, b.sub_cols(j, 8 * S::LANES), start, ahead, c, j);
+        tile::<S, M, 8>(a, b.sub_cols(j, 8 * S::LANES), start, from(j), c, j);
         j += 8 * S::LANES;
     }
     while M <= 2 && b.cols() - j >= 4 * S::LANES {
-        tile::<S, M, 4>(a, b.sub_cols(j, 4 * S::LANES), start, ahead, c, j);
+        tile::<S, M, 4>(a, b.sub_cols(j, 4 * S::LANES), start, from(j), c, j);
         j += 4 * S::LANES;
     }
     while j < b.cols() {
-        tile::<S, M, 2>(a, b.sub_cols(j, 2 * S::LANES), start, ahead, c, j);
+        tile::<S, M, 2>(a, b.sub_cols(j, 2 * S::LANES), start, from(j), c, j);
         j += 2 * S::LANES;
     }
 }
@@ -333,7 +344,7 @@ fn tile<S: Simd, const M: usize, const W: usize>(
     a: Mat,
     b: Mat,
     start: Start,
-    ahead: usize,
+    next: Next,
     c: &mut MatMut,
     j: usize,
 ) {
@@ -355,6 +366,7 @@ fn tile<S: Simd, const M: usize, const W: usize>(
     }
     let (a_stride, b_stride) = (a.row_stride(), b.row_stride());
     let (mut a, mut row) = (a.as_ptr(), b.as_ptr());
+    let (mut next, mut wait, every) = (next.at, 0, next.every);
     for _ in 0..b.rows() {
         // SAFETY: `a` has M rows and `b` W vectors of columns, and this is one of the steps of both.
         unsafe {
@@ -362,9 +374,14 @@ fn tile<S: Simd, const M: usize, const W: usize>(
             for (i, x) in x.iter_mut().enumerate() {
                 *x = S::load_ptr(row.add(i * S::LANES));
             }
-            for i in (0..W).step_by(2) {
-                S::prefetch(row.wrapping_byte_add(ahead + i * S::LANES * 4));
+            if wait == 0 {
+                wait = every;
+                for i in (0..W).step_by(2) {
+                    S::prefetch(next.wrapping_add(i * S::LANES));
+                }
+                next = next.wrapping_add(W * S::LANES);
             }
+            wait -= 1;
             for (r, acc) in acc.iter_mut().enumerate() {
                 let a = S::splat(*a.add(r * a_stride));
                 for (acc, &x) in acc.iter_mut().zip(&x) {
