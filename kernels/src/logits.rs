@@ -184,6 +184,12 @@ mod tests {
                     let exact: f64 = row.iter().map(of).sum();
                     let found = sum_exp(&row, max, temperature);
                     assert!((found / exact - 1.0).abs() < 1e-6, "{n}, {temperature}: {found} for {exact}");
+                    let mut exps = row.clone();
+                    exp_in_place(&mut exps, max, temperature);
+                    for (x, found) in row.iter().zip(exps) {
+                        let error = (f64::from(found) - of(x)).abs();
+                        assert!(error <= 1e-6 * of(x).max(1e-6), "{x}, {temperature}: {found}");
+                    }
                 }
             }
         });

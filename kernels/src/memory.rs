@@ -1,8 +1,9 @@
 //! Memory for large arrays.
 
+use std::cell::RefCell;
 use std::ops::{Deref, DerefMut};
 use std::ptr::NonNull;
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 
 use memmap2::MmapMut;
 
@@ -48,8 +49,11 @@ unsafe impl Sync for Slab {}
 /// Bytes of a slab at least. What is never touched takes no memory.
 const SLAB: usize = 64 << 20;
 
-/// The slab that buffers are cut from, and how much of it was. It does not keep the slab.
-static CURRENT: Mutex<(Weak<Slab>, usize)> = Mutex::new((Weak::new(), 0));
+thread_local! {
+    /// The slab that this thread's buffers are cut from, and how much of it was. It does not keep the slab. Each thread has
+    /// its own: models that are loaded at once share none, and so go one by one.
+    static CURRENT: RefCell<(Weak<Slab>, usize)> = const { RefCell::new((Weak::new(), 0)) };
+}
 
 impl Slab {
     /// # Panics
@@ -68,28 +72,33 @@ impl Slab {
 
 impl Buffer {
     /// So many zeros, which take no memory before they are touched.
+    ///
+    /// # Panics
+    /// If the system has no memory left.
     pub fn zeroed(len: usize) -> Self {
-        let n_taken = len.next_multiple_of(CACHE_LINE);
-        let mut current = CURRENT.lock().unwrap_or_else(PoisonError::into_inner);
-        let (slab, begin) = match (current.0.upgrade(), current.1) {
-            (Some(slab), begin) if n_taken <= slab.len - begin => (slab, begin),
-            (old, begin) => {
-                let slab = Arc::new(Slab::new(n_taken.next_multiple_of(HUGE_PAGE).max(SLAB)));
-                // The next buffers come from the one with more room.
-                if old.is_some_and(|old| old.len - begin > slab.len - n_taken) {
-                    return Self::cut(slab, 0, len);
+        CURRENT.with_borrow_mut(|(current, n_used)| {
+            let n_whole = len.checked_next_multiple_of(HUGE_PAGE).expect("a length that memory can have");
+            let n_taken = len.next_multiple_of(CACHE_LINE);
+            let (slab, begin) = match (current.upgrade(), *n_used) {
+                (Some(slab), begin) if n_taken <= slab.len - begin => (slab, begin),
+                (old, begin) => {
+                    let slab = Arc::new(Slab::new(n_whole.max(SLAB)));
+                    // The next buffers come from the one with more room.
+                    if old.is_some_and(|old| old.len - begin > slab.len - n_taken) {
+                        return Self::cut(slab, 0, len);
+                    }
+                    *current = Arc::downgrade(&slab);
+                    (slab, 0)
                 }
-                current.0 = Arc::downgrade(&slab);
-                (slab, 0)
-            }
-        };
-        current.1 = begin + n_taken;
-        Self::cut(slab, begin, len)
+            };
+            *n_used = begin + n_taken;
+            Self::cut(slab, begin, len)
+        })
     }
 
     /// Bytes of a slab that no other buffer has.
     fn cut(slab: Arc<Slab>, begin: usize, len: usize) -> Self {
-        assert!(begin + len <= slab.len);
+        assert!(begin <= slab.len && len <= slab.len - begin);
         // SAFETY: the slab is longer.
         Self { start: unsafe { slab.start.add(begin) }, len, _slab: slab }
     }

@@ -235,7 +235,9 @@ fn score_keys_impl<S: Simd>(q: Mat, k: Mat, ahead: usize, panel: &mut [f32], mut
             transpose::<S>(rows, &mut panel[half..], width);
         }
         let panel = Mat::strided(panel, [k.cols(), width], [width, 1]);
-        let next = k.sub_rows(first, n).as_ptr().wrapping_byte_add(ahead);
+        // So many keys make as many numbers as the panel has.
+        let at = k.sub_rows(first, n).as_ptr().wrapping_byte_add(ahead);
+        let next = Next { at, row_stride: width };
         multiply::<S>(q, panel, Start::Zero, next, scores.sub_cols(first, n));
     }
 }
@@ -269,7 +271,7 @@ dispatch! {
 #[inline(always)]
 fn add_values_impl<S: Simd>(weights: Mat, v: Mat, ahead: usize, panel: &mut [f32], mut out: MatMut) {
     let whole = v.cols() - v.cols() % (2 * S::LANES);
-    let next = v.as_ptr().wrapping_byte_add(ahead);
+    let next = Next { at: v.as_ptr().wrapping_byte_add(ahead), row_stride: v.row_stride() };
     multiply::<S>(weights, v.sub_cols(0, whole), Start::C, next, out.sub_cols(0, whole));
     let rest = v.cols() - whole;
     if rest > 0 {
@@ -281,23 +283,23 @@ fn add_values_impl<S: Simd>(weights: Mat, v: Mat, ahead: usize, panel: &mut [f32
             }
         }
         let panel = Mat::strided(panel, [v.rows(), width], [width, 1]);
-        multiply::<S>(weights, panel, Start::C, panel.as_ptr(), out.sub_cols(whole, rest));
+        let nothing = Next { at: panel.as_ptr(), row_stride: 0 };
+        multiply::<S>(weights, panel, Start::C, nothing, out.sub_cols(whole, rest));
     }
 }
 
-/// Memory that is about to be used, as much as `b` has, and how it is asked for: a line at a time, evenly over the whole
-/// product. A burst would wait for the few lines that a core can have under way.
+/// Memory that is about to be used, of the shape of `b`. It is asked for a line at a time, evenly over the whole product: a
+/// burst would wait for the few lines that a core can have under way.
 #[derive(Clone, Copy)]
 struct Next {
     at: *const f32,
-    /// Steps between two that ask: there are so many groups of rows, each of which passes over all of `b`.
-    every: usize,
+    row_stride: usize,
 }
 
 /// `c = a b` or `c += a b`, where `b` has a multiple of two vectors of columns, and `c` as many or fewer; asks for the
 /// memory at `next`.
 #[inline(always)]
-fn multiply<S: Simd>(a: Mat, b: Mat, start: Start, next: *const f32, mut c: MatMut) {
+fn multiply<S: Simd>(a: Mat, b: Mat, start: Start, next: Next, mut c: MatMut) {
     assert!(a.rows() == c.rows() && a.cols() == b.rows() && b.cols() >= c.cols());
     assert!(a.col_stride() == 1 && b.col_stride() == 1 && b.cols().is_multiple_of(2 * S::LANES));
     // Tiles of about equal height.
@@ -306,8 +308,9 @@ fn multiply<S: Simd>(a: Mat, b: Mat, start: Start, next: *const f32, mut c: MatM
     for (group, first) in (0..a.rows()).step_by(height).enumerate() {
         let n = height.min(a.rows() - first);
         let (a, mut c) = (a.sub_rows(first, n), c.sub_rows(first, n));
-        let at = next.wrapping_add(group * b.rows() * b.cols() / n_groups);
-        let next = Next { at, every: n_groups };
+        // Each group of rows passes over all of `b`, and asks for every so many rows.
+        let at = next.at.wrapping_add(group * next.row_stride);
+        let next = (Next { at, row_stride: n_groups * next.row_stride }, n_groups);
         match n {
             1 => tiles::<S, 1>(a, b, start, next, &mut c),
             2 => tiles::<S, 2>(a, b, start, next, &mut c),
@@ -321,9 +324,10 @@ fn multiply<S: Simd>(a: Mat, b: Mat, start: Start, next: *const f32, mut c: MatM
 
 /// Tiles of `M` rows: the fewer rows, the wider, to have sums enough side by side; a row alone also reads whole values.
 #[inline(always)]
-fn tiles<S: Simd, const M: usize>(a: Mat, b: Mat, start: Start, next: Next, c: &mut MatMut) {
+fn tiles<S: Simd, const M: usize>(a: Mat, b: Mat, start: Start, next: (Next, usize), c: &mut MatMut) {
     let mut j = 0;
-    let from = |j: usize| Next { at: next.at.wrapping_add(j * b.rows() / next.every), ..next };
+    let (next, every) = next;
+    let from = |j: usize| (Next { at: next.at.wrapping_add(j), ..next }, every);
     while M == 1 && b.cols() - j >= 8 * S::LANES {
         tile::<S, M, 8>(a, b.sub_cols(j, 8 * S::LANES), start, from(j), c, j);
         j += 8 * S::LANES;
@@ -338,13 +342,14 @@ fn tiles<S: Simd, const M: usize>(a: Mat, b: Mat, start: Start, next: Next, c: &
     }
 }
 
-/// A tile, whose columns of `c` begin at `j`; those past its last are not stored.
+/// A tile, whose columns of `c` begin at `j`; those past its last are not stored. Every so many steps a row of what comes
+/// next is asked for.
 #[inline(always)]
 fn tile<S: Simd, const M: usize, const W: usize>(
     a: Mat,
     b: Mat,
     start: Start,
-    next: Next,
+    (next, every): (Next, usize),
     c: &mut MatMut,
     j: usize,
 ) {
@@ -366,7 +371,7 @@ fn tile<S: Simd, const M: usize, const W: usize>(
     }
     let (a_stride, b_stride) = (a.row_stride(), b.row_stride());
     let (mut a, mut row) = (a.as_ptr(), b.as_ptr());
-    let (mut next, mut wait, every) = (next.at, 0, next.every);
+    let (mut at, mut wait) = (next.at, 0);
     for _ in 0..b.rows() {
         // SAFETY: `a` has M rows and `b` W vectors of columns, and this is one of the steps of both.
         unsafe {
@@ -377,9 +382,9 @@ fn tile<S: Simd, const M: usize, const W: usize>(
             if wait == 0 {
                 wait = every;
                 for i in (0..W).step_by(2) {
-                    S::prefetch(next.wrapping_add(i * S::LANES));
+                    S::prefetch(at.wrapping_add(i * S::LANES));
                 }
-                next = next.wrapping_add(W * S::LANES);
+                at = at.wrapping_add(next.row_stride);
             }
             wait -= 1;
             for (r, acc) in acc.iter_mut().enumerate() {
