@@ -273,6 +273,17 @@ fn longrope_is_read_as_converters_write_it<B: FusedOps>() {
         let (_, architecture) = &keys[0];
         yarn.push((format!("{architecture}.rope.scaling.type"), Value::String("yarn".into())));
         assert!(error(&yarn, &tensors).contains("of type yarn"));
+        let usual = config.rope_scaling.clone().map(|scaling| match scaling {
+            RopeScaling::LongRope { short_factor, long_factor, original_context, .. } => {
+                let times = 128.0 / original_context as f64;
+                let attention_factor = Some((1.0 + times.ln() / (original_context as f64).ln()).sqrt());
+                RopeScaling::LongRope { short_factor, long_factor, original_context, attention_factor }
+            }
+            other => other,
+        });
+        let same: Transformer<B> = cases::lively(&Config { rope_scaling: usual, ..config.clone() }, 9);
+        gguf::save(&same, Format::F32, &[], &dir.path().join("usual.gguf"))
+            .expect("the default, spelled out");
         let mut wide = tensors.clone();
         let long = wide.iter_mut().find(|t| t.name == "rope_factors_long.weight").expect("there");
         (long.shape, long.data) = (vec![1], &long.data[..4]);
@@ -308,6 +319,12 @@ fn parts_are_one_model<B: FusedOps>() {
     fs::copy(&other, &parts[1]).expect("copied");
     fs::copy(&path, &parts[2]).expect("copied");
     assert!(error(&parts[0]).contains("it says that it is part 1 of 1, not 3"), "{}", error(&parts[0]));
+    for (no, count) in [(u64::MAX, 2), (2, 2), (0, u64::MAX), (0, 100_000)] {
+        let keys = [("split.no".to_owned(), Value::U64(no)), ("split.count".to_owned(), Value::U64(count))];
+        let path = dir.path().join("cut-00001-of-100000.gguf");
+        write(&path, &keys, &[]);
+        assert!(error(&path).contains("no such part"), "{no} of {count}: {}", error(&path));
+    }
     fs::rename(&parts[0], &path).expect("renamed");
     assert!(error(&path).contains("must end with `-00001-of-00003.gguf`"), "{}", error(&path));
 }

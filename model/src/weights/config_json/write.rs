@@ -58,7 +58,7 @@ pub(super) fn spelled_out(config: &Config) -> Config {
             dense_layers: (0..config.n_layer).filter(|&i| config.experts(i).is_none()).collect(),
             ..experts.clone()
         }),
-        rope_scaling: config.rope_scaling.clone().map(rounded),
+        rope_scaling: config.rope_scaling.clone().map(|scaling| rounded(scaling, config.context)),
         // Files have its inverse square; what counts is the number that scores are multiplied by.
         attention_scale: Some(f64::from(scale as f32)),
         dropout: 0.0,
@@ -66,14 +66,16 @@ pub(super) fn spelled_out(config: &Config) -> Config {
     }
 }
 
-/// The scaling with numbers as exact as tables are: those of long lists may lose their last bit on the way through text.
-fn rounded(scaling: RopeScaling) -> RopeScaling {
+/// The scaling with numbers as exact as tables are, and the default spelled out: those of long lists may lose their last bit
+/// on the way through text.
+fn rounded(scaling: RopeScaling, context: usize) -> RopeScaling {
     let round = |x: f64| f64::from(x as f32);
+    let usual = scaling.attention_factor(context);
     match scaling {
         RopeScaling::LongRope { short_factor, long_factor, original_context, attention_factor } => {
             let [short_factor, long_factor] =
                 [short_factor, long_factor].map(|list| list.into_iter().map(round).collect());
-            let attention_factor = attention_factor.map(round);
+            let attention_factor = Some(round(attention_factor.unwrap_or(usual)));
             RopeScaling::LongRope { short_factor, long_factor, original_context, attention_factor }
         }
         other => other,

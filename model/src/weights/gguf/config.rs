@@ -237,6 +237,10 @@ fn rotary(family: Family, keys: &Keys<'_>, facts: &Facts, config: &mut Config) -
     let default = if longrope.is_some() { "longrope" } else { "linear" };
     config.rope_scaling = match (keys.text("rope.scaling.type")?.unwrap_or(default), factor) {
         ("longrope", None) if longrope.is_some() => longrope,
+        ("longrope", Some(factor)) if longrope.is_some() => {
+            let key = format!("{}rope.scaling.factor", keys.prefix);
+            return Err(format!("`{key}` is {factor}: nothing is read besides the factors of `{LONG}`"));
+        }
         (other, _) if longrope.is_some() => {
             return Err(format!("`{LONG}` and a rotary scaling of type {other} are there"));
         }

@@ -5,15 +5,20 @@ use std::path::{Path, PathBuf};
 
 use tokenizer::gguf::Header;
 
+/// Parts that five digits can number.
+const MOST: u64 = 99_999;
+
 /// Which of how many parts a file is, from its header: the first is 0. A file that is no part is the only one.
 ///
 /// # Errors
 /// What is wrong with its keys.
 fn place(header: &Header<'_>) -> Result<(u64, u64), String> {
     let count = |key: &str| header.count(key).map_err(|error| error.to_string());
-    match count("split.count")?.unwrap_or(0) {
-        0 | 1 => Ok((0, 1)),
-        n => Ok((count("split.no")?.unwrap_or(0), n)),
+    let n = count("split.count")?.unwrap_or(0).max(1);
+    let idx = if n == 1 { 0 } else { count("split.no")?.unwrap_or(0) };
+    match idx < n && n <= MOST {
+        true => Ok((idx, n)),
+        false => Err(format!("`split.no` is {idx} and `split.count` is {n}: no such part can be")),
     }
 }
 
