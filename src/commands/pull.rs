@@ -121,13 +121,16 @@ fn is_inside(file: &str) -> bool {
     file.split('/').all(is_plain) && !file.bytes().any(|b| b < b' ' || b"?#%".contains(&b))
 }
 
-/// The files to fetch: those asked for, with all parts of what the first was asked of, or those of a model.
+/// The files to fetch: those asked for, with all parts of what one was asked of, or those of a model.
 fn choose<'a>(files: &'a [String], asked: &[String], repo: &str) -> Result<Vec<&'a str>> {
     if !asked.is_empty() {
         let parts = |name: &String| parts::names(name).unwrap_or_else(|| vec![name.clone()]);
-        let mut all: Vec<String> = asked.iter().flat_map(parts).collect();
-        all.sort();
-        all.dedup();
+        let mut all: Vec<String> = Vec::new();
+        for name in asked.iter().flat_map(parts) {
+            if !all.contains(&name) {
+                all.push(name);
+            }
+        }
         let find = |name: &String| match files.iter().find(|file| *file == name) {
             Some(file) if is_inside(file) => Ok(file.as_str()),
             Some(_) => bail!("`{name}` would lie outside the folder"),

@@ -170,7 +170,7 @@ pub enum Refused {
 impl Logprob {
     /// Of a token by the logits before it.
     pub(super) fn of(id: u32, logits: &[f32], n_top: usize) -> Self {
-        // A row with a logit that is not a number has ended before.
+        // With a logit that is not a number, neither is any of these.
         let max = kernels::logits::max(logits).unwrap_or(f32::NAN);
         let total = f64::from(max) + kernels::logits::sum_exp(logits, max, 1.0).ln();
         let of = |id: usize| (f64::from(logits[id]) - total) as f32;

@@ -65,7 +65,8 @@ pub fn candidates(
         Reach::Probability(p) if is_all => (f64::INFINITY, p * total),
         _ => (f64::INFINITY, f64::from(min_p)),
     };
-    let shares = if logits.len() > FEW_LOGITS { &SHARES[..] } else { &[0.0] };
+    let ends_early = has_top_k || share_wanted.is_finite();
+    let shares = if ends_early && logits.len() > FEW_LOGITS { &SHARES[..] } else { &[0.0] };
     let mut all = Vec::new();
     for &share in shares {
         all = weights(logits, max, temperature, share.max(least).min(1.0));
