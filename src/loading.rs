@@ -187,3 +187,31 @@ fn tokenizer_path(path: &Path) -> PathBuf {
     let is_run = !path.join("tokenizer.json").is_file() && in_run.join("tokenizer.json").is_file();
     if is_run { in_run } else { path.to_owned() }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    #[test]
+    fn a_folder_may_hold_the_parts_of_one_model() {
+        let dir = tempfile::tempdir().expect("a temporary folder");
+        let put = |name: &str| {
+            let path = dir.path().join(name);
+            fs::write(&path, "").expect("written");
+            path
+        };
+        let second = put("a-00002-of-00002.gguf");
+        assert_eq!(model_path(&second).expect("itself"), second, "the first is not there");
+        let first = put("a-00001-of-00002.gguf");
+        put("a.imatrix.gguf");
+        for path in [dir.path(), &first, &second] {
+            assert_eq!(model_path(path).expect("a model"), first, "{path:?}");
+        }
+        put("b.gguf");
+        let error = model_path(dir.path()).expect_err("two models").to_string();
+        assert!(error.contains("one GGUF file"), "{error}");
+        assert_eq!(model_path(&second).expect("a model"), first);
+    }
+}
