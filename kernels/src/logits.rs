@@ -69,7 +69,7 @@ pub fn argmax(row: &[f32]) -> Result<Option<usize>, NotANumber> {
     Ok(first.filter(|_| max > f32::NEG_INFINITY))
 }
 
-/// The indices of the `n` largest logits or of all, largest first, of equal ones the smaller index first. None may be NaN.
+/// The indices of the `n` largest logits or of all, largest first, of equal ones the smaller index first. NaN is left out.
 pub fn largest(row: &[f32], n: usize) -> Vec<usize> {
     let n = n.min(row.len());
     if n == 0 {

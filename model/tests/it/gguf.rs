@@ -275,7 +275,7 @@ fn longrope_is_read_as_converters_write_it<B: FusedOps>() {
         assert!(error(&yarn, &tensors).contains("of type yarn"));
         let usual = config.rope_scaling.clone().map(|scaling| match scaling {
             RopeScaling::LongRope { short_factor, long_factor, original_context, .. } => {
-                let times = 128.0 / original_context as f64;
+                let times = config.context as f64 / original_context as f64;
                 let attention_factor = Some((1.0 + times.ln() / (original_context as f64).ln()).sqrt());
                 RopeScaling::LongRope { short_factor, long_factor, original_context, attention_factor }
             }
