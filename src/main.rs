@@ -24,15 +24,17 @@ mod streaming;
 use std::process::ExitCode;
 
 use clap::Parser;
+use kernels::allocator::Freed;
 use mimalloc::MiMalloc;
 
 /// Training allocates and frees large buffers all the time. The system's allocator gives each back to the
-/// kernel and takes page faults for the next; this one keeps them (measured in the commit that added it).
+/// kernel and takes page faults for the next; this one can keep them (measured in the commit that added it).
 #[global_allocator]
 static ALLOCATOR: MiMalloc = MiMalloc;
 
 fn main() -> ExitCode {
-    kernels::allocator::keep_freed_memory();
+    // At once: what is freed before has a date of its own, a second away, and nothing goes back until then.
+    kernels::allocator::set_freed(Freed::GoesBack);
     let args = args::Args::parse();
     match commands::run(args) {
         Ok(code) => code,

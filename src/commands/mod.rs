@@ -19,6 +19,7 @@ mod train;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
+use kernels::allocator::Freed;
 use model::backend::{self, Job, Kind};
 
 use crate::args::{Args, BenchVerb, Verb};
@@ -55,6 +56,9 @@ impl Common {
 
 /// Does what the command line says.
 pub fn run(args: Args) -> Result<ExitCode> {
+    if !matches!(args.verb, Verb::Tokenizer(_)) {
+        kernels::allocator::set_freed(Freed::Stays);
+    }
     if let Some(threads) = args.threads {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads.into());
         pool.build_global().context("cannot start the threads")?;
