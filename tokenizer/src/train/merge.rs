@@ -383,7 +383,9 @@ impl Merger {
             starts.push(if is_kept { next } else { usize::MAX });
             next += if is_kept { n } else { 0 };
         }
-        self.positions = vec![0; next];
+        // Merges add as many again, mostly less; memory that is not used is not touched.
+        self.positions = Vec::with_capacity(2 * next.max(self.words.symbols.len()));
+        self.positions.resize(next, 0);
         let (positions, mut ends) = (&mut self.positions, starts.clone());
         self.words.for_each_pair(&self.lens, |pair, position, _| {
             let end = &mut ends[index.of(pair, 0)];
