@@ -18,8 +18,7 @@ use super::family::Family;
 use crate::config::{Config, Experts, LayerKind, MAX_SIZE, MlpKind, NormKind, NormPlace, Position, QkNorm};
 
 pub use bert::parse_encoder;
-pub(super) use write::are_same;
-pub use write::{family_of, write};
+pub use write::{are_same, family_of, write};
 
 use rope::Rope;
 
@@ -582,7 +581,7 @@ mod tests {
             Config { qk_norm: Some(QkNorm::Head), experts: experts(Some(24), false, vec![]), ..llama() };
         let longrope = RopeScaling::LongRope {
             short_factor: vec![1.0, 1.0, 1.1, 1.3],
-            // Numbers that lose their last bit when they are read.
+            // A parser that is not exact loses their last bits.
             long_factor: vec![1.0, 2.0, 3.35114323299776, 1.0954451150103321],
             original_context: 32,
             attention_factor: None,
@@ -601,6 +600,7 @@ mod tests {
             (Family::Llama, llama()),
             (Family::Gpt2, gpt2.clone()),
             (Family::Mistral, Config { window: Some(16), ..llama() }),
+            (Family::Mistral, Config { window: Some(16), rope_theta: 1.088_888_888_888_887_9e18, ..llama() }),
             (Family::Qwen2, Config { qkv_bias: Some(true), ..llama() }),
             (Family::Qwen3, Config { qk_norm: Some(QkNorm::Head), head_dim: Some(24), ..llama() }),
             (Family::Olmo2, Config { qk_norm: Some(QkNorm::Whole), norm_place: NormPlace::Post, ..llama() }),

@@ -59,17 +59,27 @@ pub(super) fn spelled_out(config: &Config) -> Config {
             ..experts.clone()
         }),
         rope_scaling: config.rope_scaling.clone().map(|scaling| rounded(scaling, config.context)),
+        rope_theta: round(config.rope_theta),
+        local_rope_theta: config.local_rope_theta.map(round),
+        norm_eps: round(config.norm_eps),
         // Files have its inverse square; what counts is the number that scores are multiplied by.
-        attention_scale: Some(f64::from(scale as f32)),
+        attention_scale: Some(round(scale)),
+        attention_softcap: config.attention_softcap.map(round),
+        logit_softcap: config.logit_softcap.map(round),
+        embedding_scale: config.embedding_scale.map(round),
         dropout: 0.0,
         ..config.clone()
     }
 }
 
-/// The scaling with numbers as exact as tables are, and the default spelled out: those of long lists may lose their last bit
-/// on the way through text.
+/// As exact as what the model computes with: serde_json reads some numbers as their neighbours, as do the programs that use
+/// it, such as Hugging Face's.
+fn round(x: f64) -> f64 {
+    f64::from(x as f32)
+}
+
+/// The scaling with numbers as exact as tables are, and the default spelled out.
 fn rounded(scaling: RopeScaling, context: usize) -> RopeScaling {
-    let round = |x: f64| f64::from(x as f32);
     let usual = scaling.attention_factor(context);
     match scaling {
         RopeScaling::LongRope { short_factor, long_factor, original_context, attention_factor } => {
