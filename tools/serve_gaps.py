@@ -51,6 +51,9 @@ def measure(url, model, round_idx, args):
     for thread in threads:
         thread.start()
     while any(len(times) < args.alone for times in all_times):
+        if not all(thread.is_alive() for thread in threads):
+            over.set()
+            raise SystemExit(f"{url}: a stream ended before {args.alone} tokens: see --alone and --extra")
         time.sleep(0.01)
     words = " ".join(WORDS[(i * i + round_idx + i // 7) % len(WORDS)] for i in range(args.words))
     begin, first = time.perf_counter(), []
@@ -66,6 +69,8 @@ def measure(url, model, round_idx, args):
                 alone.append(after - before)
             elif after > begin and before < end:
                 beside.append(after - before)
+    if not beside:
+        raise SystemExit(f"{url}: the streams ended before the prompt was answered: see --tokens and --extra")
     return alone, beside, end - begin
 
 
@@ -77,7 +82,8 @@ def main():
     parser.add_argument("--alone", type=int, default=32, help="tokens of each stream before the prompt comes")
     parser.add_argument("--tokens", type=int, default=1000, help="of a stream at most")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--extra", default="{}", help='more fields of each request, as JSON, such as {"logit_bias": {"2": -100}} lest texts end')
+    extra = 'more fields of each request, as JSON, such as {"logit_bias": {"2": -100}} lest texts end'
+    parser.add_argument("--extra", default="{}", help=extra)
     args = parser.parse_args()
     servers = [server.split("=", 1) for server in args.servers]
     models = {name: first_model(url) for name, url in servers}
