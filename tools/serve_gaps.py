@@ -5,8 +5,8 @@
     python3 tools/serve_gaps.py flint=http://127.0.0.1:8001 llama.cpp=http://127.0.0.1:8002
 
 Some streams generate, first alone and then with one prompt beside them; servers take turns. Printed are, in milliseconds, the
-median gap without the prompt, the median, the 99th percentile and the longest with it, the 99th percentile as a multiple of
-the median without, and the time until the prompt is answered. Standard library only.
+median and 99th percentile of the gaps without the prompt, the same and the longest with it, the 99th percentile with it as a
+multiple of the median without, and the time until the prompt is answered. Standard library only.
 """
 
 import argparse
@@ -93,14 +93,14 @@ def main():
             alone, beside, seconds = measure(url, models[name], round_idx, args)
             for sums, more in zip(results[name], (alone, beside, [seconds])):
                 sums += more
-    print("server         alone: p50    beside: p50      p99      max    p99 / alone    prompt (s)")
+    print("server         alone: p50      p99    beside: p50      p99      max    p99 / alone    prompt (s)")
     for name, (alone, beside, seconds) in results.items():
-        beside.sort()
-        usual, p50, p99, most = (
-            1e3 * x for x in (statistics.median(alone), statistics.median(beside), beside[int(0.99 * len(beside))], beside[-1])
+        (usual, alone_p99), (p50, p99) = (
+            [1e3 * sorted(gaps)[int(share * len(gaps))] for share in (0.5, 0.99)] for gaps in (alone, beside)
         )
+        most, prompt_s = 1e3 * max(beside), statistics.median(seconds)
         print(
-            f"{name:12}{usual:13.1f}{p50:15.1f}{p99:9.1f}{most:9.1f}{p99 / usual:15.2f}{statistics.median(seconds):14.2f}"
+            f"{name:12}{usual:13.1f}{alone_p99:9.1f}{p50:15.1f}{p99:9.1f}{most:9.1f}{p99 / usual:15.2f}{prompt_s:14.2f}"
         )
 
 

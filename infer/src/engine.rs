@@ -104,7 +104,7 @@ pub struct Limits {
 impl Default for Limits {
     fn default() -> Self {
         let (step_time, patience) = (Duration::from_millis(150), Duration::from_secs(1));
-        Self { n_running: 16, n_rows: 512, step_time, stall: 1.5, patience }
+        Self { n_running: 16, n_rows: 512, step_time, stall: 1.0, patience }
     }
 }
 

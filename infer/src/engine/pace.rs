@@ -38,13 +38,20 @@ const WEIGHT: f64 = 0.2;
 /// The same where what is followed cannot be told from the rest of a step.
 const SLOW_WEIGHT: f64 = 0.02;
 
+/// What they follow at once, at most, as a multiple of themselves: a step may be longer for reasons of the machine.
+const MAX_LEAP: f64 = 2.0;
+
 /// What a guess costs as a share of a step, at most and if it is not known. It cannot be more than 1, and what never is tried
 /// because it was found dear once would never be found cheap again.
 const MAX_COST: f64 = 0.8;
 const FIRST_COST: f64 = 0.5;
 
 fn follow(average: &mut Option<f64>, x: f64) {
-    *average = Some(average.map_or(x, |average| average + WEIGHT * (x - average)));
+    *average = Some(average.map_or(x, |average| after(average, x, WEIGHT)));
+}
+
+fn after(average: f64, x: f64, weight: f64) -> f64 {
+    average + weight * (x.min(MAX_LEAP * average) - average)
 }
 
 impl Pace {
@@ -85,7 +92,7 @@ impl Pace {
                     return;
                 }
                 Some(ref mut generate) if n_prompt > 0 => {
-                    *generate += SLOW_WEIGHT * ((time - others).max(time * 0.1) - *generate);
+                    *generate = after(*generate, (time - others).max(time * 0.1), SLOW_WEIGHT);
                 }
                 Some(_) => {}
             }
@@ -131,6 +138,26 @@ mod tests {
         }
         let n = step(&mut pace, 1);
         assert!((15..=60).contains(&n), "{n} rows beside a step of the time of 20");
+    }
+
+    #[test]
+    fn a_step_that_the_machine_held_up_changes_little() {
+        let limits = Limits::default();
+        let mut pace = Pace::default();
+        let mut step = |n_prompt: usize, ms: u64| {
+            pace.note(Rows { n_generating: 4, n_prompt, n_guessed: 0 }, Duration::from_millis(ms));
+            pace.prompt_rows(4, &limits)
+        };
+        (0..50).for_each(|_| _ = step(0, 10));
+        let n = (0..50).map(|_| step(10, 20)).last().expect("a number");
+        let after = step(10, 400);
+        assert!(
+            after < n && after * 3 >= n * 2,
+            "{n} rows before and {after} after a step of the time of 20"
+        );
+        // If it stays so, they follow.
+        let n = (0..50).map(|_| step(10, 200)).last().expect("a number");
+        assert_eq!(n, MIN_ROWS);
     }
 
     #[test]
