@@ -553,7 +553,12 @@ impl Sequence {
         let rows = logits.chunks_exact(vocab_size).map(|row| &row[..n_named]);
         if let Some((n_top, mut found)) = self.prompt_logprobs.take() {
             let next = self.ids[..self.n_prompt].iter().skip(self.n_done + 1);
-            found.extend(next.zip(rows.clone()).map(|(&id, row)| Logprob::of(id, row, n_top)));
+            for (&id, row) in next.zip(rows.clone()) {
+                match Logprob::of(id, row, n_top) {
+                    Ok(logprob) => found.push(logprob),
+                    Err(error) => return self.fail(error.into()),
+                }
+            }
             match self.n_done + n < self.n_prompt {
                 true => self.prompt_logprobs = Some((n_top, found)),
                 false => self.sink.send(Event::Prompt(found)),
@@ -574,10 +579,7 @@ impl Sequence {
         for (row, guess) in rows.zip(fed.iter().skip(1).map(Some).chain([None])) {
             let id = match self.pick(row) {
                 Ok(id) => id,
-                Err(failure) => {
-                    self.sink.send(Event::Failed(failure));
-                    return true;
-                }
+                Err(failure) => return self.fail(failure),
             };
             let is_right = Some(&id) == guess;
             self.guesses.n_right += usize::from(is_right);
@@ -602,13 +604,13 @@ impl Sequence {
         }
         let text = match self.text.push(id) {
             Ok(text) => text,
-            Err(error) => {
-                self.sink.send(Event::Failed(Failure::Text(error.to_string())));
-                return true;
-            }
+            Err(error) => return self.fail(Failure::Text(error.to_string())),
         };
         self.ids.push(id);
-        let logprob = self.logprobs.map(|n_top| Logprob::of(id, row, n_top));
+        let logprob = match self.logprobs.map(|n_top| Logprob::of(id, row, n_top)).transpose() {
+            Ok(logprob) => logprob,
+            Err(error) => return self.fail(error.into()),
+        };
         self.sink.send(Event::Token { id, text, logprob });
         if self.text.stopped() || self.constraint.as_ref().is_some_and(Constraint::is_over) {
             return self.end(FinishReason::Stop);
@@ -624,6 +626,11 @@ impl Sequence {
         let id = constraint.pick(logits, *n_max - ids.len(), stop_ids, draw)?;
         sampler.take(id);
         Ok(id)
+    }
+
+    fn fail(&mut self, failure: Failure) -> bool {
+        self.sink.send(Event::Failed(failure));
+        true
     }
 
     fn end(&mut self, reason: FinishReason) -> bool {

@@ -169,13 +169,15 @@ pub enum Refused {
 
 impl Logprob {
     /// Of a token by the logits before it.
-    pub(super) fn of(id: u32, logits: &[f32], n_top: usize) -> Self {
-        // With a logit that is not a number, neither is any of these.
-        let max = kernels::logits::max(logits).unwrap_or(f32::NAN);
+    pub(super) fn of(id: u32, logits: &[f32], n_top: usize) -> Result<Self, NoToken> {
+        let max = kernels::logits::max(logits)?;
+        if max == f32::NEG_INFINITY {
+            return Err(NoToken::AllForbidden);
+        }
         let total = f64::from(max) + kernels::logits::sum_exp(logits, max, 1.0).ln();
         let of = |id: usize| (f64::from(logits[id]) - total) as f32;
         let top = kernels::logits::largest(logits, n_top);
         let top = top.into_iter().map(|id| (id as u32, of(id))).collect();
-        Self { id, logprob: of(id as usize), top }
+        Ok(Self { id, logprob: of(id as usize), top })
     }
 }

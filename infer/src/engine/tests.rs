@@ -11,7 +11,7 @@ use proptest::prelude::*;
 use tokenizer::Tokenizer;
 
 use super::*;
-use crate::sampler::Sampling;
+use crate::sampler::{NoToken, Sampling};
 
 const VOCAB: usize = 12;
 
@@ -41,12 +41,14 @@ struct Fake {
     memory: usize,
     /// Of so many positions one has the logits of other ids; 0 for none.
     errs: usize,
+    /// The position whose logits are no numbers.
+    nan_at: usize,
 }
 
 impl Fake {
     fn new(n_pages: usize, context: usize) -> Self {
         let pages = vec![[u32::MAX; PAGE]; n_pages];
-        Self { pages, context, steps: Arc::default(), memory: usize::MAX, errs: 0 }
+        Self { pages, context, steps: Arc::default(), memory: usize::MAX, errs: 0, nan_at: usize::MAX }
     }
 }
 
@@ -71,6 +73,9 @@ impl Decoder for Fake {
                 let mut row = logits_after((first..=last).map(|t| self.pages[at(t).0][at(t).1]));
                 if self.errs > 0 && last % self.errs == 0 {
                     row.rotate_right(1);
+                }
+                if last == self.nan_at {
+                    row.fill(f32::NAN);
                 }
                 logits.extend(row);
             }
@@ -324,7 +329,7 @@ fn owners_take_turns() {
 }
 
 #[test]
-fn a_long_prompt_is_read_in_pieces_beside_others() {
+fn bar_05_a_long_prompt_is_read_in_pieces_beside_others() {
     let fake = Fake::new(60, 4000);
     let steps = fake.steps.clone();
     let mut engine = Engine::new(fake, Limits { n_rows: 100, ..Limits::default() });
@@ -373,6 +378,24 @@ fn probabilities_of_prompt_and_answer_are_the_models() {
         seen.push(id);
     }
     assert_eq!(seen.len(), text.len() + 3);
+}
+
+#[test]
+fn logits_that_are_no_numbers_end_a_request_wherever_they_come() {
+    for of_prompt in [true, false] {
+        let mut engine = Engine::new(Fake { nan_at: 70, ..Fake::new(20, 1000) }, Limits::default());
+        let n_prompt = if of_prompt { 100 } else { 60 };
+        let wanted =
+            Request { logprobs: Some(1), prompt_logprobs: Some(1), ..request(&prompt(n_prompt, 5), 30, 1) };
+        let ear = submit(&mut engine, wanted);
+        let other = submit(&mut engine, request(&[3], 20, 9));
+        finish(&mut engine);
+        let failure = Failure::NoToken(NoToken::NotANumber { id: 0 });
+        assert_eq!(ear.events().last(), Some(&Event::Failed(failure)));
+        assert_eq!(ear.events().len(), if of_prompt { 1 } else { 1 + 11 + 1 }, "what came before stays");
+        assert_eq!(other.ids(), expected(&[3], 20, 9), "others go on");
+        no_page_is_held(&engine);
+    }
 }
 
 #[test]

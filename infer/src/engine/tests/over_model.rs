@@ -98,7 +98,7 @@ fn told_probabilities_add_up_to_one() {
     let mut rng = Rng::new(65);
     for n in [1, 2, 1000, 150_000] {
         let logits = rng.normal(n, 4.0);
-        let told = Logprob::of(0, &logits, n);
+        let told = Logprob::of(0, &logits, n).expect("numbers");
         let sum: f64 = told.top.iter().map(|&(_, p)| f64::from(p).exp()).sum();
         assert!((sum - 1.0).abs() < 1e-5 && told.top.len() == n, "{sum} of {n}");
     }
