@@ -39,6 +39,9 @@ const MAX_STOP_LEN: usize = 256;
 /// The most probable tokens that may be asked for.
 pub const MAX_TOP: u64 = 20;
 
+/// What `logit_bias` may say of an id at least, which all but forbids it.
+const MIN_BIAS: f32 = -100.0;
+
 /// The settings that chat and completions share.
 #[derive(Debug)]
 pub struct Settings {
@@ -52,6 +55,8 @@ pub struct Settings {
     pub include_usage: bool,
     /// Whether choices are compared by the probabilities of their tokens.
     pub compares: bool,
+    /// Whether an answer is as long as it may be: the ids that would end it are not picked.
+    ignore_eos: bool,
     sampling: Sampling,
     stop: Vec<String>,
     accounts: Arc<Accounts>,
@@ -70,6 +75,7 @@ impl Settings {
         state: &State,
     ) -> Result<Self, ApiError> {
         let sampling = super::sampling::take(fields, &served.tokenizer)?;
+        let ignore_eos = fields.take("ignore_eos")?.unwrap_or(false);
         for name in ["user", "metadata", "service_tier", "safety_identifier", "prompt_cache_key"] {
             fields.ignore(name);
         }
@@ -96,7 +102,18 @@ impl Settings {
         let n_choices = fields.whole("n", 1..=state.limits.choices)?.unwrap_or(1) as usize;
         let n_new = n_new.map(|(n, field)| (n as usize, field));
         let (accounts, is_cut, compares) = (state.accounts.clone(), state.is_cut(), false);
-        Ok(Self { n_new, n_choices, stream, include_usage, compares, sampling, stop, accounts, is_cut })
+        Ok(Self {
+            n_new,
+            n_choices,
+            stream,
+            include_usage,
+            compares,
+            ignore_eos,
+            sampling,
+            stop,
+            accounts,
+            is_cut,
+        })
     }
 
     /// How tokens are picked.
@@ -129,12 +146,17 @@ impl Settings {
             let span = traces::choice(choice);
             let sink =
                 Channel { choice, sender, n_waiting, most_waiting, full_since: None, owner, accounts, span };
-            let seed = self.sampling.seed.wrapping_add(choice as u64);
+            let mut sampling = self.sampling.clone();
+            sampling.seed = sampling.seed.wrapping_add(choice as u64);
+            if self.ignore_eos {
+                // Not forbidden altogether: what has a form may have come to its end.
+                sampling.logit_bias.extend(prompt.stop_ids.iter().map(|&id| (id, MIN_BIAS)));
+            }
             let request = Request {
                 prompt: prompt.ids.clone(),
                 // What fits, if no number was given.
                 n: self.n_new.map_or(room.max(1), |(n, _)| n),
-                sampling: Sampling { seed, ..self.sampling.clone() },
+                sampling,
                 stop_ids: prompt.stop_ids.clone(),
                 text: TextStream::new(&served.tokenizer, &self.stop),
                 vocab_size: served.tokenizer.vocab_size(),

@@ -111,6 +111,14 @@ fn settings_of_the_sampler_are_those_of_generate() {
     let mut biased = completion(5);
     biased["logit_bias"] = json!({ id.to_string(): 100 });
     assert_eq!(server.post("/v1/completions", &biased).json()["choices"][0]["text"], "zzzzz");
+    let end = json!({ "model": "tiny", "prompt": "<|endoftext|>", "parse_special": true, "add_special_tokens": false });
+    let id = server.post("/tokenize", &end).json()["tokens"][0].as_u64().expect("an id");
+    biased["logit_bias"] = json!({ id.to_string(): 100 });
+    let finish =
+        |body: &Value| server.post("/v1/completions", body).json()["choices"][0]["finish_reason"].clone();
+    assert_eq!(finish(&biased), "stop");
+    biased["ignore_eos"] = json!(true);
+    assert_eq!(finish(&biased), "length");
 
     let settings = [
         ("typical_p", json!(0.9), "--typical-p=0.9"),
