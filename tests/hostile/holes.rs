@@ -78,7 +78,7 @@ fn hole_12_templates_reach_nothing() {
 
 /// Templates that never end, or take all memory: recursion, brackets, repetition, `indent` (minijinja's fuel counts steps).
 #[test]
-fn hole_13_templates_end_soon_in_bounded_memory() {
+fn hole_13_bar_54_templates_end_soon_in_bounded_memory() {
     hole(|server| {
         for content in ["range", "loops", "macro", "repeat", "indent", "double", "nest", "fan"] {
             refused(server, "/v1/chat/completions", &said_to("harmful", content), 400, "messages");
@@ -269,7 +269,7 @@ fn hole_19_no_integer_is_negative() {
 /// other half, that comparing takes the same time whatever differs, follows from how `src/serve/accounts.rs` compares:
 /// hashes, all of them, in full.
 #[test]
-fn hole_20_no_request_gets_around_the_key() {
+fn hole_20_bar_13_no_request_gets_around_the_key() {
     let dir = trained();
     let hash: String = sha2::Sha256::digest(b"secret").iter().map(|byte| format!("{byte:02x}")).collect();
     write(dir.path(), "keys", &format!("alice {hash}\n"));
@@ -387,7 +387,7 @@ fn hole_22_names_are_no_paths_and_hosts_are_ours() {
 /// Pages of other sites in a browser on the same machine: also bar 14, with `keys_are_asked_for_everywhere_but_whether_it_lives`
 /// for a server that others can reach.
 #[test]
-fn hole_23_pages_of_other_sites_may_not_ask() {
+fn hole_23_bar_14_pages_of_other_sites_may_not_ask() {
     hole(|server| {
         let body = completion(1).to_string();
         for origin in [

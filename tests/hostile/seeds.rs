@@ -117,7 +117,7 @@ fn holds(server: &Server, bytes: &[u8], is_cut: bool) {
 }
 
 #[test]
-fn requests_broken_in_many_places_are_answered_or_hung_up_on() {
+fn bar_48_requests_broken_in_many_places_are_answered_or_hung_up_on() {
     let server = Server::over(trained(), &["--max-body", "64"], "");
     let seeds = seeds();
     for seed in &seeds {

@@ -554,7 +554,7 @@ fn guesses_end_where_the_text_does() {
 
 /// Requests that come, go, stop reading and are abandoned at any time, among them some that cannot be: no page is used twice, all that can run end, nothing is left behind, and what can never fit is refused at once.
 #[test]
-fn of_ten_thousand_random_traces_none_passes_the_pool_and_all_end() {
+fn bar_04_of_ten_thousand_random_traces_none_passes_the_pool_and_all_end() {
     let mut n_refused = 0;
     for trace in 0..10_000 {
         let mut rng = Rng::stream(4, trace);

@@ -344,7 +344,7 @@ fn of_a_large_vocabulary_the_same_is_left_as_by_the_definitions() {
 }
 
 #[test]
-fn a_hundred_thousand_draws_of_each_setting_follow_the_exact_probabilities() {
+fn bar_65_a_hundred_thousand_draws_of_each_setting_follow_the_exact_probabilities() {
     // What chi-square exceeds once in 1,000 by chance, by its degrees of freedom.
     const CRITICAL: [f64; 9] = [0.0, 10.83, 13.82, 16.27, 18.47, 20.52, 22.46, 24.32, 26.12];
     let l: Vec<f32> = [1.3, -0.4, 0.9, 2.1, 0.2, -1.5, 1.7, 0.6, -0.1].to_vec();

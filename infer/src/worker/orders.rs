@@ -146,16 +146,16 @@ fn all_orders(n_most: usize, goes: bool) {
 }
 
 #[test]
-fn whoever_is_let_in_is_answered_in_every_order() {
+fn bar_57_whoever_is_let_in_is_answered_in_every_order() {
     all_orders(2, false);
 }
 
 #[test]
-fn no_more_are_let_in_than_there_are_places_in_any_order() {
+fn bar_57_no_more_are_let_in_than_there_are_places_in_any_order() {
     all_orders(1, false);
 }
 
 #[test]
-fn whoever_goes_away_leaves_nothing_behind_in_any_order() {
+fn bar_57_whoever_goes_away_leaves_nothing_behind_in_any_order() {
     all_orders(2, true);
 }

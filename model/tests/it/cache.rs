@@ -13,7 +13,7 @@ use crate::cases::{self, Ids};
 use crate::numbers::{bits, primitive, values};
 
 on_cpu!(
-    cached_equals_uncached,
+    bar_62_cached_equals_uncached,
     next_logits_are_those_of_the_last_position,
     after_truncating_another_text_can_follow,
     the_memory_stays_where_it_is,
@@ -68,7 +68,7 @@ fn random_pieces(rng: &mut Rng) -> Vec<usize> {
     pieces
 }
 
-fn cached_equals_uncached<B: FusedOps>() {
+fn bar_62_cached_equals_uncached<B: FusedOps>() {
     let rng = &mut Rng::new(1);
     for config in cases::all() {
         let model = cases::lively::<B>(&config, 2);

@@ -9,7 +9,7 @@ use crate::cases::{self, Ids};
 use crate::numbers::bits;
 
 on_cpu!(
-    a_sequence_in_a_step_of_many_is_the_sequence_alone,
+    bar_63_a_sequence_in_a_step_of_many_is_the_sequence_alone,
     packed_pages_are_packed_caches,
     a_page_with_a_common_beginning_may_be_shared,
 );
@@ -95,7 +95,7 @@ fn compare<B: FusedOps>(model: &Transformer<B>, kind: Kind, seed: u64) {
     }
 }
 
-fn a_sequence_in_a_step_of_many_is_the_sequence_alone<B: FusedOps>() {
+fn bar_63_a_sequence_in_a_step_of_many_is_the_sequence_alone<B: FusedOps>() {
     for config in cases::all() {
         compare(&cases::lively::<B>(&config, 1), Kind::F32, 2);
     }
