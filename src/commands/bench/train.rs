@@ -28,6 +28,8 @@ pub fn train(args: &args::BenchTrain, common: Common) -> Result<ExitCode> {
     config.train.steps = WARMUP + args.steps as usize;
     config.train.checkpoint_interval = 0;
     config.train.eval_interval = 0;
+    // Not counted, and a text to validate on may be long.
+    config.train.eval_batches = 1;
     config.data.valid_fraction = config.data.valid_fraction.min(0.5);
     config.samples.interval = 0;
     (config.then, config.exam) = (Vec::new(), None);
