@@ -30,6 +30,9 @@ const REPORT_EVERY: usize = 1 << 16;
 /// Most symbols whose pairs are counted in a square array.
 const DENSE: usize = 1024;
 
+/// Places that are looked at together.
+const AT_ONCE: usize = 64;
+
 /// Places that are worth another thread: well over the time that it takes to wake one.
 const PART: usize = 2048;
 
@@ -418,31 +421,42 @@ impl Merge<'_> {
         let [a_len, b_len, id_len] = [a, b, self.id].map(|id| self.lens[id as usize] as usize);
         let (symbols, start, mut counts) = (part.symbols, part.start, part.counts);
         let mut twins = Twins::default();
-        for &position in part.positions {
-            let at = (position - start) as usize;
-            let (middle, end) = (at + a_len, at + id_len);
-            if symbols[at] != a || symbols[middle] != b {
-                continue;
+        let is_there = |symbols: &[u32], at: usize| (symbols[at] == a) & (symbols[at + a_len] == b);
+        let mut live = [0; AT_ONCE];
+        for positions in part.positions.chunks(AT_ONCE) {
+            // Looked at together, so that the memory they lie in is waited for once, not one by one.
+            let mut n_live = 0;
+            for &position in positions {
+                live[n_live] = position;
+                n_live += usize::from(is_there(symbols, (position - start) as usize));
             }
-            let count = counts.at(position);
-            // A part begins with a word, and ends with the end of one.
-            let before = at.checked_sub(1).map_or(END, |before| symbols[before]);
-            let after = symbols[middle + b_len];
-            symbols[middle] = INSIDE;
-            symbols[at] = self.id;
-            symbols[end - 1] = self.id | LAST;
-            if before != END {
-                let neighbour = before & !LAST;
-                let start = position - self.lens[neighbour as usize];
-                if neighbour == self.id {
-                    twins.count += count as i64;
-                    twins.positions.push(start);
-                } else {
-                    left.add(neighbour, start, count);
+            for &position in &live[..n_live] {
+                let at = (position - start) as usize;
+                let (middle, end) = (at + a_len, at + id_len);
+                // One that overlaps the place before it is gone.
+                if !is_there(symbols, at) {
+                    continue;
                 }
-            }
-            if after != END {
-                right.add(after, position, count);
+                let count = counts.at(position);
+                // A part begins with a word, and ends with the end of one.
+                let before = at.checked_sub(1).map_or(END, |before| symbols[before]);
+                let after = symbols[middle + b_len];
+                symbols[middle] = INSIDE;
+                symbols[at] = self.id;
+                symbols[end - 1] = self.id | LAST;
+                if before != END {
+                    let neighbour = before & !LAST;
+                    let start = position - self.lens[neighbour as usize];
+                    if neighbour == self.id {
+                        twins.count += count as i64;
+                        twins.positions.push(start);
+                    } else {
+                        left.add(neighbour, start, count);
+                    }
+                }
+                if after != END {
+                    right.add(after, position, count);
+                }
             }
         }
         twins
