@@ -152,6 +152,7 @@ pub struct Constraint {
     is_json: bool,
     place: Place,
     number: Number,
+    was_cut: bool,
     is_broken: Arc<AtomicBool>,
 }
 
@@ -310,7 +311,7 @@ impl Grammar {
     pub fn begin(&self) -> Constraint {
         let Self { start, env, is_json, way, is_broken } = self.clone();
         let (place, number) = (Place::default(), Number::default());
-        Constraint { parser: start, env, way, is_json, place, number, is_broken }
+        Constraint { parser: start, env, way, is_json, place, number, was_cut: false, is_broken }
     }
 }
 
@@ -323,6 +324,11 @@ impl Constraint {
     /// Whether nothing may follow.
     pub fn is_over(&self) -> bool {
         self.parser.stopped()
+    }
+
+    /// Whether a token was ruled out because too few could follow it: the text would have gone on otherwise.
+    pub fn was_cut(&self) -> bool {
+        self.was_cut
     }
 
     /// Picks a token: `sample` is given the logits, with those of tokens that cannot follow at negative infinity. `left` is
@@ -444,6 +450,8 @@ impl Constraint {
                 Ok(true)
             }
             None => {
+                let longer = caught(|| Ok(self.way_after(bytes, usize::MAX)));
+                self.was_cut |= longer.map_err(|why| broken(&is_broken, why))?.is_some();
                 (self.place, self.number) = before;
                 self.guarded(|parser| parser.rollback(1))?;
                 Ok(false)

@@ -599,8 +599,11 @@ impl Sequence {
     /// Takes the token that was picked by a row of logits. Says whether it is over.
     fn take(&mut self, id: u32, row: &[f32]) -> bool {
         self.first_token.get_or_insert_with(Instant::now);
+        // What was brought to its end for want of room is not whole, even if its form is.
+        let was_cut = self.constraint.as_ref().is_some_and(Constraint::was_cut);
+        let stopped = if was_cut { FinishReason::Cut } else { FinishReason::Stop };
         if self.stop_ids.contains(&id) {
-            return self.end(FinishReason::Stop);
+            return self.end(stopped);
         }
         let text = match self.text.push(id) {
             Ok(text) => text,
@@ -612,8 +615,11 @@ impl Sequence {
             Err(error) => return self.fail(error.into()),
         };
         self.sink.send(Event::Token { id, text, logprob });
-        if self.text.stopped() || self.constraint.as_ref().is_some_and(Constraint::is_over) {
+        if self.text.stopped() {
             return self.end(FinishReason::Stop);
+        }
+        if self.constraint.as_ref().is_some_and(Constraint::is_over) {
+            return self.end(stopped);
         }
         self.ids.len() == self.n_max && self.end(FinishReason::Length)
     }

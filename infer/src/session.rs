@@ -22,13 +22,16 @@ pub enum FinishReason {
     Length,
     /// The context is full.
     Context,
+    /// The form that the text must have was brought to its end, as there was no room for what was more probable.
+    Cut,
 }
 
 impl FinishReason {
     /// The name that OpenAI's API has for it.
     pub fn name(self) -> &'static str {
         match self {
-            Self::Stop => "stop",
+            // A form that had to be brief is whole: whoever asks for one can use it.
+            Self::Stop | Self::Cut => "stop",
             Self::Length | Self::Context => "length",
         }
     }
@@ -232,12 +235,18 @@ impl<'a, B: FusedOps> Session<'a, B> {
                 }
             };
             first_token.get_or_insert_with(Instant::now);
+            // What was brought to its end for want of room is not whole, even if its form is.
+            let was_cut = constraint.as_ref().is_some_and(Constraint::was_cut);
+            let stopped = if was_cut { FinishReason::Cut } else { FinishReason::Stop };
             if stop.contains(&id) {
-                break FinishReason::Stop;
+                break stopped;
             }
             seen.push(id);
-            if on_token(id).is_break() || constraint.as_ref().is_some_and(Constraint::is_over) {
+            if on_token(id).is_break() {
                 break FinishReason::Stop;
+            }
+            if constraint.as_ref().is_some_and(Constraint::is_over) {
+                break stopped;
             }
         };
         let n_forgotten = first + self.cache.n_evicted();
@@ -399,12 +408,17 @@ mod tests {
             let mut sampler = Sampler::new(Sampling { seed, ..Sampling::default() }).expect("valid");
             session.generate(&[1, 2], n, &[], &mut sampler, |_| ControlFlow::Continue(()))
         };
+        let mut n_cut = 0;
         for seed in 0..30 {
             let generated = run(40, seed).expect("generated");
             let text: String = generated.ids.iter().map(|&id| char::from(b'A' + id as u8)).collect();
             assert!(text.ends_with("END") && text.len() <= 11, "{text}");
-            assert_eq!(generated.finish_reason, FinishReason::Stop);
+            // Three letters more would have fitted into any shorter text.
+            let is_cut = generated.finish_reason == FinishReason::Cut;
+            assert!(generated.finish_reason == FinishReason::Stop || (is_cut && text.len() == 9), "{text}");
+            n_cut += usize::from(is_cut);
         }
+        assert!((1..30).contains(&n_cut), "{n_cut} of 30 would have gone on");
         assert_eq!(run(2, 1).unwrap_err(), Error::NoRoom { least: 3, room: 2 });
     }
 

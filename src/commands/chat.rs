@@ -122,7 +122,9 @@ impl<B: FusedOps> Conversation<'_, B> {
         }
         match generated.finish_reason {
             FinishReason::Stop => {}
-            FinishReason::Length => self.common.note(&format!("(cut off after {n} tokens; more with -n)")),
+            FinishReason::Length | FinishReason::Cut => {
+                self.common.note(&format!("(cut off after {n} tokens; more with -n)"))
+            }
             FinishReason::Context => self.common.note("(cut off: the model's context is full)"),
         }
         self.messages.push(Message::new(Role::Assistant, answer));
