@@ -12,7 +12,7 @@ use axum::http::{HeaderValue, header};
 use axum::response::{IntoResponse, Response};
 use infer::engine::{Event, Failure, Finished, Request, Sink};
 use infer::sampler::NoToken;
-use infer::{Grammar, Sampling, TextStream, worker};
+use infer::{FinishReason, Grammar, Sampling, TextStream, worker};
 use serde_json::{Value, json};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::sync::watch;
@@ -126,6 +126,15 @@ impl Settings {
     /// # Errors
     /// If the engine does not take one of them: then none is answered.
     pub fn submit(&self, served: &Served, prompts: &[Prompt]) -> Result<Vec<Events>, ApiError> {
+        let (n, most) = (prompts.len() * self.n_choices, served.client.size().n_waiting);
+        if n > most && n > 1 {
+            // It would be full for ever.
+            let param = if prompts.len() > 1 { "prompt" } else { "n" };
+            let why = format!(
+                "`{param}`: {n} texts are asked for, and the queue holds {most}: send fewer prompts, or a smaller `n`"
+            );
+            return Err(ApiError::invalid(param, why));
+        }
         let all = prompts.iter().map(|prompt| self.submit_one(served, prompt)).collect::<Result<_, _>>()?;
         // Nobody pays for what was not taken.
         for prompt in prompts {
@@ -443,15 +452,30 @@ pub fn failed(failure: &Failure) -> ApiError {
     }
 }
 
+/// Says of a choice that is whole because there was no room for more that this is so, by a field of vLLM's.
+pub fn note_cut(choice: &mut Value, reason: FinishReason) {
+    if reason == FinishReason::Cut {
+        choice["stop_reason"] = "length".into();
+    }
+}
+
 /// Tokens of a request, as the interface counts them.
 pub fn usage(finished: &[Finished]) -> Value {
     let n_prompt = finished.first().map_or(0, |finished| finished.n_prompt);
     let n_new: usize = finished.iter().map(|finished| finished.n_new).sum();
+    usage_of(n_prompt, finished.first().map_or(0, |finished| finished.n_cached), n_new)
+}
+
+/// So many tokens of prompts, of which some were known, and of answers.
+pub fn usage_of(n_prompt: usize, n_cached: usize, n_new: usize) -> Value {
     json!({
         "prompt_tokens": n_prompt,
         "completion_tokens": n_new,
         "total_tokens": n_prompt + n_new,
-        "prompt_tokens_details": { "cached_tokens": finished.first().map_or(0, |finished| finished.n_cached) },
+        "prompt_tokens_details": { "cached_tokens": n_cached, "audio_tokens": 0 },
+        "completion_tokens_details": {
+            "reasoning_tokens": 0, "audio_tokens": 0, "accepted_prediction_tokens": 0, "rejected_prediction_tokens": 0,
+        },
     })
 }
 

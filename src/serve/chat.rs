@@ -14,38 +14,18 @@ use super::answer::{self, Chunks, MAX_TOP, Prompt, Settings};
 use super::asked::Asked;
 use super::constraint::{self, Wanted};
 use super::error::ApiError;
-use super::fields::{Fields, Shape};
+use super::fields::Fields;
+use super::messages;
 use super::models::Served;
 use super::state::State;
 use super::text::prepared;
 use super::tools::{self, Calls, Reading, Tools};
 
-/// What a message may have: what it says, what answers of OpenAI's interface repeat, and what models think.
-const MESSAGE: Shape = Shape {
-    names: &[
-        "role",
-        "content",
-        "name",
-        "tool_calls",
-        "tool_call_id",
-        "reasoning_content",
-        "refusal",
-        "annotations",
-        "audio",
-        "function_call",
-    ],
-    within: &[("content", &PART), ("tool_calls", &CALL)],
-};
-/// Of these, text alone is read; what the others hold is refused as what it is.
-const PART: Shape = Shape { names: &["type", "text", "image_url", "input_audio", "file"], within: &[] };
-const CALL: Shape = Shape { names: &["id", "type", "function"], within: &[("function", &CALLED)] };
-const CALLED: Shape = Shape { names: &["name", "arguments"], within: &[] };
-
 /// Answers a conversation.
 pub async fn create(Shared(state): Shared<Arc<State>>, asked: Asked) -> Result<Response, ApiError> {
     let Prepared { settings, prompt, model, served, reading } = prepare(&state, asked).await?;
     let events = settings.submit(&served, std::slice::from_ref(&prompt))?.remove(0);
-    let head = Head { id: state.unique("chatcmpl"), created: answer::now(), model };
+    let head = Head { id: state.unique("chatcmpl-"), created: answer::now(), model };
     if settings.stream {
         let (n_choices, tokenizer) = (settings.n_choices, served.tokenizer.clone());
         let calls = reading.iter().flat_map(|reading| vec![reading; n_choices]).map(Reading::begin).collect();
@@ -60,12 +40,14 @@ pub async fn create(Shared(state): Shared<Arc<State>>, asked: Asked) -> Result<R
         .enumerate()
         .map(|(index, (choice, finished))| {
             let (message, reason) = tools::message(choice, finished, reading.as_ref(), &state);
-            json!({
+            let mut choice = json!({
                 "index": index,
                 "message": message,
                 "logprobs": prompt.logprobs.map(|_| logprobs(&choice.logprobs, &served.tokenizer)),
                 "finish_reason": reason,
-            })
+            });
+            answer::note_cut(&mut choice, finished.reason);
+            choice
         })
         .collect();
     let mut answer = head.object("chat.completion", choices);
@@ -132,14 +114,7 @@ impl<'a> Conversation<'a> {
     /// # Errors
     /// If there are none, or the model has no conversations.
     pub fn take(served: &'a Served, fields: &mut Fields) -> Result<Self, ApiError> {
-        let missing = || ApiError::invalid("messages", "`messages` is missing");
-        let messages: Vec<Message> = fields.take_shaped("messages", &MESSAGE)?.ok_or_else(missing)?;
-        if messages.is_empty() {
-            return Err(ApiError::invalid(
-                "messages",
-                "`messages` is empty: a conversation has at least one",
-            ));
-        }
+        let messages = messages::take(fields)?;
         Self::of(served, messages, Tools::take(fields)?)
     }
 
@@ -213,6 +188,7 @@ impl Head {
     pub fn object(&self, kind: &str, choices: Vec<Value>) -> Value {
         json!({
             "id": self.id, "object": kind, "created": self.created, "model": self.model, "choices": choices,
+            "system_fingerprint": concat!("flint-", env!("CARGO_PKG_VERSION")), "service_tier": "default",
         })
     }
 }
@@ -271,7 +247,7 @@ impl Chunks for ChatChunks {
                 let deltas = match self.calls.get_mut(choice) {
                     Some(calls) => {
                         let deltas = calls.finish(&finished.text, || tools::call_id(&self.state));
-                        reason = calls.reason(reason);
+                        reason = calls.reason(finished.reason);
                         deltas
                     }
                     None if finished.text.is_empty() => Vec::new(),
@@ -279,7 +255,9 @@ impl Chunks for ChatChunks {
                 };
                 let deltas = deltas.into_iter().map(|delta| self.chunk(choice, delta, Value::Null, None));
                 let mut chunks: Vec<Value> = deltas.collect();
-                chunks.push(self.chunk(choice, json!({}), Value::Null, Some(reason)));
+                let mut last = self.chunk(choice, json!({}), Value::Null, Some(reason));
+                answer::note_cut(&mut last["choices"][0], finished.reason);
+                chunks.push(last);
                 self.finished.push(finished);
                 chunks
             }

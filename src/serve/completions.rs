@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use axum::extract::State as Shared;
 use axum::response::{IntoResponse, Json, Response};
+use infer::FinishReason;
 use infer::engine::{Event, Finished, Logprob};
 use serde_json::{Value, json};
 use tokenizer::{EncodeOptions, Tokenizer};
@@ -30,21 +31,14 @@ const MAX_PROMPTS: usize = 64;
 /// Continues texts.
 pub async fn create(Shared(state): Shared<Arc<State>>, asked: Asked) -> Result<Response, ApiError> {
     let Prepared { settings, n_shown, prompts, model, served, echo } = prepare(&state, asked).await?;
-    let head = Head { id: state.unique("cmpl"), created: answer::now(), model };
+    let head = Head { id: state.unique("cmpl-"), created: answer::now(), model };
     if settings.stream {
         let events = settings.submit(&served, &prompts[..1])?.remove(0);
         let (n_choices, tokenizer) = (settings.n_choices, served.tokenizer.clone());
         let finished = Vec::new();
-        let offsets = vec![0; n_choices];
+        let offsets = vec![Offset::default(); n_choices];
         let chunks = TextChunks { head, settings, tokenizer, state, offsets, finished };
         return Ok(answer::stream(events, n_choices, chunks));
-    }
-    let (n, most) = (prompts.len() * settings.n_choices, served.client.size().n_waiting);
-    if n > most {
-        let why = format!(
-            "{n} texts are asked for, and the queue holds {most}: send fewer prompts, or a smaller `n`"
-        );
-        return Err(ApiError::invalid("prompt", why));
     }
     // All are handed over before the first is waited for.
     let all = settings.submit(&served, &prompts)?;
@@ -154,12 +148,15 @@ fn choice(index: usize, prompt: &Prompt, whole: &Whole, echo: bool, tokenizer: &
     }
     text.push_str(&whole.text);
     tokens.extend(whole.logprobs.iter().map(|logprob| (logprob.id, Some(logprob))));
-    json!({
+    let reason = whole.finished.as_ref().map(|finished| finished.reason);
+    let mut choice = json!({
         "index": index,
         "text": text,
-        "logprobs": prompt.logprobs.map(|_| logprobs(&tokens, 0, tokenizer).0),
-        "finish_reason": whole.finished.as_ref().map(|finished| finished.reason.name()),
-    })
+        "logprobs": prompt.logprobs.map(|_| logprobs(&tokens, &mut Offset::default(), tokenizer)),
+        "finish_reason": reason.map(FinishReason::name),
+    });
+    reason.into_iter().for_each(|reason| answer::note_cut(&mut choice, reason));
+    choice
 }
 
 /// By which the best choices are found (`best_of`).
@@ -168,31 +165,66 @@ fn mean_logprob(whole: &Whole) -> f32 {
     if whole.logprobs.is_empty() { f32::NEG_INFINITY } else { sum / whole.logprobs.len() as f32 }
 }
 
-/// Four lists, as completions have them, and where the text ends. The first token of a text has no probability.
-fn logprobs(tokens: &[(u32, Option<&Logprob>)], offset: usize, tokenizer: &Tokenizer) -> (Value, usize) {
-    let text = |id: u32| String::from_utf8_lossy(tokenizer.token_bytes(id).unwrap_or_default()).into_owned();
+/// Where a token begins in a text that is told in pieces, in characters. A character belongs to the token that ends it.
+#[derive(Clone, Debug, Default)]
+struct Offset {
+    n_chars: usize,
+    /// The first bytes of a character that has not ended.
+    open: Vec<u8>,
+}
+
+impl Offset {
+    fn push(&mut self, bytes: &[u8]) {
+        self.open.extend_from_slice(bytes);
+        while !self.open.is_empty() {
+            let (valid, wrong) = match std::str::from_utf8(&self.open) {
+                Ok(text) => (text.len(), 0),
+                Err(error) => (error.valid_up_to(), error.error_len().unwrap_or(0)),
+            };
+            self.n_chars +=
+                String::from_utf8_lossy(&self.open[..valid]).chars().count() + usize::from(wrong > 0);
+            self.open.drain(..valid + wrong);
+            if wrong == 0 {
+                break;
+            }
+        }
+    }
+}
+
+/// A token as its text, or as its bytes where these are none.
+fn spelled(id: u32, tokenizer: &Tokenizer) -> String {
+    let bytes = tokenizer.token_bytes(id).unwrap_or_default();
+    match std::str::from_utf8(bytes) {
+        Ok(text) => text.to_owned(),
+        Err(_) => bytes.iter().fold("bytes:".to_owned(), |name, byte| format!("{name}\\x{byte:02x}")),
+    }
+}
+
+/// Four lists, as completions have them; `offset` is where the text is. The first token of a text has no probability.
+fn logprobs(tokens: &[(u32, Option<&Logprob>)], offset: &mut Offset, tokenizer: &Tokenizer) -> Value {
     let (mut texts, mut found, mut tops, mut offsets) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-    let mut at = offset;
     for &(id, logprob) in tokens {
-        let text_of_it = text(id);
-        offsets.push(at);
-        at += if tokenizer.is_special(id) { 0 } else { text_of_it.chars().count() };
-        texts.push(text_of_it);
+        offsets.push(offset.n_chars);
+        if !tokenizer.is_special(id) {
+            offset.push(tokenizer.token_bytes(id).unwrap_or_default());
+        }
+        texts.push(spelled(id, tokenizer));
         found.push(logprob.map(|logprob| logprob.logprob));
         tops.push(logprob.map(|logprob| {
-            logprob.top.iter().map(|&(id, p)| (text(id), json!(p))).collect::<serde_json::Map<_, _>>()
+            // The token itself is always there, whether it is one of the most probable or not.
+            let own = (!logprob.top.is_empty()).then_some((id, logprob.logprob));
+            let all = logprob.top.iter().copied().chain(own);
+            all.map(|(id, p)| (spelled(id, tokenizer), json!(p))).collect::<serde_json::Map<_, _>>()
         }));
     }
-    let lists =
-        json!({ "tokens": texts, "token_logprobs": found, "top_logprobs": tops, "text_offset": offsets });
-    (lists, at)
+    json!({ "tokens": texts, "token_logprobs": found, "top_logprobs": tops, "text_offset": offsets })
 }
 
 /// Each prompt counts once.
 fn usage(finished: &[Vec<Finished>]) -> Value {
-    let n_prompt: usize = finished.iter().filter_map(|of| of.first()).map(|of| of.n_prompt).sum();
+    let firsts = || finished.iter().filter_map(|of| of.first());
     let n_new: usize = finished.iter().flatten().map(|of| of.n_new).sum();
-    json!({ "prompt_tokens": n_prompt, "completion_tokens": n_new, "total_tokens": n_prompt + n_new })
+    answer::usage_of(firsts().map(|of| of.n_prompt).sum(), firsts().map(|of| of.n_cached).sum(), n_new)
 }
 
 struct TextChunks {
@@ -201,7 +233,7 @@ struct TextChunks {
     tokenizer: Tokenizer,
     state: Arc<State>,
     /// Where the text of each choice ends.
-    offsets: Vec<usize>,
+    offsets: Vec<Offset>,
     finished: Vec<Finished>,
 }
 
@@ -234,15 +266,14 @@ impl Chunks for TextChunks {
                 }
                 let lists = logprob.map_or(Value::Null, |logprob| {
                     let tokens = [(logprob.id, Some(&logprob))];
-                    let (lists, end) = logprobs(&tokens, self.offsets[choice], &self.tokenizer);
-                    self.offsets[choice] = end;
-                    lists
+                    logprobs(&tokens, &mut self.offsets[choice], &self.tokenizer)
                 });
                 vec![self.chunk(choice, &text, lists, None)]
             }
             Event::End(finished) => {
                 self.state.metrics.finished(&finished);
-                let chunk = self.chunk(choice, &finished.text, Value::Null, Some(finished.reason.name()));
+                let mut chunk = self.chunk(choice, &finished.text, Value::Null, Some(finished.reason.name()));
+                answer::note_cut(&mut chunk["choices"][0], finished.reason);
                 self.finished.push(finished);
                 vec![chunk]
             }
@@ -253,5 +284,25 @@ impl Chunks for TextChunks {
     fn end(&mut self) -> Vec<Value> {
         let usage = || self.whole(Vec::new(), answer::usage(&self.finished));
         self.settings.include_usage.then(usage).into_iter().collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn offsets_are_those_of_the_text_whatever_tokens_cut() {
+        let text = "h\u{e9}llo \u{1f642}x";
+        for size in 1..5 {
+            let mut offset = Offset::default();
+            for piece in text.as_bytes().chunks(size) {
+                offset.push(piece);
+            }
+            assert_eq!((offset.n_chars, offset.open.len()), (text.chars().count(), 0));
+        }
+        let mut broken = Offset::default();
+        [&b"a\xff"[..], b"\xe2\x82", b"b"].into_iter().for_each(|piece| broken.push(piece));
+        assert_eq!(broken.n_chars, String::from_utf8_lossy(b"a\xff\xe2\x82b").chars().count());
     }
 }

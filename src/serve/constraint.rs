@@ -49,8 +49,9 @@ const KINDS: [(&str, &str); 4] = [
 ];
 
 /// What `response_format` may have.
-const FORMAT: Shape = Shape { names: &["type", "json_schema"], within: &[("json_schema", &NAMED)] };
-const NAMED: Shape = Shape { names: &["name", "description", "schema", "strict"], within: &[] };
+const FORMAT: Shape =
+    Shape { names: &["type", "json_schema"], ignored: &[], within: &[("json_schema", &NAMED)] };
+const NAMED: Shape = Shape { names: &["name", "description", "schema", "strict"], ignored: &[], within: &[] };
 
 /// What an answer must be, and the field that says so.
 pub type Wanted = Option<(Source, &'static str)>;

@@ -27,6 +27,16 @@ impl ApiError {
         Self { param: Some(param.into()), ..Self::new(StatusCode::BAD_REQUEST, message) }
     }
 
+    /// A field that must be there.
+    pub fn missing(name: &str) -> Self {
+        Self::invalid(name, format!("`{name}` is missing")).coded("missing_required_parameter")
+    }
+
+    /// The same by a name for programs, which are OpenAI's.
+    pub fn coded(self, code: &'static str) -> Self {
+        Self { code: Some(code), ..self }
+    }
+
     /// A body that is no request at all.
     pub fn malformed(message: impl Into<String>) -> Self {
         Self::new(StatusCode::BAD_REQUEST, message)
@@ -154,7 +164,6 @@ impl ApiError {
     /// The error as the body has it.
     pub fn body(&self) -> Value {
         let kind = match self.status.as_u16() {
-            401 => "authentication_error",
             403 => "permission_error",
             429 => "rate_limit_error",
             500.. => "server_error",
@@ -181,6 +190,10 @@ impl IntoResponse for ApiError {
         let mut response = (self.status, Json(self.body())).into_response();
         if [StatusCode::TOO_MANY_REQUESTS, StatusCode::SERVICE_UNAVAILABLE].contains(&self.status) {
             response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(self.retry_after));
+        }
+        if self.status == StatusCode::UNAUTHORIZED {
+            let scheme = HeaderValue::from_static("Bearer");
+            response.headers_mut().insert(header::WWW_AUTHENTICATE, scheme);
         }
         response
     }

@@ -37,6 +37,8 @@ impl Warnings {
 pub struct Shape {
     /// Those it may have.
     pub names: &'static [&'static str],
+    /// Those it may have that say nothing here.
+    pub ignored: &'static [&'static str],
     /// Those that hold objects.
     pub within: &'static [(&'static str, &'static Shape)],
 }
@@ -97,7 +99,7 @@ impl Fields {
             None | Some(Value::Null) => Ok(None),
             Some(value) => serde_json::from_value(value)
                 .map(Some)
-                .map_err(|error| ApiError::invalid(name, format!("`{name}`: {error}"))),
+                .map_err(|error| ApiError::invalid(name, format!("`{name}`: {error}")).coded("invalid_type")),
         }
     }
 
@@ -125,10 +127,14 @@ impl Fields {
                 items.try_for_each(|(i, item)| self.check(item, shape, &format!("{path}[{i}]")))
             }
             Value::Object(object) => {
+                // What is null is not there.
+                object.retain(|name, value| {
+                    shape.names.contains(&&**name) || !(value.is_null() || shape.ignored.contains(&&**name))
+                });
                 let is_known = |name: &String| shape.names.contains(&&**name);
                 for name in object.keys().filter(|name| !is_known(name)) {
                     let name = shortened(name);
-                    self.refuse(&format!("{path}.{name}"), format!("`{name}` is no field of `{path}`"))?;
+                    self.unknown(&format!("{path}.{name}"), format!("`{name}` is no field of `{path}`"))?;
                 }
                 object.retain(|name, _| is_known(name));
                 let mut within = shape.within.iter();
@@ -146,7 +152,7 @@ impl Fields {
     /// # Errors
     /// If it is not, or of another type.
     pub fn need<T: DeserializeOwned>(&mut self, name: &str) -> Result<T, ApiError> {
-        self.take(name)?.ok_or_else(|| ApiError::invalid(name, format!("`{name}` is missing")))
+        self.take(name)?.ok_or_else(|| ApiError::missing(name))
     }
 
     /// A whole number in a range.
@@ -159,18 +165,15 @@ impl Fields {
         range: std::ops::RangeInclusive<u64>,
     ) -> Result<Option<u64>, ApiError> {
         let Some(value) = self.take::<Value>(name)? else { return Ok(None) };
-        match value.as_u64().filter(|n| range.contains(n)) {
-            Some(n) => Ok(Some(n)),
-            None => Err(ApiError::invalid(
-                name,
-                format!(
-                    "`{name}` is {}: must be a whole number from {} to {}",
-                    shortened(&value.to_string()),
-                    range.start(),
-                    range.end()
-                ),
-            )),
-        }
+        let code = match value.as_u64() {
+            Some(n) if range.contains(&n) => return Ok(Some(n)),
+            Some(n) if n > *range.end() => "integer_above_max_value",
+            None if !value.is_i64() => "invalid_type",
+            _ => "integer_below_min_value",
+        };
+        let (shown, least, most) = (shortened(&value.to_string()), range.start(), range.end());
+        let why = format!("`{name}` is {shown}: must be a whole number from {least} to {most}");
+        Err(ApiError::invalid(name, why).coded(code))
     }
 
     /// A field that changes nothing for this server.
@@ -184,7 +187,7 @@ impl Fields {
     /// If it has another.
     pub fn only(&mut self, name: &str, allowed: &[Value]) -> Result<(), ApiError> {
         match self.take::<Value>(name)? {
-            Some(value) if !allowed.contains(&value) => {
+            Some(value) if !allowed.contains(&without_nulls(value.clone())) => {
                 self.refuse(name, format!("`{name}` is not supported by this server but for its default"))
             }
             _ => Ok(()),
@@ -196,10 +199,18 @@ impl Fields {
     /// # Errors
     /// The first that was not.
     pub fn finish(self) -> Result<(), ApiError> {
-        self.0.keys().try_for_each(|name| {
+        self.0.iter().filter(|(_, value)| !value.is_null()).try_for_each(|(name, _)| {
+            if NOT_SUPPORTED.contains(&&**name) {
+                return self.refuse(name, format!("`{name}` is not supported by this server"));
+            }
             let name = shortened(name);
-            self.refuse(&name, format!("`{name}` is no field of this request"))
+            self.unknown(&name, format!("`{name}` is no field of this request"))
         })
+    }
+
+    /// The same of what no request has.
+    fn unknown(&self, name: &str, why: String) -> Result<(), ApiError> {
+        self.refuse(name, why).map_err(|error| error.coded("unknown_parameter"))
     }
 
     /// Refuses what is unknown or cannot be done, or warns of it.
@@ -215,6 +226,29 @@ impl Fields {
             None => Err(ApiError::invalid(name, why)),
         }
     }
+}
+
+/// Fields of OpenAI's interface for what this server does not do.
+const NOT_SUPPORTED: [&str; 11] = [
+    "audio",
+    "context_management",
+    "function_call",
+    "functions",
+    "moderation",
+    "prediction",
+    "prompt_cache_options",
+    "prompt_cache_retention",
+    "reasoning_effort",
+    "verbosity",
+    "web_search_options",
+];
+
+/// An object without the fields that are null.
+fn without_nulls(mut value: Value) -> Value {
+    if let Value::Object(object) = &mut value {
+        object.retain(|_, value| !value.is_null());
+    }
+    value
 }
 
 /// Values of a JSON text, about: one more than it has commas outside of strings.
@@ -248,7 +282,7 @@ mod tests {
 
     #[test]
     fn fields_are_taken_once_and_the_rest_is_named() {
-        let mut body = fields(json!({ "n": 3, "stop": null, "x": "y", "odd": 1 }));
+        let mut body = fields(json!({ "n": 3, "stop": null, "x": "y", "even": null, "odd": 1 }));
         assert_eq!(body.whole("n", 1..=8).expect("in range"), Some(3));
         assert_eq!(body.take::<String>("stop").expect("null is absent"), None);
         assert_eq!(body.need::<String>("x").expect("there"), "y");
@@ -291,11 +325,12 @@ mod tests {
 
     #[test]
     fn fields_of_fields_are_named_by_their_place_or_left_out_with_a_warning() {
-        const PART: Shape = Shape { names: &["text"], within: &[] };
-        const SHAPE: Shape = Shape { names: &["role", "content"], within: &[("content", &PART)] };
+        const PART: Shape = Shape { names: &["text"], ignored: &["seen"], within: &[] };
+        const SHAPE: Shape =
+            Shape { names: &["role", "content"], ignored: &[], within: &[("content", &PART)] };
         let body = json!({ "messages": [
-            { "role": "user", "content": "x" },
-            { "role": "user", "content": [{ "text": "a" }, { "text": "b", "cache": 1 }], "odd": 2 },
+            { "role": "user", "content": "x", "odd": null },
+            { "role": "user", "content": [{ "text": "a", "seen": 1 }, { "text": "b", "cache": 1 }], "odd": 2 },
             3,
         ] });
         let strict = error(fields(body.clone()).take_shaped::<Value>("messages", &SHAPE));

@@ -22,7 +22,7 @@ use super::traces;
 /// Checks where a request comes from, and what it brings.
 pub async fn check(Shared(state): Shared<Arc<State>>, request: Request, next: Next) -> Response {
     let begin = Instant::now();
-    let id = state.unique("req");
+    let id = state.unique("req-");
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());
     let warnings = state.limits.is_lenient.then(Warnings::default);
     let span = traces::request(&id, &request);

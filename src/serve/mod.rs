@@ -24,6 +24,7 @@ mod embeddings;
 mod error;
 mod fields;
 mod guard;
+mod messages;
 mod metrics;
 mod models;
 mod openapi;
@@ -98,12 +99,14 @@ async fn ready(Shared(state): Shared<Arc<State>>) -> Response {
     }
 }
 
-fn described(state: &State, (model, memory): (&Model, &str)) -> serde_json::Value {
+/// A model by one of its names.
+fn described(state: &State, (model, memory): (&Model, &str), name: &str) -> serde_json::Value {
     json!({
-        "id": model.id,
+        "id": name,
         "object": "model",
         "created": state.created,
         "owned_by": "flint",
+        "root": model.id,
         "aliases": model.aliases,
         "kind": if model.is_encoder { "embedding" } else { "text" },
         "context_length": model.context,
@@ -113,7 +116,12 @@ fn described(state: &State, (model, memory): (&Model, &str)) -> serde_json::Valu
 }
 
 async fn models(Shared(state): Shared<Arc<State>>) -> Response {
-    let data: Vec<_> = state.models.all().into_iter().map(|model| described(&state, model)).collect();
+    let described = |model| {
+        let names = |model: &Model| std::iter::once(model.id.clone()).chain(model.aliases.clone());
+        let (of, _): (&Model, _) = model;
+        names(of).map(|name| described(&state, model, &name)).collect::<Vec<_>>()
+    };
+    let data: Vec<_> = state.models.all().into_iter().flat_map(described).collect();
     Json(json!({ "object": "list", "data": data })).into_response()
 }
 
@@ -123,5 +131,5 @@ async fn model(
 ) -> Result<Response, ApiError> {
     // What is no text is no name.
     let Path(id) = id.map_err(|_| ApiError::unknown_model("\u{fffd}"))?;
-    Ok(Json(described(&state, state.models.one(&id)?)).into_response())
+    Ok(Json(described(&state, state.models.one(&id)?, &id)).into_response())
 }

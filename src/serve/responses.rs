@@ -124,7 +124,7 @@ fn refuse_stores(fields: &mut Fields) -> Result<(), ApiError> {
         }
     }
     match fields.take::<bool>("store")? {
-        Some(true) => Err(ApiError::invalid("store", "`store`: this server stores no answers: send false")),
+        Some(true) => fields.refuse("store", "`store`: this server stores no answers: send false".to_owned()),
         _ => Ok(()),
     }
 }

@@ -11,6 +11,9 @@ use tokenizer::Tokenizer;
 use super::error::{ApiError, shortened};
 use super::fields::Fields;
 
+/// As in OpenAI's interface: far above it, any model's text is noise.
+const MAX_TEMPERATURE: f32 = 2.0;
+
 /// Entries of `logit_bias`.
 const MAX_BIASES: usize = 1024;
 
@@ -43,6 +46,10 @@ pub fn take(fields: &mut Fields, tokenizer: &Tokenizer) -> Result<Sampling, ApiE
             None => super::answer::now_ns(),
         },
     };
+    if sampling.temperature > MAX_TEMPERATURE {
+        let why = format!("`temperature` is {}: must be 0 to {MAX_TEMPERATURE}", sampling.temperature);
+        return Err(ApiError::invalid("temperature", why).coded("decimal_above_max_value"));
+    }
     sampling.validate().map_err(|error| ApiError::invalid(error.key, error.to_string()))?;
     Ok(sampling)
 }
@@ -175,6 +182,8 @@ mod tests {
     #[test]
     fn wrong_values_name_their_field() {
         for (name, value) in [
+            ("temperature", json!(2.1)),
+            ("temperature", json!(1e39)),
             ("typical_p", json!(0)),
             ("xtc_probability", json!(2)),
             ("presence_penalty", json!(2.5)),

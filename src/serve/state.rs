@@ -91,6 +91,6 @@ impl State {
     /// A name for a request or an answer, like no other.
     pub fn unique(&self, prefix: &str) -> String {
         let n = self.n_ids.fetch_add(1, Ordering::Relaxed);
-        format!("{prefix}-{:016x}{n:08x}", self.salt)
+        format!("{prefix}{:016x}{n:08x}", self.salt)
     }
 }

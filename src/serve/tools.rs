@@ -3,9 +3,9 @@
 //! While tools are offered, a grammar holds the answer: where the model must call, to calls alone; where it may, to text
 //! until a call begins, and from there to its form. So names are those offered, and arguments are as their schema says.
 
-use infer::Grammar;
 use infer::constrain::{self, Source};
 use infer::engine::Finished;
+use infer::{FinishReason, Grammar};
 use serde_json::{Value, json};
 use tokenizer::Tokenizer;
 use tokenizer::chat::json::Json;
@@ -21,9 +21,17 @@ use super::state::State;
 /// Tools of a request.
 const MAX_TOOLS: usize = 128;
 
-/// What a tool may have.
-const TOOL: Shape = Shape { names: &["type", "function"], within: &[("function", &FUNCTION)] };
-const FUNCTION: Shape = Shape { names: &["name", "description", "parameters", "strict"], within: &[] };
+/// Lines of why a schema cannot be: a pattern that is wrong is shown in the second.
+const MAX_WHY_LINES: usize = 5;
+
+/// What a tool may have; of which kind it is decides of the rest.
+const TOOL: Shape = Shape {
+    names: &["type", "function", "custom", "name"],
+    ignored: &[],
+    within: &[("function", &FUNCTION)],
+};
+const FUNCTION: Shape =
+    Shape { names: &["name", "description", "parameters", "strict"], ignored: &[], within: &[] };
 
 /// What a request offers.
 #[derive(Clone, Debug, Default)]
@@ -131,11 +139,12 @@ impl Tools {
             let line: usize = place.split_once('(')?.0.parse().ok()?;
             let rule = lark.lines().nth(line.checked_sub(1)?)?.strip_prefix("tool_")?;
             let i: usize = rule.split_once(':')?.0.parse().ok()?;
-            Some((i, why.lines().next().unwrap_or_default()))
+            let lines = why.lines().map(str::trim).filter(|line| !line.is_empty());
+            Some((i, lines.take(MAX_WHY_LINES).collect::<Vec<_>>().join(" ")))
         });
         let (param, why) = match found {
             Some((i, why)) => (format!("tools[{i}].function.parameters"), why),
-            None => ("tools".to_owned(), why),
+            None => ("tools".to_owned(), why.to_owned()),
         };
         ApiError::invalid(param.clone(), format!("`{param}`: {why}"))
     }
@@ -235,6 +244,11 @@ impl Tool {
         if json.get("type").and_then(Json::as_str) != Some("function") {
             return wrong(".type", "the `type` of a tool must be `function`".into());
         }
+        for name in ["custom", "name"] {
+            if json.get(name).is_some() {
+                return wrong(&format!(".{name}"), format!("`{name}` is no field of `tools[{i}]`"));
+            }
+        }
         let function = match json.get("function") {
             Some(function @ Json::Dict(_)) => function,
             _ => return wrong(".function", format!("`tools[{i}].function` must be an object")),
@@ -243,7 +257,10 @@ impl Tool {
         if !is_name(name) {
             return wrong(
                 ".function.name",
-                format!("`{}` must be 1 to 64 of the characters a-z, A-Z, 0-9, _ and -", shortened(name)),
+                format!(
+                    "the name `{}` must be 1 to 64 of the characters a-z, A-Z, 0-9, _ and -",
+                    shortened(name)
+                ),
             );
         }
         if !matches!(function.get("description"), None | Some(Json::Null | Json::Str(_))) {
@@ -362,9 +379,12 @@ impl Calls {
         self.deltas(pieces, &mut id)
     }
 
-    /// Why the answer ended, if it ended for `reason`.
-    pub fn reason(&self, reason: &'static str) -> &'static str {
-        if self.reader.has_whole_calls() && reason == "stop" { "tool_calls" } else { reason }
+    /// Why the answer ended, if it ended for `reason`. Calls that had to be brief are calls.
+    pub fn reason(&self, reason: FinishReason) -> &'static str {
+        match reason {
+            FinishReason::Stop | FinishReason::Cut if self.reader.has_whole_calls() => "tool_calls",
+            reason => reason.name(),
+        }
     }
 
     fn deltas(&mut self, pieces: Vec<CallPiece>, mut id: impl FnMut() -> String) -> Vec<Value> {
@@ -387,7 +407,7 @@ impl Calls {
 
 /// A name of a call, like no other.
 pub fn call_id(state: &State) -> String {
-    state.unique("call").replace('-', "_")
+    state.unique("call_")
 }
 
 /// The message of one choice, and why it ended.
@@ -397,9 +417,9 @@ pub fn message(
     reading: Option<&Reading>,
     state: &State,
 ) -> (Value, &'static str) {
-    let reason = finished.reason.name();
+    let reason = finished.reason;
     let Some(reading) = reading else {
-        return (json!({ "role": "assistant", "content": choice.text, "refusal": null }), reason);
+        return (json!({ "role": "assistant", "content": choice.text, "refusal": null }), reason.name());
     };
     let (mut calls, mut deltas, mut at) = (reading.begin(), Vec::new(), 0);
     for &(id, end) in &choice.ids {
@@ -609,7 +629,9 @@ mod tests {
             deltas.extend(calls.push(1, part, &mut id));
         }
         deltas.extend(calls.finish("]", &mut id));
-        assert_eq!((calls.reason("stop"), calls.reason("length")), ("tool_calls", "length"));
+        let reason = |reason| calls.reason(reason);
+        assert_eq!((reason(FinishReason::Stop), reason(FinishReason::Length)), ("tool_calls", "length"));
+        assert_eq!(reason(FinishReason::Cut), "tool_calls");
         let call = |id: &str, name: &str, arguments: &str| json!({ "id": id, "type": "function", "function": { "name": name, "arguments": arguments } });
         assert_eq!(
             sum(&deltas),

@@ -495,7 +495,12 @@ fn bar_11_errors_have_their_form_wherever_they_come_from() {
             json!("model_not_found"),
         ),
         (post(&completion(1000)), 400, "invalid_request_error", json!("context_length_exceeded")),
-        (post(&with(completion(1), "temperature", json!("x"))), 400, "invalid_request_error", Value::Null),
+        (
+            post(&with(completion(1), "temperature", json!("x"))),
+            400,
+            "invalid_request_error",
+            json!("invalid_type"),
+        ),
         (
             server.send("POST", "/v1/completions", kind, &" ".repeat(5 << 20)),
             413,

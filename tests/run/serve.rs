@@ -176,7 +176,10 @@ fn the_best_of_several_is_the_one_with_the_most_probable_tokens() {
     // All that was generated counts.
     assert_eq!(answer["usage"]["completion_tokens"], json!(32));
     best["best_of"] = json!(1);
-    assert_eq!(server.post("/v1/completions", &best).error(), (400, json!("best_of"), Value::Null));
+    assert_eq!(
+        server.post("/v1/completions", &best).error(),
+        (400, json!("best_of"), json!("integer_below_min_value"))
+    );
 }
 
 #[test]

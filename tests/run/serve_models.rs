@@ -51,9 +51,12 @@ fn vectors_are_those_of_embed_in_every_form() {
 
     let listed = server.get("/v1/models/text-embedding-3-small").json();
     assert_eq!(
-        (&listed["id"], &listed["kind"], &listed["state"]),
-        (&json!("m"), &json!("embedding"), &json!("loaded"))
+        (&listed["id"], &listed["root"], &listed["kind"], &listed["state"]),
+        (&json!("text-embedding-3-small"), &json!("m"), &json!("embedding"), &json!("loaded"))
     );
+    let all = server.get("/v1/models").json();
+    let ids: Vec<&Value> = all["data"].as_array().expect("a list").iter().map(|model| &model["id"]).collect();
+    assert!(ids.contains(&&json!("m")) && ids.contains(&&json!("text-embedding-3-small")), "{all}");
     assert!(server.get("/metrics").body.contains("flint_embedding_tokens_total{model=\"m\"} "));
 }
 

@@ -242,6 +242,17 @@ fn answers_are_what_was_asked_for_whatever_the_seed_and_the_room() {
         assert!(text.len() == 3 && text.parse::<u16>().is_ok(), "{text}");
         assert_eq!(whole["choices"][0]["finish_reason"], "stop");
     }
+    // What is whole only because there was no room for more says so.
+    let bounded = json!({ "guided_regex": "a{10}", "max_tokens": 30 });
+    let choice = |more: Value| {
+        let mut body = json!({ "model": "tiny", "prompt": "the", "seed": 1 });
+        body.as_object_mut().expect("an object").extend(more.as_object().expect("fields").clone());
+        server.post("/v1/completions", &body).json()["choices"][0].clone()
+    };
+    let whole = choice(bounded);
+    assert_eq!((&whole["finish_reason"], whole.get("stop_reason")), (&json!("stop"), None));
+    let cut = choice(json!({ "guided_regex": "[a-z]*!", "max_tokens": 6 }));
+    assert_eq!((&cut["finish_reason"], &cut["stop_reason"]), (&json!("stop"), &json!("length")));
 }
 
 #[test]
@@ -421,7 +432,6 @@ fn a_response_calls_the_tools_of_a_chat_whole_and_in_events() {
     for (more, param) in [
         (json!({ "tools": [{ "type": "web_search" }] }), "tools[0].type"),
         (json!({ "tools": [{ "type": "function", "name": "a b" }] }), "tools[0].name"),
-        (json!({ "tools": [{ "type": "function", "name": "a", "odd": 1 }] }), "tools[0].odd"),
         (
             json!({ "tools": [{ "type": "function", "name": "a", "parameters": { "type": "object", "properties": { "x": { "type": "no" } } } }] }),
             "tools[0].parameters",
@@ -433,4 +443,6 @@ fn a_response_calls_the_tools_of_a_chat_whole_and_in_events() {
     ] {
         assert_eq!(response(more.clone()).error(), (400, json!(param), Value::Null), "{more}");
     }
+    let odd = json!({ "tools": [{ "type": "function", "name": "a", "odd": 1 }] });
+    assert_eq!(response(odd).error(), (400, json!("tools[0].odd"), json!("unknown_parameter")));
 }

@@ -107,7 +107,7 @@ impl Place<'_> {
 
     /// Refuses what is left, but for what items of answers come back with.
     fn finish(self, mut item: Map<String, Value>) -> Result<(), ApiError> {
-        for key in ["id", "status"] {
+        for key in ["id", "status", "phase"] {
             item.remove(key);
         }
         item.keys().try_for_each(|key| {
@@ -121,6 +121,7 @@ impl Place<'_> {
 /// is one.
 fn add(place: Place, item: Value, messages: &mut Vec<Message>) -> Result<(), ApiError> {
     let Value::Object(mut item) = item else { return Err(place.wrong("", "must be an object")) };
+    item.retain(|_, value| !value.is_null());
     let kind = item.remove("type").unwrap_or_else(|| "message".into());
     match kind.as_str() {
         Some("message") => {
@@ -146,6 +147,11 @@ fn add(place: Place, item: Value, messages: &mut Vec<Message>) -> Result<(), Api
         Some("function_call_output") => {
             let id = place.string(&mut item, "call_id")?;
             let text = place.text(&mut item, "output")?;
+            let mut calls = messages.iter().flat_map(|message| &message.tool_calls);
+            if !calls.any(|call| call.id.as_ref() == Some(&id)) {
+                let what = format!("is `{}`: no item before it is such a call", shortened(&id));
+                return Err(place.wrong(".call_id", &what));
+            }
             messages.push(Message { tool_call_id: Some(id), ..Message::new(Role::Tool, text) });
         }
         _ => {

@@ -59,7 +59,7 @@ fn part(text: &str) -> Value {
 impl Output {
     /// Nothing yet.
     pub fn new(body: Map<String, Value>, reading: Option<&Reading>, state: Arc<State>) -> Self {
-        let (id, created, calls) = (state.unique("resp"), answer::now(), reading.map(Reading::begin));
+        let (id, created, calls) = (state.unique("resp_"), answer::now(), reading.map(Reading::begin));
         Self { id, created, body, items: Vec::new(), calls, finished: None, n_sent: 0, state }
     }
 
@@ -124,7 +124,7 @@ impl Output {
     fn open(&mut self, kind: Kind) -> Vec<Value> {
         let mut events = self.close("completed");
         let is_message = matches!(kind, Kind::Message);
-        let id = self.state.unique(if is_message { "msg" } else { "fc" });
+        let id = self.state.unique(if is_message { "msg_" } else { "fc_" });
         let (output_index, item) = (self.items.len(), Item { id, kind, text: String::new() });
         let added = json!({ "output_index": output_index, "item": item.json("in_progress") });
         self.items.push(item);
@@ -180,10 +180,11 @@ impl Output {
     }
 
     fn status(&self) -> &'static str {
-        match &self.finished {
-            None => "in_progress",
-            Some(finished) if finished.reason.name() == "length" => "incomplete",
-            Some(_) => "completed",
+        let Some(finished) = &self.finished else { return "in_progress" };
+        let reason = finished.reason;
+        match self.calls.as_ref().map_or(reason.name(), |calls| calls.reason(reason)) {
+            "length" => "incomplete",
+            _ => "completed",
         }
     }
 
@@ -198,6 +199,7 @@ impl Output {
             "created_at": self.created,
             "status": status,
             "background": false,
+            "completed_at": self.finished.as_ref().map(|_| answer::now()),
             "error": null,
             "incomplete_details": match status {
                 "incomplete" => json!({ "reason": "max_output_tokens" }),
@@ -206,7 +208,12 @@ impl Output {
             "output": self.items.iter().enumerate().map(item).collect::<Vec<_>>(),
             "previous_response_id": null,
             "reasoning": { "effort": null, "summary": null },
+            "service_tier": "default",
             "store": false,
+            "top_logprobs": 0,
+            "max_tool_calls": null,
+            "prompt_cache_key": null,
+            "safety_identifier": null,
             "truncation": "disabled",
             "usage": self.finished.as_ref().map(usage),
         });
