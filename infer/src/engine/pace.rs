@@ -102,7 +102,9 @@ impl Pace {
             follow(&mut self.generate, time);
         } else if n_prompt == 0 {
             if let Some(generate) = generate {
-                follow(&mut self.check, (time - generate).max(0.0) / n_guessed as f64);
+                // May be 0, of which no multiple is more: so it is the step that counts for no more than so much.
+                let more = (time.min(MAX_LEAP * generate) - generate).max(0.0) / n_guessed as f64;
+                self.check = Some(self.check.map_or(more, |check| check + WEIGHT * (more - check)));
             }
         } else if n_prompt >= MIN_ROWS {
             let own = generate.unwrap_or(0.0) + self.check.unwrap_or(0.0) * n_guessed as f64;
@@ -158,6 +160,18 @@ mod tests {
         // If it stays so, they follow.
         let n = (0..50).map(|_| step(10, 200)).last().expect("a number");
         assert_eq!(n, MIN_ROWS);
+    }
+
+    #[test]
+    fn guesses_that_once_cost_nothing_may_cost_something_later() {
+        let ms = Duration::from_millis;
+        let mut pace = Pace::default();
+        let rows = |n_guessed| Rows { n_generating: 1, n_prompt: 0, n_guessed };
+        pace.note(rows(0), ms(100));
+        pace.note(rows(4), ms(99));
+        assert_eq!(pace.guess_cost(1, false), 0.0);
+        (0..100).for_each(|_| pace.note(rows(4), ms(160)));
+        assert!((pace.guess_cost(1, false) - 0.15).abs() < 1e-3, "{}", pace.guess_cost(1, false));
     }
 
     #[test]
