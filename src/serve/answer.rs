@@ -39,7 +39,7 @@ const MAX_STOP_LEN: usize = 256;
 /// The most probable tokens that may be asked for.
 pub const MAX_TOP: u64 = 20;
 
-/// What `logit_bias` may say of an id at least, which all but forbids it.
+/// What `logit_bias` may say of an id at least, which forbids it.
 const MIN_BIAS: f32 = -100.0;
 
 /// The settings that chat and completions share.
@@ -157,8 +157,8 @@ impl Settings {
                 Channel { choice, sender, n_waiting, most_waiting, full_since: None, owner, accounts, span };
             let mut sampling = self.sampling.clone();
             sampling.seed = sampling.seed.wrapping_add(choice as u64);
-            if self.ignore_eos {
-                // Not forbidden altogether: what has a form may have come to its end.
+            // What has a form ends where that does.
+            if self.ignore_eos && prompt.grammar.is_none() {
                 sampling.logit_bias.extend(prompt.stop_ids.iter().map(|&id| (id, MIN_BIAS)));
             }
             let request = Request {

@@ -128,9 +128,7 @@ impl Fields {
             }
             Value::Object(object) => {
                 // What is null is not there.
-                object.retain(|name, value| {
-                    shape.names.contains(&&**name) || !(value.is_null() || shape.ignored.contains(&&**name))
-                });
+                object.retain(|name, value| !value.is_null() && !shape.ignored.contains(&&**name));
                 let is_known = |name: &String| shape.names.contains(&&**name);
                 for name in object.keys().filter(|name| !is_known(name)) {
                     let name = shortened(name);

@@ -27,11 +27,8 @@ const MESSAGE: Shape = Shape {
     within: &[("content", &PART), ("tool_calls", &CALL)],
 };
 /// Of these, text alone is read; what the others hold is refused as what it is.
-const PART: Shape = Shape {
-    names: &["type", "text", "refusal", "image_url", "input_audio", "file"],
-    ignored: &[],
-    within: &[],
-};
+const PART: Shape =
+    Shape { names: &["type", "text", "image_url", "input_audio", "file"], ignored: &[], within: &[] };
 const CALL: Shape =
     Shape { names: &["id", "type", "function"], ignored: &["index"], within: &[("function", &CALLED)] };
 const CALLED: Shape = Shape { names: &["name", "arguments"], ignored: &["parsed_arguments"], within: &[] };
@@ -142,7 +139,7 @@ mod tests {
         let function = json!({ "name": "f", "arguments": "{}", "parsed_arguments": {} });
         let call = json!({ "id": "call_1", "type": "function", "index": 0, "function": function });
         let found = taken(&json!([
-            { "role": "user", "content": [{ "type": "text", "text": "a" }] },
+            { "role": "user", "content": [{ "type": "text", "text": "a", "image_url": null }] },
             { "role": "assistant", "content": null, "parsed": { "a": 1 }, "tool_calls": [call], "odd": null },
             { "role": "tool", "tool_call_id": "call_1", "content": "3" },
             { "role": "assistant", "content": [{ "type": "refusal", "refusal": "No." }] },

@@ -183,11 +183,16 @@ fn bar_05_who_generates_goes_on_beside_a_long_prompt() {
         for seed in 0..4 {
             let (server, is_over) = (&server, &is_over);
             scope.spawn(move || {
-                let body = with(seeded(1500, seed), "stream", json!(true));
+                let body = with(with(seeded(1500, seed), "stream", json!(true)), "ignore_eos", json!(true));
                 while !is_over.load(Ordering::Relaxed) {
                     let mut stream = sent(server, "/v1/completions", &body);
                     let mut piece = [0; 4096];
-                    while !is_over.load(Ordering::Relaxed) && stream.read(&mut piece).is_ok_and(|n| n > 0) {}
+                    while !is_over.load(Ordering::Relaxed)
+                        && stream
+                            .read(&mut piece)
+                            .is_ok_and(|n| n > 0 && !String::from_utf8_lossy(&piece[..n]).contains("[DONE]"))
+                    {
+                    }
                 }
             });
         }

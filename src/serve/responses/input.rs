@@ -1,5 +1,7 @@
 //! What a response is asked for: messages, calls and their results, tools and forms.
 
+use std::collections::HashSet;
+
 use serde_json::{Map, Value, json};
 use tokenizer::chat::json::Json;
 use tokenizer::chat::{FunctionCall, Message, Role, ToolCall, ToolKind};
@@ -58,9 +60,9 @@ pub fn messages(input: Value, fields: &Fields) -> Result<Vec<Message>, ApiError>
     match input {
         Value::String(text) => Ok(vec![Message::new(Role::User, text)]),
         Value::Array(items) if !items.is_empty() => {
-            let mut messages = Vec::new();
+            let (mut messages, mut called) = (Vec::new(), HashSet::new());
             for (i, item) in items.into_iter().enumerate() {
-                add(Place { i, fields }, item, &mut messages)?;
+                add(Place { i, fields }, item, &mut messages, &mut called)?;
             }
             Ok(messages)
         }
@@ -119,7 +121,12 @@ impl Place<'_> {
 
 /// Adds an item, as a client makes it or as an answer had it. A call belongs to the assistant's message before it, if there
 /// is one.
-fn add(place: Place, item: Value, messages: &mut Vec<Message>) -> Result<(), ApiError> {
+fn add(
+    place: Place,
+    item: Value,
+    messages: &mut Vec<Message>,
+    called: &mut HashSet<String>,
+) -> Result<(), ApiError> {
     let Value::Object(mut item) = item else { return Err(place.wrong("", "must be an object")) };
     item.retain(|_, value| !value.is_null());
     let kind = item.remove("type").unwrap_or_else(|| "message".into());
@@ -134,6 +141,7 @@ fn add(place: Place, item: Value, messages: &mut Vec<Message>) -> Result<(), Api
         }
         Some("function_call") => {
             let id = place.string(&mut item, "call_id")?;
+            called.insert(id.clone());
             let function = FunctionCall {
                 name: place.string(&mut item, "name")?,
                 arguments: Json::Str(place.string(&mut item, "arguments")?),
@@ -147,8 +155,7 @@ fn add(place: Place, item: Value, messages: &mut Vec<Message>) -> Result<(), Api
         Some("function_call_output") => {
             let id = place.string(&mut item, "call_id")?;
             let text = place.text(&mut item, "output")?;
-            let mut calls = messages.iter().flat_map(|message| &message.tool_calls);
-            if !calls.any(|call| call.id.as_ref() == Some(&id)) {
+            if !called.contains(&id) {
                 let what = format!("is `{}`: no item before it is such a call", shortened(&id));
                 return Err(place.wrong(".call_id", &what));
             }
