@@ -38,7 +38,7 @@ const WEIGHT: f64 = 0.2;
 /// The same where what is followed cannot be told from the rest of a step.
 const SLOW_WEIGHT: f64 = 0.02;
 
-/// What they follow at once, at most, as a multiple of themselves: a step may be longer for reasons of the machine.
+/// What a step counts for, at most, as a multiple of what was expected of it: it may be longer for reasons of the machine.
 const MAX_LEAP: f64 = 2.0;
 
 /// What a guess costs as a share of a step, at most and if it is not known. It cannot be more than 1, and what never is tried
@@ -47,11 +47,7 @@ const MAX_COST: f64 = 0.8;
 const FIRST_COST: f64 = 0.5;
 
 fn follow(average: &mut Option<f64>, x: f64) {
-    *average = Some(average.map_or(x, |average| after(average, x, WEIGHT)));
-}
-
-fn after(average: f64, x: f64, weight: f64) -> f64 {
-    average + weight * (x.min(MAX_LEAP * average) - average)
+    *average = Some(average.map_or(x, |average| average + WEIGHT * (x - average)));
 }
 
 impl Pace {
@@ -78,9 +74,17 @@ impl Pace {
         }
     }
 
+    /// How long a step is to take, if all its parts have been seen.
+    fn expected(&self, rows: Rows) -> Option<f64> {
+        let part = |n: usize, cost: Option<f64>| if n == 0 { Some(0.0) } else { Some(n as f64 * cost?) };
+        let generate = part(usize::from(rows.n_generating > 0), self.generate)?;
+        Some(generate + part(rows.n_prompt, self.row)? + part(rows.n_guessed, self.check)?)
+    }
+
     /// Notes how long a step took.
     pub fn note(&mut self, rows: Rows, time: Duration) {
-        let time = time.as_secs_f64();
+        let most = self.expected(rows).map_or(f64::INFINITY, |expected| MAX_LEAP * expected);
+        let time = time.as_secs_f64().min(most);
         let Rows { n_generating, n_prompt, n_guessed } = rows;
         if n_generating > 0 && n_prompt + n_guessed > 0 {
             // Where prompts never stop coming, this is all there is to learn from.
@@ -92,7 +96,7 @@ impl Pace {
                     return;
                 }
                 Some(ref mut generate) if n_prompt > 0 => {
-                    *generate = after(*generate, (time - others).max(time * 0.1), SLOW_WEIGHT);
+                    *generate += SLOW_WEIGHT * ((time - others).max(time * 0.1) - *generate);
                 }
                 Some(_) => {}
             }
@@ -102,9 +106,7 @@ impl Pace {
             follow(&mut self.generate, time);
         } else if n_prompt == 0 {
             if let Some(generate) = generate {
-                // May be 0, of which no multiple is more: so it is the step that counts for no more than so much.
-                let more = (time.min(MAX_LEAP * generate) - generate).max(0.0) / n_guessed as f64;
-                self.check = Some(self.check.map_or(more, |check| check + WEIGHT * (more - check)));
+                follow(&mut self.check, (time - generate).max(0.0) / n_guessed as f64);
             }
         } else if n_prompt >= MIN_ROWS {
             let own = generate.unwrap_or(0.0) + self.check.unwrap_or(0.0) * n_guessed as f64;
