@@ -33,6 +33,7 @@ use llguidance::{JsonCompileOptions, ParserFactory, TokenParser, panic_utils};
 use serde_json::{Value, json};
 use tokenizer::Tokenizer;
 
+use crate::session::FinishReason;
 use finish::{Number, Place, Way};
 
 /// Bytes of a grammar's text, at most: a schema of this size has some ten thousand names.
@@ -152,6 +153,7 @@ pub struct Constraint {
     is_json: bool,
     place: Place,
     number: Number,
+    /// Whether a token was ruled out because too few could follow it: the text would have gone on otherwise.
     was_cut: bool,
     is_broken: Arc<AtomicBool>,
 }
@@ -326,9 +328,9 @@ impl Constraint {
         self.parser.stopped()
     }
 
-    /// Whether a token was ruled out because too few could follow it: the text would have gone on otherwise.
-    pub fn was_cut(&self) -> bool {
-        self.was_cut
+    /// Why a text has ended that is as it must be: what was brought to its end for want of room is not whole.
+    pub fn finish_reason(&self) -> FinishReason {
+        if self.was_cut { FinishReason::Cut } else { FinishReason::Stop }
     }
 
     /// Picks a token: `sample` is given the logits, with those of tokens that cannot follow at negative infinity. `left` is
@@ -450,8 +452,10 @@ impl Constraint {
                 Ok(true)
             }
             None => {
-                let longer = caught(|| Ok(self.way_after(bytes, usize::MAX)));
-                self.was_cut |= longer.map_err(|why| broken(&is_broken, why))?.is_some();
+                if !self.was_cut {
+                    let longer = caught(|| Ok(self.way_after(bytes, usize::MAX)));
+                    self.was_cut = longer.map_err(|why| broken(&is_broken, why))?.is_some();
+                }
                 (self.place, self.number) = before;
                 self.guarded(|parser| parser.rollback(1))?;
                 Ok(false)

@@ -599,9 +599,7 @@ impl Sequence {
     /// Takes the token that was picked by a row of logits. Says whether it is over.
     fn take(&mut self, id: u32, row: &[f32]) -> bool {
         self.first_token.get_or_insert_with(Instant::now);
-        // What was brought to its end for want of room is not whole, even if its form is.
-        let was_cut = self.constraint.as_ref().is_some_and(Constraint::was_cut);
-        let stopped = if was_cut { FinishReason::Cut } else { FinishReason::Stop };
+        let stopped = self.constraint.as_ref().map_or(FinishReason::Stop, Constraint::finish_reason);
         if self.stop_ids.contains(&id) {
             return self.end(stopped);
         }

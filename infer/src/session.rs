@@ -235,9 +235,7 @@ impl<'a, B: FusedOps> Session<'a, B> {
                 }
             };
             first_token.get_or_insert_with(Instant::now);
-            // What was brought to its end for want of room is not whole, even if its form is.
-            let was_cut = constraint.as_ref().is_some_and(Constraint::was_cut);
-            let stopped = if was_cut { FinishReason::Cut } else { FinishReason::Stop };
+            let stopped = constraint.as_ref().map_or(FinishReason::Stop, Constraint::finish_reason);
             if stop.contains(&id) {
                 break stopped;
             }

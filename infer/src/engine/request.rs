@@ -171,8 +171,10 @@ impl Logprob {
     /// Of a token by the logits before it.
     pub(super) fn of(id: u32, logits: &[f32], n_top: usize) -> Result<Self, NoToken> {
         let max = kernels::logits::max(logits)?;
-        if max == f32::NEG_INFINITY {
-            return Err(NoToken::AllForbidden);
+        if max.is_infinite() {
+            // Of infinities there is no distribution. These are the model's own: nothing was forbidden yet.
+            let id = logits.iter().position(|&logit| logit == max).unwrap_or_default();
+            return Err(NoToken::NotANumber { id });
         }
         let total = f64::from(max) + kernels::logits::sum_exp(logits, max, 1.0).ln();
         let of = |id: usize| (f64::from(logits[id]) - total) as f32;

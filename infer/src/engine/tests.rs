@@ -41,14 +41,14 @@ struct Fake {
     memory: usize,
     /// Of so many positions one has the logits of other ids; 0 for none.
     errs: usize,
-    /// The position whose logits are no numbers.
-    nan_at: usize,
+    /// A position whose logits are all this.
+    broken: (usize, f32),
 }
 
 impl Fake {
     fn new(n_pages: usize, context: usize) -> Self {
         let pages = vec![[u32::MAX; PAGE]; n_pages];
-        Self { pages, context, steps: Arc::default(), memory: usize::MAX, errs: 0, nan_at: usize::MAX }
+        Self { pages, context, steps: Arc::default(), memory: usize::MAX, errs: 0, broken: (usize::MAX, 0.0) }
     }
 }
 
@@ -74,8 +74,8 @@ impl Decoder for Fake {
                 if self.errs > 0 && last % self.errs == 0 {
                     row.rotate_right(1);
                 }
-                if last == self.nan_at {
-                    row.fill(f32::NAN);
+                if last == self.broken.0 {
+                    row.fill(self.broken.1);
                 }
                 logits.extend(row);
             }
@@ -382,8 +382,10 @@ fn probabilities_of_prompt_and_answer_are_the_models() {
 
 #[test]
 fn logits_that_are_no_numbers_end_a_request_wherever_they_come() {
-    for of_prompt in [true, false] {
-        let mut engine = Engine::new(Fake { nan_at: 70, ..Fake::new(20, 1000) }, Limits::default());
+    for (of_prompt, logit) in
+        [(true, f32::NAN), (true, f32::NEG_INFINITY), (true, f32::INFINITY), (false, f32::NAN)]
+    {
+        let mut engine = Engine::new(Fake { broken: (70, logit), ..Fake::new(20, 1000) }, Limits::default());
         let n_prompt = if of_prompt { 100 } else { 60 };
         let wanted =
             Request { logprobs: Some(1), prompt_logprobs: Some(1), ..request(&prompt(n_prompt, 5), 30, 1) };
