@@ -174,41 +174,6 @@ fn bar_04_what_can_never_fit_is_refused_by_the_field_that_asked_for_it() {
     refused(&server, chats, &with(form, "max_completion_tokens", json!(3)), 400, "max_completion_tokens");
 }
 
-#[test]
-fn bar_05_who_generates_goes_on_beside_a_long_prompt() {
-    let server = Server::over(trained_for(1600), &[], "");
-    let new_tokens = || server.metric("flint_generation_tokens_total");
-    let is_over = AtomicBool::new(false);
-    thread::scope(|scope| {
-        for seed in 0..4 {
-            let (server, is_over) = (&server, &is_over);
-            scope.spawn(move || {
-                let body = with(with(seeded(1500, seed), "stream", json!(true)), "ignore_eos", json!(true));
-                while !is_over.load(Ordering::Relaxed) {
-                    let mut stream = sent(server, "/v1/completions", &body);
-                    let mut piece = [0; 4096];
-                    while !is_over.load(Ordering::Relaxed)
-                        && stream
-                            .read(&mut piece)
-                            .is_ok_and(|n| n > 0 && !String::from_utf8_lossy(&piece[..n]).contains("[DONE]"))
-                    {
-                    }
-                }
-            });
-        }
-        let _over = AtEnd(&is_over);
-        let begin = Instant::now();
-        while new_tokens() < 40.0 {
-            assert!(begin.elapsed() < SOON, "{} tokens", new_tokens());
-        }
-        let before = new_tokens();
-        text(&server, &with(completion(1), "prompt", json!(vec![7; 1500])));
-        let n = new_tokens() - before;
-        // A step reads 512 ids of a prompt at most, so there were three, in which each stream had a token.
-        assert!(n > 2.0 * 4.0, "{n} tokens of four streams while a prompt was read");
-    });
-}
-
 /// Tells threads that it is over, also where a test fails.
 struct AtEnd<'a>(&'a AtomicBool);
 
