@@ -211,7 +211,7 @@ fn stream_options(fields: &Fields, options: &Value) -> Result<bool, ApiError> {
             ("include_usage" | "include_obfuscation", _) => {
                 return Err(ApiError::invalid(param.clone(), format!("`{param}` must be true or false")));
             }
-            _ => fields.refuse(&param, format!("`{param}` is no field of this request"))?,
+            _ => fields.unknown(&param, format!("`{param}` is no field of this request"))?,
         }
     }
     Ok(include_usage)
@@ -452,7 +452,7 @@ pub fn failed(failure: &Failure) -> ApiError {
     }
 }
 
-/// Says of a choice that is whole because there was no room for more that this is so, by a field of vLLM's.
+/// Says of a choice or a response that is whole because there was no room for more that this is so, by a field of vLLM's.
 pub fn note_cut(choice: &mut Value, reason: FinishReason) {
     if reason == FinishReason::Cut {
         choice["stop_reason"] = "length".into();

@@ -32,7 +32,7 @@ impl ApiError {
         Self::invalid(name, format!("`{name}` is missing")).coded("missing_required_parameter")
     }
 
-    /// The same by a name for programs, which are OpenAI's.
+    /// The same with a code that programs can tell it by: OpenAI's, where there is one.
     pub fn coded(self, code: &'static str) -> Self {
         Self { code: Some(code), ..self }
     }

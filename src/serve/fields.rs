@@ -74,8 +74,8 @@ impl Fields {
     }
 
     /// What a field has, unless it is absent or null or was taken.
-    pub fn get(&self, name: &str) -> Option<Value> {
-        self.0.get(name).filter(|value| !value.is_null()).cloned()
+    pub fn get(&self, name: &str) -> Option<&Value> {
+        self.0.get(name).filter(|value| !value.is_null())
     }
 
     /// Gives a field a value.
@@ -184,8 +184,8 @@ impl Fields {
     /// # Errors
     /// If it has another.
     pub fn only(&mut self, name: &str, allowed: &[Value]) -> Result<(), ApiError> {
-        match self.take::<Value>(name)? {
-            Some(value) if !allowed.contains(&without_nulls(value.clone())) => {
+        match self.take::<Value>(name)?.map(without_nulls) {
+            Some(value) if !allowed.contains(&value) => {
                 self.refuse(name, format!("`{name}` is not supported by this server but for its default"))
             }
             _ => Ok(()),
@@ -207,7 +207,10 @@ impl Fields {
     }
 
     /// The same of what no request has.
-    fn unknown(&self, name: &str, why: String) -> Result<(), ApiError> {
+    ///
+    /// # Errors
+    /// `why`, unless there is somebody to warn.
+    pub fn unknown(&self, name: &str, why: String) -> Result<(), ApiError> {
         self.refuse(name, why).map_err(|error| error.coded("unknown_parameter"))
     }
 

@@ -43,15 +43,46 @@ pub fn take(fields: &mut Fields) -> Result<Vec<Message>, ApiError> {
         messages
     });
     if let Some(messages) = fields.get("messages") {
-        check(&messages)?;
+        check(messages)?;
     }
     let messages: Vec<Message> =
         fields.take_shaped("messages", &MESSAGE)?.ok_or_else(|| ApiError::missing("messages"))?;
     if messages.is_empty() {
         return Err(ApiError::invalid("messages", "`messages` is empty: a conversation has at least one"));
     }
-    answers_have_calls(&messages)?;
+    let mut called = Called::default();
+    for (i, message) in messages.iter().enumerate() {
+        message.tool_calls.iter().filter_map(|call| call.id.as_deref()).for_each(|id| called.note(id));
+        if message.role == Role::Tool {
+            let place = format!("messages[{i}].tool_call_id");
+            let id = message.tool_call_id.as_deref().ok_or_else(|| ApiError::missing(&place))?;
+            called.check(&place, id)?;
+        }
+    }
     Ok(messages)
+}
+
+/// Calls of a conversation, by which results of tools are known.
+#[derive(Debug, Default)]
+pub struct Called(HashSet<String>);
+
+impl Called {
+    /// Notes a call.
+    pub fn note(&mut self, id: &str) {
+        self.0.insert(id.to_owned());
+    }
+
+    /// Whether what stands at `place` names a call that was noted.
+    ///
+    /// # Errors
+    /// If it does not.
+    pub fn check(&self, place: &str, id: &str) -> Result<(), ApiError> {
+        if self.0.contains(id) {
+            return Ok(());
+        }
+        let why = format!("`{place}` is `{}`: there is no such call before it", shortened(id));
+        Err(ApiError::invalid(place, why).coded("invalid_value"))
+    }
 }
 
 /// A refusal that comes back as a part of a message is what was said.
@@ -68,57 +99,43 @@ fn as_text(message: &mut Value) {
 }
 
 fn check(messages: &Value) -> Result<(), ApiError> {
-    let wrong = |place: String, what: &str| {
+    let error = |place: String, what: &str, code: &'static str| {
         let why = format!("`{place}` {what}");
-        Err(ApiError::invalid(place, why).coded("invalid_value"))
+        Err(ApiError::invalid(place, why).coded(code))
     };
-    let Value::Array(messages) = messages else { return wrong("messages".into(), "must be a list") };
+    let wrong = |place: String, what: &str| error(place, what, "invalid_value");
+    let wrong_type = |place: String, what: &str| error(place, what, "invalid_type");
+    let Value::Array(messages) = messages else { return wrong_type("messages".into(), "must be a list") };
     for (i, message) in messages.iter().enumerate() {
         let place = |key: &str| format!("messages[{i}]{key}");
-        let Value::Object(message) = message else { return wrong(place(""), "must be an object") };
-        let role = message.get("role").unwrap_or(&Value::Null);
+        let Value::Object(message) = message else {
+            return wrong_type(place(""), "must be an object");
+        };
+        let value = |key: &str| message.get(key).filter(|value| !value.is_null());
+        let Some(role) = value("role") else { return Err(ApiError::missing(&place(".role"))) };
         if serde_json::from_value::<Role>(role.clone()).is_err() {
             let what = "must be system, developer, user, assistant or tool";
             return wrong(place(".role"), &format!("is {}: {what}", shortened(&role.to_string())));
         }
-        match message.get("content") {
-            None | Some(Value::Null | Value::String(_)) => {}
+        match value("content") {
+            None if value("tool_calls").or(value("refusal")).is_some() => {}
+            None => return Err(ApiError::missing(&place(".content"))),
+            Some(Value::String(_)) => {}
             Some(Value::Array(parts)) => {
                 for (k, part) in parts.iter().enumerate() {
-                    let place = |key: &str| place(&format!(".content[{k}]{key}"));
+                    let part_place = |key: &str| place(&format!(".content[{k}]{key}"));
                     match (part["type"].as_str(), &part["text"]) {
                         (Some("text"), Value::String(_)) => {}
-                        (Some("text"), _) => return wrong(place(".text"), "must be a string"),
+                        (Some("text"), _) => return wrong_type(part_place(".text"), "must be a string"),
                         (Some(kind @ ("image_url" | "input_audio" | "file")), _) => {
                             let what = format!("is {kind}: this server reads text alone");
-                            return wrong(place(".type"), &what);
+                            return wrong(part_place(".type"), &what);
                         }
-                        _ => return wrong(place(".type"), "must be text"),
+                        _ => return wrong(part_place(".type"), "must be text"),
                     }
                 }
             }
-            Some(_) => return wrong(place(".content"), "must be a string or a list of parts of text"),
-        }
-    }
-    Ok(())
-}
-
-/// Whether each result of a tool is that of a call before it.
-fn answers_have_calls(messages: &[Message]) -> Result<(), ApiError> {
-    let mut called = HashSet::new();
-    for (i, message) in messages.iter().enumerate() {
-        called.extend(message.tool_calls.iter().filter_map(|call| call.id.as_deref()));
-        if message.role != Role::Tool {
-            continue;
-        }
-        let place = format!("messages[{i}].tool_call_id");
-        match message.tool_call_id.as_deref() {
-            None => return Err(ApiError::missing(&place)),
-            Some(id) if !called.contains(id) => {
-                let why = format!("`{place}` is `{}`: no message before it has such a call", shortened(id));
-                return Err(ApiError::invalid(place, why).coded("invalid_value"));
-            }
-            Some(_) => {}
+            Some(_) => return wrong_type(place(".content"), "must be a string or a list of parts of text"),
         }
     }
     Ok(())
@@ -159,6 +176,8 @@ mod tests {
             (json!(["x"]), "messages[0]"),
             (json!([{ "role": "robot", "content": "x" }]), "messages[0].role"),
             (json!([{ "content": "x" }]), "messages[0].role"),
+            (json!([{ "role": "user" }]), "messages[0].content"),
+            (json!([{ "role": "assistant", "content": null, "tool_calls": null }]), "messages[0].content"),
             (user(json!(5)), "messages[0].content"),
             (user(json!([{ "type": "text" }])), "messages[0].content[0].text"),
             (user(json!(["x"])), "messages[0].content[0].type"),

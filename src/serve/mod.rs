@@ -116,12 +116,10 @@ fn described(state: &State, (model, memory): (&Model, &str), name: &str) -> serd
 }
 
 async fn models(Shared(state): Shared<Arc<State>>) -> Response {
-    let described = |model| {
-        let names = |model: &Model| std::iter::once(model.id.clone()).chain(model.aliases.clone());
-        let (of, _): (&Model, _) = model;
-        names(of).map(|name| described(&state, model, &name)).collect::<Vec<_>>()
-    };
-    let data: Vec<_> = state.models.all().into_iter().flat_map(described).collect();
+    let mut data = Vec::new();
+    for (model, memory) in state.models.all() {
+        data.extend(model.names().map(|name| described(&state, (model, memory), name)));
+    }
     Json(json!({ "object": "list", "data": data })).into_response()
 }
 

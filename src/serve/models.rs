@@ -51,6 +51,13 @@ pub struct Model {
     pub is_encoder: bool,
 }
 
+impl Model {
+    /// All its names, its own first.
+    pub fn names(&self) -> impl Iterator<Item = &String> {
+        [&self.id].into_iter().chain(&self.aliases)
+    }
+}
+
 /// A model that continues texts.
 #[derive(Debug)]
 pub struct Served {
@@ -132,7 +139,7 @@ impl Models {
     /// None of these is loaded yet. What is to be, comes out at the other end of `wanted`.
     pub fn new(all: Vec<Model>, budget: u64, max_waiting: usize, wanted: UnboundedSender<usize>) -> Self {
         let names = |(i, model): (usize, &Model)| {
-            model.aliases.iter().chain([&model.id]).map(move |name| (name.clone(), i)).collect::<Vec<_>>()
+            model.names().map(move |name| (name.clone(), i)).collect::<Vec<_>>()
         };
         let by_name = all.iter().enumerate().flat_map(names).collect();
         let n_waiting = all.iter().map(|_| AtomicUsize::new(0)).collect();

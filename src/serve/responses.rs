@@ -56,13 +56,16 @@ async fn prepare(state: &Arc<State>, asked: Asked) -> Result<Prepared, ApiError>
         let n_new = fields.whole("max_output_tokens", 1..=u32::MAX.into())?;
         let metadata: Option<Map<String, Value>> = fields.take("metadata")?;
         let user: Option<String> = fields.take("user")?;
+        let [cache_key, safety_id] =
+            ["prompt_cache_key", "safety_identifier"].map(|name| fields.get(name).cloned());
         let instructions: Option<String> = fields.take("instructions")?;
         fields.only("n", &[json!(1)])?;
         fields.only("stream_options", &[json!({}), json!({ "include_obfuscation": false })])?;
         let limit = n_new.map(|n| (n, "max_output_tokens"));
         let settings = Settings::take(&mut fields, limit, &served, &state)?;
         fields.only("max_tool_calls", &[])?;
-        let said = ["tools", "tool_choice", "parallel_tool_calls", "text"].map(|name| fields.get(name));
+        let said =
+            ["tools", "tool_choice", "parallel_tool_calls", "text"].map(|name| fields.get(name).cloned());
         input::as_chat(&mut fields)?;
         let wanted = constraint::response_format(&mut fields).map_err(input::as_responses)?;
         let wanted = wanted.map(|source| (source, "response_format"));
@@ -97,6 +100,8 @@ async fn prepare(state: &Arc<State>, asked: Asked) -> Result<Prepared, ApiError>
             "top_p": as_sent(settings.sampling().top_p),
             "metadata": metadata.unwrap_or_default(),
             "user": user,
+            "prompt_cache_key": cache_key,
+            "safety_identifier": safety_id,
         });
         let Value::Object(body) = body else { unreachable!("an object") };
         Ok(Prepared { settings, prompt, served, body, reading: reading.flatten() })

@@ -24,12 +24,8 @@ const MAX_TOOLS: usize = 128;
 /// Lines of why a schema cannot be: a pattern that is wrong is shown in the second.
 const MAX_WHY_LINES: usize = 5;
 
-/// What a tool may have; of which kind it is decides of the rest.
-const TOOL: Shape = Shape {
-    names: &["type", "function", "custom", "name"],
-    ignored: &[],
-    within: &[("function", &FUNCTION)],
-};
+/// What a tool may have.
+const TOOL: Shape = Shape { names: &["type", "function"], ignored: &[], within: &[("function", &FUNCTION)] };
 const FUNCTION: Shape =
     Shape { names: &["name", "description", "parameters", "strict"], ignored: &[], within: &[] };
 
@@ -75,6 +71,13 @@ impl Tools {
     /// # Errors
     /// The first field with a value that cannot be.
     pub fn take(fields: &mut Fields) -> Result<Self, ApiError> {
+        // Of which type it is decides of the rest.
+        for (i, tool) in fields.get("tools").and_then(Value::as_array).into_iter().flatten().enumerate() {
+            if tool.is_object() && tool["type"] != "function" {
+                let why = "the `type` of a tool must be `function`";
+                return Err(ApiError::invalid(format!("tools[{i}].type"), why));
+            }
+        }
         let list: Vec<Json> = fields.take_shaped("tools", &TOOL)?.unwrap_or_default();
         if list.len() > MAX_TOOLS {
             let message = format!("`tools` has {} entries: at most {MAX_TOOLS}", list.len());
@@ -240,14 +243,6 @@ impl Tool {
         let wrong = |path: &str, why: String| Err(ApiError::invalid(format!("tools[{i}]{path}"), why));
         if !matches!(json, Json::Dict(_)) {
             return wrong("", format!("`tools[{i}]` must be an object"));
-        }
-        if json.get("type").and_then(Json::as_str) != Some("function") {
-            return wrong(".type", "the `type` of a tool must be `function`".into());
-        }
-        for name in ["custom", "name"] {
-            if json.get(name).is_some() {
-                return wrong(&format!(".{name}"), format!("`{name}` is no field of `tools[{i}]`"));
-            }
         }
         let function = match json.get("function") {
             Some(function @ Json::Dict(_)) => function,

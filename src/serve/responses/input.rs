@@ -1,13 +1,12 @@
 //! What a response is asked for: messages, calls and their results, tools and forms.
 
-use std::collections::HashSet;
-
 use serde_json::{Map, Value, json};
 use tokenizer::chat::json::Json;
 use tokenizer::chat::{FunctionCall, Message, Role, ToolCall, ToolKind};
 
 use crate::serve::error::{ApiError, shortened};
 use crate::serve::fields::Fields;
+use crate::serve::messages::Called;
 
 /// Gives the fields of tools and forms the names and the shapes that chat has for them: what chat has in `function` and in
 /// `json_schema` lies one level higher here, and `response_format` is `text.format`.
@@ -60,7 +59,7 @@ pub fn messages(input: Value, fields: &Fields) -> Result<Vec<Message>, ApiError>
     match input {
         Value::String(text) => Ok(vec![Message::new(Role::User, text)]),
         Value::Array(items) if !items.is_empty() => {
-            let (mut messages, mut called) = (Vec::new(), HashSet::new());
+            let (mut messages, mut called) = (Vec::new(), Called::default());
             for (i, item) in items.into_iter().enumerate() {
                 add(Place { i, fields }, item, &mut messages, &mut called)?;
             }
@@ -114,19 +113,14 @@ impl Place<'_> {
         }
         item.keys().try_for_each(|key| {
             let place = self.of(&format!(".{}", shortened(key)));
-            self.fields.refuse(&place, format!("`{place}` is no field of such an item"))
+            self.fields.unknown(&place, format!("`{place}` is no field of such an item"))
         })
     }
 }
 
 /// Adds an item, as a client makes it or as an answer had it. A call belongs to the assistant's message before it, if there
 /// is one.
-fn add(
-    place: Place,
-    item: Value,
-    messages: &mut Vec<Message>,
-    called: &mut HashSet<String>,
-) -> Result<(), ApiError> {
+fn add(place: Place, item: Value, messages: &mut Vec<Message>, called: &mut Called) -> Result<(), ApiError> {
     let Value::Object(mut item) = item else { return Err(place.wrong("", "must be an object")) };
     item.retain(|_, value| !value.is_null());
     let kind = item.remove("type").unwrap_or_else(|| "message".into());
@@ -141,7 +135,7 @@ fn add(
         }
         Some("function_call") => {
             let id = place.string(&mut item, "call_id")?;
-            called.insert(id.clone());
+            called.note(&id);
             let function = FunctionCall {
                 name: place.string(&mut item, "name")?,
                 arguments: Json::Str(place.string(&mut item, "arguments")?),
@@ -155,10 +149,7 @@ fn add(
         Some("function_call_output") => {
             let id = place.string(&mut item, "call_id")?;
             let text = place.text(&mut item, "output")?;
-            if !called.contains(&id) {
-                let what = format!("is `{}`: no item before it is such a call", shortened(&id));
-                return Err(place.wrong(".call_id", &what));
-            }
+            called.check(&place.of(".call_id"), &id)?;
             messages.push(Message { tool_call_id: Some(id), ..Message::new(Role::Tool, text) });
         }
         _ => {

@@ -212,11 +212,12 @@ impl Output {
             "store": false,
             "top_logprobs": 0,
             "max_tool_calls": null,
-            "prompt_cache_key": null,
-            "safety_identifier": null,
             "truncation": "disabled",
             "usage": self.finished.as_ref().map(usage),
         });
+        if let Some(finished) = &self.finished {
+            answer::note_cut(&mut response, finished.reason);
+        }
         response.as_object_mut().expect("an object").extend(self.body.clone());
         response
     }
