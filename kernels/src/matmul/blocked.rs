@@ -38,7 +38,7 @@ thread_local! {
 }
 
 /// Elements that [`pack_a`] needs for `m` rows of a depth.
-pub(crate) fn packed_a_len(m: usize, depth: usize) -> usize {
+pub(crate) const fn packed_a_len(m: usize, depth: usize) -> usize {
     m.next_multiple_of(TILE_ROWS) * depth + MAX_LANES
 }
 

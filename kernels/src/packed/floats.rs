@@ -8,6 +8,8 @@
 
 use std::cell::RefCell;
 
+use rayon::prelude::*;
+
 use crate::matmul::blocked::{self, BLOCK_K};
 use crate::matmul::{Mat, MatMut, Start};
 use crate::simd::Simd;
@@ -32,6 +34,11 @@ pub(super) trait Element {
 
     /// One number, from its bytes.
     fn get(bytes: &[u8]) -> f32;
+
+    /// A tile that already is single precision.
+    fn floats(_: &[u8]) -> Option<&[f32]> {
+        None
+    }
 }
 
 /// Where number `k` of row `row` lies in a tile.
@@ -58,6 +65,14 @@ impl Element for F32 {
 
     fn get(bytes: &[u8]) -> f32 {
         f32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]])
+    }
+
+    fn floats(tile: &[u8]) -> Option<&[f32]> {
+        // SAFETY: any bytes are floats, and these lie as in memory where such a number is little-endian.
+        match unsafe { tile.align_to() } {
+            ([], floats, []) if cfg!(target_endian = "little") => Some(floats),
+            _ => None,
+        }
     }
 }
 
@@ -109,8 +124,8 @@ const MAX_AT_ONCE: usize = 6;
 const LANES: usize = 8;
 
 /// `y = x Wᵀ` for the rows of whole tiles; `y` has as many columns as there are rows of weights, and the last tile may
-/// have some that do not exist.
-pub(super) fn multiply<E: Element>(tiles: &[u8], x: Mat, y: &mut MatMut) {
+/// have some that do not exist. `panels` are those of `x`.
+pub(super) fn multiply<E: Element>(tiles: &[u8], x: Mat, panels: &Panels, y: &mut MatMut) {
     let (m, n) = (x.rows(), y.cols());
     assert!(m == y.rows() && tiles.len() == n.div_ceil(TILE) * tile_bytes::<E>(x.cols()));
     match m {
@@ -136,7 +151,7 @@ pub(super) fn multiply<E: Element>(tiles: &[u8], x: Mat, y: &mut MatMut) {
                 }
             }
         }
-        _ => by_blocks::<E>(tiles, x, y),
+        _ => by_blocks::<E>(tiles, x, panels, y),
     }
 }
 
@@ -189,29 +204,85 @@ fn stream_impl<I: Ints, E: Element, const M: usize, const T: usize>(tiles: &[u8]
 /// Tiles that are multiplied with all rows before the next: 256 columns.
 const TILES_AT_ONCE: usize = 16;
 
-thread_local! {
-    /// Rows and tiles in the order of the large product; borrowed in `by_blocks` alone, which runs nothing else.
-    static BUFFERS: RefCell<(Vec<f32>, Vec<f32>)> = const { RefCell::new((Vec::new(), Vec::new())) };
+/// Rows that are packed together: with the depth of a block 120 KiB, of which a second-level cache has room for several.
+const ROWS_AT_ONCE: usize = 120;
+
+/// Numbers below which rayon's threads are not woken: on one thread they take some 20 µs.
+const PARALLEL: usize = 1 << 16;
+
+/// The rows of the other factor in the order of the large product, for all tasks that have a part of it.
+#[derive(Default)]
+pub(super) struct Panels {
+    /// For each block of the depth the rows, [`ROWS_AT_ONCE`] in a chunk.
+    chunks: Vec<f32>,
 }
 
-fn by_blocks<E: Element>(tiles: &[u8], x: Mat, y: &mut MatMut) {
+/// Floats of a chunk.
+const CHUNK: usize = blocked::packed_a_len(ROWS_AT_ONCE, BLOCK_K);
+
+impl Panels {
+    /// Packs rows that are too many to be streamed; fewer are read where they lie.
+    pub fn pack(&mut self, x: Mat) {
+        let (m, depth) = (x.rows(), x.cols());
+        if m <= MAX_STREAMED {
+            return;
+        }
+        let n_groups = m.div_ceil(ROWS_AT_ONCE);
+        let n_chunks = depth.div_ceil(BLOCK_K) * n_groups;
+        blocked::grow(&mut self.chunks, n_chunks * CHUNK);
+        let pack = |(i, chunk): (usize, &mut [f32])| {
+            let (first, row) = (i / n_groups * BLOCK_K, i % n_groups * ROWS_AT_ONCE);
+            let x = x.sub_cols(first, BLOCK_K.min(depth - first));
+            blocked::pack_a(x.sub_rows(row, ROWS_AT_ONCE.min(m - row)), chunk);
+        };
+        let chunks = &mut self.chunks[..n_chunks * CHUNK];
+        match m * depth < PARALLEL {
+            true => chunks.chunks_exact_mut(CHUNK).enumerate().for_each(pack),
+            false => chunks.par_chunks_exact_mut(CHUNK).enumerate().for_each(pack),
+        }
+    }
+
+    /// Rows from a multiple of [`ROWS_AT_ONCE`] on, of `m`, within the block of the depth that begins at `p`.
+    fn chunk(&self, m: usize, p: usize, row: usize) -> &[f32] {
+        let n_groups = m.div_ceil(ROWS_AT_ONCE);
+        &self.chunks[(p / BLOCK_K * n_groups + row / ROWS_AT_ONCE) * CHUNK..][..CHUNK]
+    }
+}
+
+thread_local! {
+    /// Tiles in single precision; borrowed in `by_blocks` alone, which runs nothing else.
+    static WIDENED: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
+}
+
+/// `x` tells of the shape, `panels` what is in it.
+fn by_blocks<E: Element>(tiles: &[u8], x: Mat, panels: &Panels, y: &mut MatMut) {
     let (m, depth, n) = (x.rows(), x.cols(), y.cols());
     let tile_bytes = tile_bytes::<E>(depth);
-    BUFFERS.with_borrow_mut(|(packed_x, packed_w)| {
-        blocked::grow(packed_x, blocked::packed_a_len(m, BLOCK_K));
-        blocked::grow(packed_w, TILES_AT_ONCE * TILE * BLOCK_K);
+    WIDENED.with_borrow_mut(|widened| {
+        blocked::grow(widened, TILES_AT_ONCE * TILE * BLOCK_K);
         for p in (0..depth).step_by(BLOCK_K) {
             let block_k = BLOCK_K.min(depth - p);
-            blocked::pack_a(x.sub_cols(p, block_k), packed_x);
             let start = if p == 0 { Start::Zero } else { Start::C };
             for first in (0..n).step_by(TILES_AT_ONCE * TILE) {
-                let columns = (TILES_AT_ONCE * TILE).min(n - first);
-                for t in 0..columns.div_ceil(TILE) {
+                let n_tiles = (n - first).div_ceil(TILE).min(TILES_AT_ONCE);
+                let part = |t: usize| {
                     let tile = &tiles[(first / TILE + t) * tile_bytes..][..tile_bytes];
-                    let part = &tile[p * TILE * E::BYTES..][..self::tile_bytes::<E>(block_k)];
-                    widen::<E>(part, &mut packed_w[t * TILE * block_k..][..TILE * block_k]);
+                    &tile[p * TILE * E::BYTES..][..self::tile_bytes::<E>(block_k)]
+                };
+                let place = |t: usize| t * TILE * block_k..(t + 1) * TILE * block_k;
+                if E::floats(part(0)).is_none() {
+                    (0..n_tiles).for_each(|t| widen::<E>(part(t), &mut widened[place(t)]));
                 }
-                blocked::multiply_block(packed_x, packed_w, block_k, y.sub_cols(first, columns), start);
+                for row in (0..m).step_by(ROWS_AT_ONCE) {
+                    let rows = panels.chunk(m, p, row);
+                    let mut y = y.sub_rows(row, ROWS_AT_ONCE.min(m - row));
+                    for t in 0..n_tiles {
+                        let tile = E::floats(part(t)).unwrap_or(&widened[place(t)]);
+                        let column = first + t * TILE;
+                        let y = y.sub_cols(column, TILE.min(n - column));
+                        blocked::multiply_block(rows, tile, block_k, y, start);
+                    }
+                }
             }
         }
     });

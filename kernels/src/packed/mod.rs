@@ -182,7 +182,6 @@ impl Kind {
     }
 
     /// Whether the rows that meet its numbers are rounded to bfloat16.
-    #[cfg(any(target_arch = "x86_64", test))]
     fn rounds_to_bf16(self) -> bool {
         self == Self::BF16 && Isa::current() == Isa::Bf16
     }
@@ -341,8 +340,9 @@ const MIN_READ_PER_TASK: usize = 1 << 17;
 /// Multiply-adds below which another thread does.
 const MIN_WORK_PER_TASK: usize = 1 << 19;
 
-/// Tasks for each thread where tiles are streamed: one that is interrupted leaves its share to the others.
-const TASKS_PER_THREAD: usize = 4;
+/// Tasks for each thread where tiles are streamed: one that is interrupted leaves its share to the others, which wait for
+/// the last one.
+const TASKS_PER_THREAD: usize = 16;
 
 impl Matrix {
     /// Parts one below the other.
@@ -438,6 +438,9 @@ impl Matrix {
         #[cfg(target_arch = "x86_64")]
         let rounds_to_bf16 = has(Kind::rounds_to_bf16);
         let mut rounded = INPUT.take();
+        if has(|kind| !matches!(kind, Kind::Ints { .. }) && !kind.rounds_to_bf16()) {
+            rounded.floats.pack(Mat::new(x, m, self.n_in));
+        }
         if has(|kind| matches!(kind, Kind::Ints { .. })) {
             rounded.ints.round(x, m);
         }
@@ -460,9 +463,11 @@ impl Matrix {
     }
 }
 
-/// Rows as some kinds of weights need them.
+/// Rows as some kinds of weights need them, made once for all tasks.
 #[derive(Default)]
 struct Rounded {
+    /// For floats that meet them in single precision: not rounded, but in another order.
+    floats: floats::Panels,
     /// For integers.
     ints: input::Input,
     /// For bfloat16, where the CPU multiplies it.
@@ -545,9 +550,9 @@ impl Product<'_> {
         match task.part.kind {
             #[cfg(target_arch = "x86_64")]
             Kind::BF16 if self.rounds_to_bf16 => self.rounded.bf16.multiply(self.n_in, tiles, &mut y),
-            Kind::F32 => floats::multiply::<floats::F32>(tiles, x, &mut y),
-            Kind::F16 => floats::multiply::<floats::F16>(tiles, x, &mut y),
-            Kind::BF16 => floats::multiply::<floats::BF16>(tiles, x, &mut y),
+            Kind::F32 => floats::multiply::<floats::F32>(tiles, x, &self.rounded.floats, &mut y),
+            Kind::F16 => floats::multiply::<floats::F16>(tiles, x, &self.rounded.floats, &mut y),
+            Kind::BF16 => floats::multiply::<floats::BF16>(tiles, x, &self.rounded.floats, &mut y),
             Kind::Ints { bits, scales } => {
                 let n_blocks = self.n_in / input::BLOCK;
                 let job = ints::Job { tiles, n_blocks, x: &self.rounded.ints, m: self.m };
