@@ -25,7 +25,7 @@ pub(crate) use missing::{Becomes, Missing};
 use crate::Split;
 use crate::pieces::PieceMap;
 use crate::pretoken::{BATCH, Ends};
-use cache::{Found, Key};
+use cache::{AT_ONCE, Key};
 use linear::Linear;
 
 /// Longest piece in bytes that is merged in an array: beyond it the queue's set-up costs less than the array's scans.
@@ -160,10 +160,7 @@ impl Bpe {
         let mut n_ids = 0;
         for (i, place) in places.iter().enumerate() {
             n_ids += match cache.get(place.key, place.bucket_idx) {
-                Some((ids, n)) => {
-                    out[n_ids..n_ids + 3].copy_from_slice(&ids);
-                    n
-                }
+                Some(found) => found.write(&mut out[n_ids..]),
                 None => {
                     let start = if i == 0 { start } else { ends[i - 1] };
                     self.rare(&text[start..ends[i]], place.key, cache, &mut out[n_ids..])
@@ -174,27 +171,19 @@ impl Bpe {
         n_ids
     }
 
-    /// A piece that has more than a few bytes or ids, or was not seen before.
+    /// A piece that has more than a few bytes, lies elsewhere, or was not seen before.
     #[inline(never)]
     fn rare(&self, piece: &[u8], key: Key, cache: &mut Cache, out: &mut [u32]) -> usize {
-        let few;
-        let ids = match cache.get_rare(key, piece) {
-            Some(Found::Few(ids, n_ids)) => {
-                few = ids;
-                &few[..n_ids]
-            }
-            Some(Found::Many(ids)) => ids,
-            None => {
-                let mut ids = std::mem::take(&mut cache.ids);
-                ids.clear();
-                self.merge(piece, cache, &mut ids);
-                cache.insert(key, piece, &ids);
-                cache.ids = ids;
-                &cache.ids
-            }
-        };
-        out[..ids.len()].copy_from_slice(ids);
-        ids.len()
+        if let Some(found) = cache.get_rare(key, piece) {
+            return found.write(out);
+        }
+        let mut ids = std::mem::take(&mut cache.ids);
+        ids.clear();
+        self.merge(piece, cache, &mut ids);
+        cache.insert(key, piece, &ids);
+        out[..ids.len()].copy_from_slice(&ids);
+        cache.ids = ids;
+        cache.ids.len()
     }
 
     fn merge(&self, piece: &[u8], cache: &mut Cache, ids: &mut Vec<u32>) {
@@ -254,7 +243,7 @@ impl Place {
     }
 }
 
-/// Ids that are written by position, so that three can be written where one or two count.
+/// Ids that are written by position, so that several can be written where one or two count.
 struct Output<'a> {
     ids: &'a mut Vec<u32>,
     /// Number of ids before this text.
@@ -268,14 +257,15 @@ impl<'a> Output<'a> {
         Self { first: ids.len(), at: ids.len(), ids }
     }
 
-    /// Where the ids of `start..end` of a text of `len` bytes go: room for one for each byte, and two more.
+    /// Where the ids of `start..end` of a text of `len` bytes go: room for one for each byte, and what is written behind the
+    /// last.
     fn room(&mut self, start: usize, end: usize, len: usize) -> &mut [u32] {
-        let needed = self.at + (end - start) + 3;
+        let needed = self.at + (end - start) + AT_ONCE;
         if needed > self.ids.capacity() {
             // More than the rest of the text will need if it is like what was seen: a vector that doubles would copy
             // all ids, and touching fresh memory costs as much as finding the ids for it. What is not used is not touched.
             let n_ids = (self.at - self.first) as f64 / start.max(1) as f64 * (len - start) as f64 * 1.5;
-            let wanted = (self.at + n_ids as usize).clamp(needed, self.at + (len - start) + 3);
+            let wanted = (self.at + n_ids as usize).clamp(needed, self.at + (len - start) + AT_ONCE);
             self.ids.reserve_exact(wanted - self.ids.len());
         }
         if needed > self.ids.len() {

@@ -2,7 +2,8 @@
 //!
 //! A piece of at most 15 bytes is its own key: two integers, the length in the top byte. Two entries share a cache line
 //! of 64 bytes; a new entry pushes the older of the two out. Three ids fit into an entry, which is all for 99 of 100
-//! pieces; longer lists lie in one array. Pieces of 16 bytes and more are rarer and go to a map.
+//! English pieces; longer lists, one in eight where scripts are many, lie in one array. Pieces of 16 bytes and more are rarer
+//! and go to a map.
 
 use crate::bpe::merge::Symbols;
 use crate::hash::Seeded;
@@ -24,6 +25,10 @@ const MAX_BUCKETS: usize = 1 << 19;
 /// Most long pieces, and most ids in the array, before they start over: about 16 MB each.
 const MAX_LONG: usize = 1 << 18;
 const MAX_IDS: usize = 1 << 22;
+
+/// Ids that are copied together where a list is no longer: cheaper than a copy of so many as there are. The array ends with
+/// as many that mean nothing.
+pub(super) const AT_ONCE: usize = 8;
 
 /// Marks an entry whose ids lie in the array: the rest of the number is how many.
 const IN_ARRAY: u32 = 1 << 31;
@@ -113,8 +118,29 @@ fn n_ids(entry: &Entry) -> u32 {
 pub(super) enum Found<'a> {
     /// So many of these.
     Few([u32; 3], usize),
-    /// All of these.
-    Many(&'a [u32]),
+    /// So many of these, behind which [`AT_ONCE`] others lie.
+    Many(&'a [u32], usize),
+}
+
+impl Found<'_> {
+    /// Writes the ids, and perhaps others behind them, up to [`AT_ONCE`] in all; tells how many there are.
+    #[inline(always)]
+    pub(super) fn write(self, out: &mut [u32]) -> usize {
+        match self {
+            Self::Few(ids, n_ids) => {
+                out[..3].copy_from_slice(&ids);
+                n_ids
+            }
+            Self::Many(ids, n_ids) if n_ids <= AT_ONCE => {
+                out[..AT_ONCE].copy_from_slice(&ids[..AT_ONCE]);
+                n_ids
+            }
+            Self::Many(ids, n_ids) => {
+                out[..n_ids].copy_from_slice(&ids[..n_ids]);
+                n_ids
+            }
+        }
+    }
 }
 
 /// What one thread remembers, and its working memory.
@@ -144,39 +170,45 @@ impl Cache {
             shift: u64::BITS - BUCKETS.ilog2(),
             n_inserted: 0,
             long: PieceMap::new(),
-            array: Vec::new(),
+            array: vec![0; AT_ONCE],
             batch: Box::default(),
             symbols: Symbols::default(),
             ids: Vec::new(),
         }
     }
 
-    /// The ids of a short piece, of which the number given counts, if it has at most three.
+    /// The ids of a short piece, if it lies where most do.
     #[inline(always)]
-    pub(super) fn get(&self, wanted: Key, bucket_idx: u32) -> Option<([u32; 3], usize)> {
+    pub(super) fn get(&self, wanted: Key, bucket_idx: u32) -> Option<Found<'_>> {
         let bucket = &self.buckets[bucket_idx as usize];
         // Chosen without a branch: a wrong guess would wait for memory before the next piece is looked up.
         let entry = &bucket[usize::from(key(&bucket[1]).differs(wanted) == 0)];
-        if key(entry).differs(wanted) != 0 || n_ids(entry) >= IN_ARRAY {
-            return None;
-        }
-        Some((ids(entry), n_ids(entry) as usize))
+        if key(entry).differs(wanted) != 0 { None } else { self.ids_of(entry) }
     }
 
     /// The ids of a piece that [`Cache::get`] does not find.
     pub(super) fn get_rare(&self, wanted: Key, piece: &[u8]) -> Option<Found<'_>> {
-        let (start, n_found) = if wanted != Key::LONG {
-            let entry = self.find(wanted)?;
-            if n_ids(entry) < IN_ARRAY {
-                return Some(Found::Few(ids(entry), n_ids(entry) as usize));
-            }
-            (ids(entry)[0], n_ids(entry) & !IN_ARRAY)
+        if wanted != Key::LONG {
+            self.ids_of(self.find(wanted)?)
         } else if piece.len() <= LONG {
-            self.long.get(piece)?
+            self.long.get(piece).and_then(|place| self.in_array(place))
         } else {
-            return None;
-        };
-        self.array.get(start as usize..(start + n_found) as usize).map(Found::Many)
+            None
+        }
+    }
+
+    #[inline(always)]
+    fn ids_of(&self, entry: &Entry) -> Option<Found<'_>> {
+        match n_ids(entry) {
+            n_ids if n_ids < IN_ARRAY => Some(Found::Few(ids(entry), n_ids as usize)),
+            n_ids => self.in_array((ids(entry)[0], n_ids & !IN_ARRAY)),
+        }
+    }
+
+    #[inline(always)]
+    fn in_array(&self, (start, n_ids): (u32, u32)) -> Option<Found<'_>> {
+        let ids = self.array.get(start as usize..)?;
+        (ids.len() >= n_ids as usize + AT_ONCE).then_some(Found::Many(ids, n_ids as usize))
     }
 
     /// Remembers the ids of a piece that is not there.
@@ -252,16 +284,18 @@ impl Cache {
 
     fn store(&mut self, ids: &[u32]) -> (u32, u32) {
         // At most MAX_IDS, far below u32::MAX.
-        let start = self.array.len() as u32;
+        let start = self.array.len() - AT_ONCE;
+        self.array.truncate(start);
         self.array.extend_from_slice(ids);
-        (start, ids.len() as u32)
+        self.array.extend([0; AT_ONCE]);
+        (start as u32, ids.len() as u32)
     }
 
     #[cold]
     fn clear(&mut self) {
         self.buckets.fill(EMPTY);
         self.long.clear();
-        self.array.clear();
+        self.array.truncate(AT_ONCE);
     }
 
     /// The bucket where the key belongs.
