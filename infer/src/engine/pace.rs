@@ -78,7 +78,7 @@ impl Pace {
     fn expected(&self, rows: Rows) -> Option<f64> {
         let part = |n: usize, cost: Option<f64>| if n == 0 { Some(0.0) } else { Some(n as f64 * cost?) };
         let generate = part(usize::from(rows.n_generating > 0), self.generate)?;
-        Some(generate + part(rows.n_prompt, self.row)? + part(rows.n_guessed, self.check)?)
+        Some(generate + part(rows.n_prompt, self.row)? + part(rows.n_guessed, self.check.or(self.row))?)
     }
 
     /// Notes how long a step took.
@@ -95,7 +95,8 @@ impl Pace {
                     self.generate = Some((time - others).max(time * 0.1));
                     return;
                 }
-                Some(ref mut generate) if n_prompt > 0 => {
+                // Without a cost of the prompt's rows, nothing can be told of the rest.
+                Some(ref mut generate) if n_prompt > 0 && self.row.is_some() => {
                     *generate += SLOW_WEIGHT * ((time - others).max(time * 0.1) - *generate);
                 }
                 Some(_) => {}
@@ -117,7 +118,8 @@ impl Pace {
 
     /// Notes how long a step of the model that guesses took.
     pub fn note_draft(&mut self, time: Duration) {
-        follow(&mut self.draft, time.as_secs_f64());
+        let most = self.draft.map_or(f64::INFINITY, |draft| MAX_LEAP * draft);
+        follow(&mut self.draft, time.as_secs_f64().min(most));
     }
 }
 
@@ -159,6 +161,14 @@ mod tests {
             after < n && after * 3 >= n * 2,
             "{n} rows before and {after} after a step of the time of 20"
         );
+        // Guesses of which no step has told the cost change nothing of this.
+        let mut guessing = Pace { generate: Some(0.01), row: Some(0.001), ..Pace::default() };
+        guessing.note(Rows { n_generating: 4, n_prompt: 10, n_guessed: 4 }, Duration::from_millis(400));
+        let n = guessing.prompt_rows(4, &limits);
+        assert!((6..=10).contains(&n), "{n} rows after a step of the time of 17 with guesses");
+        let ms = Duration::from_millis;
+        [5, 400].into_iter().for_each(|time| guessing.note_draft(ms(time)));
+        assert!(guessing.draft.is_some_and(|draft| draft < 0.007), "{:?}", guessing.draft);
         // If it stays so, they follow.
         let n = (0..50).map(|_| step(10, 200)).last().expect("a number");
         assert_eq!(n, MIN_ROWS);
