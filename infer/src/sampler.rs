@@ -149,9 +149,9 @@ impl Sampling {
 /// Why no token could be picked.
 #[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
 pub enum NoToken {
-    /// A logit is NaN.
+    /// A logit is NaN, or infinite where a distribution is asked for.
     #[error(
-        "the model's logits for token {id} are not a number: its weights are damaged or its training diverged"
+        "the model's logits for token {id} are no finite numbers: its weights are damaged or its training diverged"
     )]
     NotANumber {
         /// The first such token.

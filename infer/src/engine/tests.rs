@@ -382,9 +382,13 @@ fn probabilities_of_prompt_and_answer_are_the_models() {
 
 #[test]
 fn logits_that_are_no_numbers_end_a_request_wherever_they_come() {
-    for (of_prompt, logit) in
-        [(true, f32::NAN), (true, f32::NEG_INFINITY), (true, f32::INFINITY), (false, f32::NAN)]
-    {
+    for (of_prompt, logit) in [
+        (true, f32::NAN),
+        (true, f32::NEG_INFINITY),
+        (true, f32::INFINITY),
+        (false, f32::NAN),
+        (false, f32::INFINITY),
+    ] {
         let mut engine = Engine::new(Fake { broken: (70, logit), ..Fake::new(20, 1000) }, Limits::default());
         let n_prompt = if of_prompt { 100 } else { 60 };
         let wanted =
