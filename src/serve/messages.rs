@@ -85,8 +85,17 @@ impl Called {
     }
 }
 
-/// A refusal that comes back as a part of a message is what was said.
+/// A refusal that comes back, of its own or as a part, is what was said; who only thought said nothing.
 fn as_text(message: &mut Value) {
+    let Value::Object(message) = message else { return };
+    let is_there = |value: Option<&Value>| value.is_some_and(|value| !value.is_null());
+    if message.get("role").is_some_and(|role| role == "assistant") && !is_there(message.get("content")) {
+        let said = match message.get("refusal") {
+            Some(Value::String(refusal)) => Some(refusal.clone()),
+            _ => is_there(message.get("reasoning_content")).then(String::new),
+        };
+        message.extend(said.map(|said| ("content".to_owned(), said.into())));
+    }
     let parts = message.get_mut("content").and_then(Value::as_array_mut);
     for part in parts.into_iter().flatten().filter_map(Value::as_object_mut) {
         if part.get("type").is_some_and(|kind| kind == "refusal")
@@ -118,7 +127,7 @@ fn check(messages: &Value) -> Result<(), ApiError> {
             return wrong(place(".role"), &format!("is {}: {what}", shortened(&role.to_string())));
         }
         match value("content") {
-            None if value("tool_calls").or(value("refusal")).is_some() => {}
+            None if role == "assistant" && value("tool_calls").is_some() => {}
             None => return Err(ApiError::missing(&place(".content"))),
             Some(Value::String(_)) => {}
             Some(Value::Array(parts)) => {
@@ -160,9 +169,12 @@ mod tests {
             { "role": "assistant", "content": null, "parsed": { "a": 1 }, "tool_calls": [call], "odd": null },
             { "role": "tool", "tool_call_id": "call_1", "content": "3" },
             { "role": "assistant", "content": [{ "type": "refusal", "refusal": "No." }] },
+            { "role": "assistant", "content": null, "reasoning_content": "So" },
+            { "role": "assistant", "refusal": "Never." },
         ]))
         .expect("messages");
         assert_eq!((&*found[0].content, &*found[2].content, &*found[3].content), ("a", "3", "No."));
+        assert_eq!((&*found[4].content, &*found[5].content), ("", "Never."));
         assert_eq!(found[1].tool_calls[0].function.name, "f");
     }
 
@@ -177,6 +189,7 @@ mod tests {
             (json!([{ "role": "robot", "content": "x" }]), "messages[0].role"),
             (json!([{ "content": "x" }]), "messages[0].role"),
             (json!([{ "role": "user" }]), "messages[0].content"),
+            (json!([{ "role": "user", "refusal": "no" }]), "messages[0].content"),
             (json!([{ "role": "assistant", "content": null, "tool_calls": null }]), "messages[0].content"),
             (user(json!(5)), "messages[0].content"),
             (user(json!([{ "type": "text" }])), "messages[0].content[0].text"),

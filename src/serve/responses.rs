@@ -56,8 +56,8 @@ async fn prepare(state: &Arc<State>, asked: Asked) -> Result<Prepared, ApiError>
         let n_new = fields.whole("max_output_tokens", 1..=u32::MAX.into())?;
         let metadata: Option<Map<String, Value>> = fields.take("metadata")?;
         let user: Option<String> = fields.take("user")?;
-        let [cache_key, safety_id] =
-            ["prompt_cache_key", "safety_identifier"].map(|name| fields.get(name).cloned());
+        let cache_key: Option<String> = fields.take("prompt_cache_key")?;
+        let safety_id: Option<String> = fields.take("safety_identifier")?;
         let instructions: Option<String> = fields.take("instructions")?;
         fields.only("n", &[json!(1)])?;
         fields.only("stream_options", &[json!({}), json!({ "include_obfuscation": false })])?;

@@ -89,7 +89,8 @@ impl Place<'_> {
     fn string(self, item: &mut Map<String, Value>, key: &str) -> Result<String, ApiError> {
         match item.remove(key) {
             Some(Value::String(text)) => Ok(text),
-            _ => Err(self.wrong(&format!(".{key}"), "must be a string")),
+            None => Err(ApiError::missing(&self.of(&format!(".{key}")))),
+            Some(_) => Err(self.wrong(&format!(".{key}"), "must be a string").coded("invalid_type")),
         }
     }
 
@@ -102,7 +103,11 @@ impl Place<'_> {
                 .enumerate()
                 .map(|(k, part)| text_of(&self.of(&format!(".{key}[{k}]")), part))
                 .collect(),
-            _ => Err(self.wrong(&format!(".{key}"), "must be a string or a list of parts of text")),
+            None => Err(ApiError::missing(&self.of(&format!(".{key}")))),
+            Some(_) => {
+                let what = "must be a string or a list of parts of text";
+                Err(self.wrong(&format!(".{key}"), what).coded("invalid_type"))
+            }
         }
     }
 
@@ -126,7 +131,7 @@ fn add(place: Place, item: Value, messages: &mut Vec<Message>, called: &mut Call
     let kind = item.remove("type").unwrap_or_else(|| "message".into());
     match kind.as_str() {
         Some("message") => {
-            let role = item.remove("role").ok_or_else(|| place.wrong(".role", "is missing"))?;
+            let role = item.remove("role").ok_or_else(|| ApiError::missing(&place.of(".role")))?;
             let role: Role = serde_json::from_value(role)
                 .ok()
                 .filter(|role| *role != Role::Tool)
