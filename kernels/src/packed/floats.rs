@@ -217,6 +217,9 @@ pub(super) struct Panels {
     chunks: Vec<f32>,
 }
 
+/// Floats that are kept between products: 64 MiB, for 512 rows of 27,000 numbers.
+const MAX_KEPT: usize = 16 << 20;
+
 /// Floats of a chunk.
 const CHUNK: usize = blocked::packed_a_len(ROWS_AT_ONCE, BLOCK_K);
 
@@ -242,6 +245,13 @@ impl Panels {
         }
     }
 
+    /// Gives much memory back; less of it is kept for the next product.
+    pub fn trim(&mut self) {
+        if self.chunks.capacity() > MAX_KEPT {
+            self.chunks = Vec::new();
+        }
+    }
+
     /// Rows from a multiple of [`ROWS_AT_ONCE`] on, of `m`, within the block of the depth that begins at `p`.
     fn chunk(&self, m: usize, p: usize, row: usize) -> &[f32] {
         let n_groups = m.div_ceil(ROWS_AT_ONCE);
@@ -259,7 +269,6 @@ fn by_blocks<E: Element>(tiles: &[u8], x: Mat, panels: &Panels, y: &mut MatMut) 
     let (m, depth, n) = (x.rows(), x.cols(), y.cols());
     let tile_bytes = tile_bytes::<E>(depth);
     WIDENED.with_borrow_mut(|widened| {
-        blocked::grow(widened, TILES_AT_ONCE * TILE * BLOCK_K);
         for p in (0..depth).step_by(BLOCK_K) {
             let block_k = BLOCK_K.min(depth - p);
             let start = if p == 0 { Start::Zero } else { Start::C };
@@ -271,13 +280,14 @@ fn by_blocks<E: Element>(tiles: &[u8], x: Mat, panels: &Panels, y: &mut MatMut) 
                 };
                 let place = |t: usize| t * TILE * block_k..(t + 1) * TILE * block_k;
                 if E::floats(part(0)).is_none() {
+                    blocked::grow(widened, TILES_AT_ONCE * TILE * BLOCK_K);
                     (0..n_tiles).for_each(|t| widen::<E>(part(t), &mut widened[place(t)]));
                 }
                 for row in (0..m).step_by(ROWS_AT_ONCE) {
                     let rows = panels.chunk(m, p, row);
                     let mut y = y.sub_rows(row, ROWS_AT_ONCE.min(m - row));
                     for t in 0..n_tiles {
-                        let tile = E::floats(part(t)).unwrap_or(&widened[place(t)]);
+                        let tile = E::floats(part(t)).unwrap_or_else(|| &widened[place(t)]);
                         let column = first + t * TILE;
                         let y = y.sub_cols(column, TILE.min(n - column));
                         blocked::multiply_block(rows, tile, block_k, y, start);

@@ -435,10 +435,11 @@ impl Matrix {
         assert!(parts.iter().map(|(_, part)| part.n_out).sum::<usize>() == n_out, "rows {rows:?} cut a part");
         let has = |test: fn(Kind) -> bool| parts.iter().any(|(_, part)| test(part.kind));
         // Asked once for all tasks.
-        #[cfg(target_arch = "x86_64")]
         let rounds_to_bf16 = has(Kind::rounds_to_bf16);
         let mut rounded = INPUT.take();
-        if has(|kind| !matches!(kind, Kind::Ints { .. }) && !kind.rounds_to_bf16()) {
+        if has(|kind| matches!(kind, Kind::F32 | Kind::F16))
+            || has(|kind| kind == Kind::BF16) && !rounds_to_bf16
+        {
             rounded.floats.pack(Mat::new(x, m, self.n_in));
         }
         if has(|kind| matches!(kind, Kind::Ints { .. })) {
@@ -459,6 +460,7 @@ impl Matrix {
         let tasks = split(&parts, rows.start, m);
         let y = MatMut::new(y, m, n_out);
         run(&product, &tasks, y);
+        rounded.floats.trim();
         INPUT.set(rounded);
     }
 }
