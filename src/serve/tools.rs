@@ -73,9 +73,12 @@ impl Tools {
     pub fn take(fields: &mut Fields) -> Result<Self, ApiError> {
         // Of which type it is decides of the rest.
         for (i, tool) in fields.get("tools").and_then(Value::as_array).into_iter().flatten().enumerate() {
-            if tool.is_object() && tool["type"] != "function" {
-                let why = "the `type` of a tool must be `function`";
-                return Err(ApiError::invalid(format!("tools[{i}].type"), why));
+            let Some(tool) = tool.as_object() else { continue };
+            let param = format!("tools[{i}].type");
+            match tool.get("type") {
+                Some(kind) if kind == "function" => {}
+                None | Some(Value::Null) => return Err(ApiError::missing(&param)),
+                Some(_) => return Err(ApiError::invalid(param, "the `type` of a tool must be `function`")),
             }
         }
         let list: Vec<Json> = fields.take_shaped("tools", &TOOL)?.unwrap_or_default();
@@ -246,9 +249,13 @@ impl Tool {
         }
         let function = match json.get("function") {
             Some(function @ Json::Dict(_)) => function,
-            _ => return wrong(".function", format!("`tools[{i}].function` must be an object")),
+            None => return Err(ApiError::missing(&format!("tools[{i}].function"))),
+            Some(_) => return wrong(".function", format!("`tools[{i}].function` must be an object")),
         };
-        let name = function.get("name").and_then(Json::as_str).unwrap_or_default();
+        let Some(name) = function.get("name") else {
+            return Err(ApiError::missing(&format!("tools[{i}].function.name")));
+        };
+        let name = name.as_str().unwrap_or_default();
         if !is_name(name) {
             return wrong(
                 ".function.name",

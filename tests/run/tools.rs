@@ -297,6 +297,15 @@ fn forms_that_cannot_be_are_errors_that_name_the_field() {
         let (status, found, _) = server.post("/v1/chat/completions", &ask(1, more.clone())).error();
         assert_eq!((status, found), (400, json!(param)), "{more}");
     }
+    for (tool, param) in [
+        (json!({ "function": { "name": "a" } }), "tools[0].type"),
+        (json!({ "type": null, "function": { "name": "a" } }), "tools[0].type"),
+        (json!({ "type": "function" }), "tools[0].function"),
+        (json!({ "type": "function", "function": { "description": "x" } }), "tools[0].function.name"),
+    ] {
+        let error = server.post("/v1/chat/completions", &ask(1, json!({ "tools": [tool] }))).error();
+        assert_eq!(error, (400, json!(param), json!("missing_required_parameter")));
+    }
     assert_eq!(
         server.post("/v1/chat/completions", &ask(1, json!({ "max_tokens": 2 }))).status,
         200,
@@ -445,4 +454,10 @@ fn a_response_calls_the_tools_of_a_chat_whole_and_in_events() {
     }
     let odd = json!({ "tools": [{ "type": "function", "name": "a", "odd": 1 }] });
     assert_eq!(response(odd).error(), (400, json!("tools[0].odd"), json!("unknown_parameter")));
+    for (tool, param) in
+        [(json!({ "name": "a" }), "tools[0].type"), (json!({ "type": "function" }), "tools[0].name")]
+    {
+        let error = response(json!({ "tools": [tool] })).error();
+        assert_eq!(error, (400, json!(param), json!("missing_required_parameter")));
+    }
 }
