@@ -68,17 +68,22 @@ impl Pace {
             return FIRST_COST;
         };
         let draft = if has_draft { self.draft.unwrap_or(0.0) / n_generating.max(1) as f64 } else { 0.0 };
-        match self.check.or(self.row) {
-            Some(check) => ((check + draft) / token).min(MAX_COST),
+        match self.guess() {
+            Some(guess) => ((guess + draft) / token).min(MAX_COST),
             None => FIRST_COST,
         }
+    }
+
+    /// How long a guess takes to check: as long as a position of a prompt, until one was seen.
+    fn guess(&self) -> Option<f64> {
+        self.check.or(self.row)
     }
 
     /// How long a step is to take, if all its parts have been seen.
     fn expected(&self, rows: Rows) -> Option<f64> {
         let part = |n: usize, cost: Option<f64>| if n == 0 { Some(0.0) } else { Some(n as f64 * cost?) };
         let generate = part(usize::from(rows.n_generating > 0), self.generate)?;
-        Some(generate + part(rows.n_prompt, self.row)? + part(rows.n_guessed, self.check.or(self.row))?)
+        Some(generate + part(rows.n_prompt, self.row)? + part(rows.n_guessed, self.guess())?)
     }
 
     /// Notes how long a step took.
@@ -89,7 +94,7 @@ impl Pace {
         if n_generating > 0 && n_prompt + n_guessed > 0 {
             // Where prompts never stop coming, this is all there is to learn from.
             let others =
-                self.row.unwrap_or(0.0) * n_prompt as f64 + self.check.unwrap_or(0.0) * n_guessed as f64;
+                self.row.unwrap_or(0.0) * n_prompt as f64 + self.guess().unwrap_or(0.0) * n_guessed as f64;
             match self.generate {
                 None => {
                     self.generate = Some((time - others).max(time * 0.1));
@@ -110,7 +115,7 @@ impl Pace {
                 follow(&mut self.check, (time - generate).max(0.0) / n_guessed as f64);
             }
         } else if n_prompt >= MIN_ROWS {
-            let own = generate.unwrap_or(0.0) + self.check.unwrap_or(0.0) * n_guessed as f64;
+            let own = generate.unwrap_or(0.0) + self.guess().unwrap_or(0.0) * n_guessed as f64;
             // Of a step that was faster than one without it, at least something.
             follow(&mut self.row, (time - own).max(time * 0.1) / n_prompt as f64);
         }
@@ -144,6 +149,15 @@ mod tests {
         }
         let n = step(&mut pace, 1);
         assert!((15..=60).contains(&n), "{n} rows beside a step of the time of 20");
+    }
+
+    #[test]
+    fn guesses_of_unknown_cost_are_not_told_of_the_prompt() {
+        let mut pace = Pace { generate: Some(0.020), row: Some(0.001), ..Pace::default() };
+        let rows = Rows { n_generating: 1, n_prompt: MIN_ROWS, n_guessed: 2 * MIN_ROWS };
+        pace.note(rows, Duration::from_millis(20 + 3 * MIN_ROWS as u64));
+        let row = pace.row.expect("noted");
+        assert!((row - 0.001).abs() < 1e-9, "{row}");
     }
 
     #[test]
