@@ -554,6 +554,39 @@ fn products_of_bfloat16_are_there_where_the_cpu_has_them() {
 }
 
 #[test]
+fn each_phase_has_products_of_its_own() {
+    let has_bf16 = json(&succeeds(workplace().path(), &["doctor", "--json"]))["kernels"]
+        .as_str()
+        .is_some_and(|kernels| kernels.ends_with("+bf16"));
+    // Losses of both phases, the first with the one and the second with the other.
+    let trained = |first: &str, second: &str| {
+        let dir = workplace();
+        let then =
+            r#"then: [(data: (paths: ["text.txt"]), train: (steps: 4, batch_size: 2, lr: 1e-3))], samples"#;
+        write(dir.path(), "c.ron", &CONFIG.replacen("samples", then, 1));
+        let [set_first, set_second] = [("train", first), ("then.0.train", second)]
+            .map(|(key, value)| format!("{key}.precision={value}"));
+        let args = train(&["--backend", "flex", "--set", &set_first, "--set", &set_second]);
+        if !has_bf16 && [first, second].contains(&"bf16") {
+            let key = if first == "bf16" { "train.precision" } else { "then.0.train.precision" };
+            fails(dir.path(), &args, &[key, "bf16", "AVX-512 BF16"]);
+            return None;
+        }
+        succeeds(dir.path(), &args);
+        let of = |phase: u64| {
+            let lines = metrics(dir.path()).into_iter().filter(move |line| line["phase"] == phase);
+            lines.filter_map(|line| line["loss"].as_f64()).collect::<Vec<f64>>()
+        };
+        Some([of(0), of(1)])
+    };
+    let exact = trained("f32", "f32").expect("everywhere");
+    assert!(exact.iter().all(|losses| !losses.is_empty()), "{exact:?}");
+    let (Some(later), Some(earlier)) = (trained("f32", "bf16"), trained("bf16", "f32")) else { return };
+    assert!(later[0] == exact[0] && later[1] != exact[1], "{later:?}, exactly {exact:?}");
+    assert_ne!(earlier[0], exact[0]);
+}
+
+#[test]
 fn plan_and_doctor_answer_in_json() {
     let dir = workplace();
     let dir = dir.path();
