@@ -243,19 +243,25 @@ impl Tools {
 
 impl Tool {
     fn of(i: usize, json: Json) -> Result<Self, ApiError> {
-        let wrong = |path: &str, why: String| Err(ApiError::invalid(format!("tools[{i}]{path}"), why));
+        let place = |path: &str| format!("tools[{i}]{path}");
+        let wrong = |path: &str, why: String| Err(ApiError::invalid(place(path), why));
+        let wrong_type = |path: &str, what: &str| {
+            let why = format!("`{}` must be {what}", place(path));
+            Err(ApiError::invalid(place(path), why).coded("invalid_type"))
+        };
         if !matches!(json, Json::Dict(_)) {
-            return wrong("", format!("`tools[{i}]` must be an object"));
+            return wrong_type("", "an object");
         }
         let function = match json.get("function") {
             Some(function @ Json::Dict(_)) => function,
-            None => return Err(ApiError::missing(&format!("tools[{i}].function"))),
-            Some(_) => return wrong(".function", format!("`tools[{i}].function` must be an object")),
+            None => return Err(ApiError::missing(&place(".function"))),
+            Some(_) => return wrong_type(".function", "an object"),
         };
-        let Some(name) = function.get("name") else {
-            return Err(ApiError::missing(&format!("tools[{i}].function.name")));
+        let name = match function.get("name") {
+            Some(Json::Str(name)) => name,
+            None => return Err(ApiError::missing(&place(".function.name"))),
+            Some(_) => return wrong_type(".function.name", "a string"),
         };
-        let name = name.as_str().unwrap_or_default();
         if !is_name(name) {
             return wrong(
                 ".function.name",
@@ -266,20 +272,19 @@ impl Tool {
             );
         }
         if !matches!(function.get("description"), None | Some(Json::Null | Json::Str(_))) {
-            return wrong(".function.description", "`description` must be a string".into());
+            return wrong_type(".function.description", "a string");
         }
         if !matches!(function.get("strict"), None | Some(Json::Null | Json::Bool(_))) {
-            return wrong(".function.strict", "`strict` must be true or false".into());
+            return wrong_type(".function.strict", "true or false");
         }
         let parameters = match function.get("parameters") {
             // Whoever names none takes none.
             None | Some(Json::Null) => {
                 json!({ "type": "object", "properties": {}, "additionalProperties": false })
             }
-            Some(object @ Json::Dict(_)) => serde_json::to_value(object).map_err(|error| {
-                ApiError::invalid(format!("tools[{i}].function.parameters"), error.to_string())
-            })?,
-            Some(_) => return wrong(".function.parameters", "`parameters` must be a JSON schema".into()),
+            Some(object @ Json::Dict(_)) => serde_json::to_value(object)
+                .map_err(|error| ApiError::invalid(place(".function.parameters"), error.to_string()))?,
+            Some(_) => return wrong_type(".function.parameters", "a JSON schema, which is an object"),
         };
         let parameters = match parameters.get("type").cloned() {
             Some(kind) if kind == "object" => parameters,

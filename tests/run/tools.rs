@@ -306,6 +306,23 @@ fn forms_that_cannot_be_are_errors_that_name_the_field() {
         let error = server.post("/v1/chat/completions", &ask(1, json!({ "tools": [tool] }))).error();
         assert_eq!(error, (400, json!(param), json!("missing_required_parameter")));
     }
+    for (tool, param) in [
+        (json!(1), "tools[0]"),
+        (json!({ "type": "function", "function": "f" }), "tools[0].function"),
+        (json!({ "type": "function", "function": { "name": 5 } }), "tools[0].function.name"),
+        (
+            json!({ "type": "function", "function": { "name": "a", "description": 1 } }),
+            "tools[0].function.description",
+        ),
+        (json!({ "type": "function", "function": { "name": "a", "strict": 1 } }), "tools[0].function.strict"),
+        (
+            json!({ "type": "function", "function": { "name": "a", "parameters": [] } }),
+            "tools[0].function.parameters",
+        ),
+    ] {
+        let error = server.post("/v1/chat/completions", &ask(1, json!({ "tools": [tool] }))).error();
+        assert_eq!(error, (400, json!(param), json!("invalid_type")));
+    }
     assert_eq!(
         server.post("/v1/chat/completions", &ask(1, json!({ "max_tokens": 2 }))).status,
         200,
