@@ -533,12 +533,17 @@ fn two_processes_do_not_train_in_one_folder() {
     assert!(run.is_running());
 }
 
+/// Whether this machine's kernels multiply bfloat16.
+fn has_bf16() -> bool {
+    let doctor = json(&succeeds(workplace().path(), &["doctor", "--json"]));
+    doctor["kernels"].as_str().is_some_and(|kernels| kernels.ends_with("+bf16"))
+}
+
 #[test]
 fn products_of_bfloat16_are_there_where_the_cpu_has_them() {
     let dir = workplace();
-    let doctor = json(&succeeds(dir.path(), &["doctor", "--json"]));
     let rounded = train(&["--backend", "flex", "--set", "train.precision=bf16"]);
-    if !doctor["kernels"].as_str().is_some_and(|kernels| kernels.ends_with("+bf16")) {
+    if !has_bf16() {
         return fails(dir.path(), &rounded, &["train.precision", "bf16", "AVX-512 BF16"]);
     }
     succeeds(dir.path(), &rounded);
@@ -555,9 +560,7 @@ fn products_of_bfloat16_are_there_where_the_cpu_has_them() {
 
 #[test]
 fn each_phase_has_products_of_its_own() {
-    let has_bf16 = json(&succeeds(workplace().path(), &["doctor", "--json"]))["kernels"]
-        .as_str()
-        .is_some_and(|kernels| kernels.ends_with("+bf16"));
+    let has_bf16 = has_bf16();
     // Losses of both phases, the first with the one and the second with the other.
     let trained = |first: &str, second: &str| {
         let dir = workplace();
@@ -581,8 +584,14 @@ fn each_phase_has_products_of_its_own() {
     };
     let exact = trained("f32", "f32").expect("everywhere");
     assert!(exact.iter().all(|losses| !losses.is_empty()), "{exact:?}");
-    let (Some(later), Some(earlier)) = (trained("f32", "bf16"), trained("bf16", "f32")) else { return };
+    let [Some(later), Some(earlier), Some(rounded)] =
+        [("f32", "bf16"), ("bf16", "f32"), ("bf16", "bf16")].map(|(first, second)| trained(first, second))
+    else {
+        return;
+    };
     assert!(later[0] == exact[0] && later[1] != exact[1], "{later:?}, exactly {exact:?}");
+    // Rounding ends with its phase.
+    assert!(earlier[0] == rounded[0] && earlier[1] != rounded[1], "{earlier:?}, rounded {rounded:?}");
     assert_ne!(earlier[0], exact[0]);
 }
 

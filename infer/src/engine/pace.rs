@@ -74,7 +74,7 @@ impl Pace {
         }
     }
 
-    /// How long a guess takes to check: as long as a position of a prompt, until one was seen.
+    /// How long a guess takes to check: as a position of a prompt, until guesses alone were timed.
     fn guess(&self) -> Option<f64> {
         self.check.or(self.row)
     }
@@ -156,8 +156,9 @@ mod tests {
         let mut pace = Pace { generate: Some(0.020), row: Some(0.001), ..Pace::default() };
         let rows = Rows { n_generating: 1, n_prompt: MIN_ROWS, n_guessed: 2 * MIN_ROWS };
         pace.note(rows, Duration::from_millis(20 + 3 * MIN_ROWS as u64));
-        let row = pace.row.expect("noted");
-        assert!((row - 0.001).abs() < 1e-9, "{row}");
+        for (found, expected) in [(pace.row, 0.001), (pace.generate, 0.020)] {
+            assert!(found.is_some_and(|found| (found - expected).abs() < 1e-9), "{found:?} for {expected}");
+        }
     }
 
     #[test]
