@@ -10,6 +10,7 @@
 
 use std::arch::x86_64::*;
 use std::cell::RefCell;
+use std::ops::Range;
 
 use rayon::prelude::*;
 
@@ -36,10 +37,9 @@ pub(crate) fn pairs(k: usize) -> usize {
     k.div_ceil(2)
 }
 
-/// Rows of group `i` of those that `m` rows make: all about as many.
-fn group(m: usize, i: usize) -> (usize, usize) {
-    let n = m.div_ceil(ROWS);
-    (m * i / n, m * (i + 1) / n)
+/// Rows of a group, of `m`: as many in all groups, but for the last.
+pub(crate) fn unit(m: usize) -> usize {
+    m.div_ceil(m.div_ceil(ROWS).max(1)).max(1)
 }
 
 /// Runs `$use` with `$M` standing for `$rows`, 1 to [`ROWS`], and `$T` for tiles at a time that hide the latency of sums.
@@ -224,36 +224,32 @@ impl Rows {
             // SAFETY: the assertion above; one group. A token is generated without an allocation.
             return unsafe { pack(x, m, self.pairs.as_mut_ptr()) };
         }
-        let mut rest = &mut self.pairs[..m * n_pairs];
-        let groups: Vec<(usize, &mut [u32])> = (0..m.div_ceil(ROWS))
-            .map(|i| {
-                let (first, end) = group(m, i);
-                (first, rest.split_off_mut(..(end - first) * n_pairs).expect("as many as were counted"))
-            })
-            .collect();
-        let pack = |(first, out): (usize, &mut [u32])| {
-            let rows = out.len() / n_pairs.max(1);
+        let unit = unit(m);
+        let pack = |(i, out): (usize, &mut [u32])| {
+            let rows = unit.min(m - i * unit);
             // SAFETY: the assertion above; `out` is one group.
-            unsafe { pack(x.sub_rows(first, rows), rows, out.as_mut_ptr()) };
+            unsafe { pack(x.sub_rows(i * unit, rows), rows, out.as_mut_ptr()) };
         };
+        let (groups, len) = (&mut self.pairs[..m * n_pairs], (unit * n_pairs).max(1));
         if m * n_pairs < 1 << 16 {
-            groups.into_iter().for_each(pack);
+            groups.chunks_mut(len).enumerate().for_each(pack);
         } else {
-            groups.into_par_iter().with_min_len(4).for_each(pack);
+            groups.par_chunks_mut(len).enumerate().with_min_len(4).for_each(pack);
         }
     }
 
-    /// `C = A B` with these rows of `k` numbers as A, and B in tiles `[k / 2][COLS]` of pairs, of which the last may have
-    /// columns that C has not.
+    /// `C = A[rows] B` with these `m` rows of `k` numbers as A, and B in tiles `[k / 2][COLS]` of pairs, of which the last
+    /// may have columns that C has not. The first of `rows` is a multiple of [`unit`].
     ///
     /// # Panics
     /// If the shapes do not fit together, or this CPU has no [`Isa::Bf16`].
-    pub(crate) fn multiply(&self, k: usize, tiles: &[u8], c: &mut MatMut) {
-        let (m, n, n_pairs) = (c.rows(), c.cols(), pairs(k));
-        assert!(Isa::Bf16.is_available() && self.pairs.len() >= m * n_pairs);
+    pub(crate) fn multiply(&self, [m, k]: [usize; 2], rows: Range<usize>, tiles: &[u8], c: &mut MatMut) {
+        let (n, n_pairs, unit) = (c.cols(), pairs(k), unit(m));
+        assert!(Isa::Bf16.is_available() && rows.end <= m && self.pairs.len() >= m * n_pairs);
+        assert!(rows.len() == c.rows() && rows.start.is_multiple_of(unit));
         assert!(tiles.len() == n.div_ceil(COLS) * n_pairs * COLS * 4);
-        if m * n * n_pairs == 0 {
-            return (0..m).for_each(|i| c.row(i).fill(0.0));
+        if rows.len() * n * n_pairs == 0 {
+            return (0..rows.len()).for_each(|i| c.row(i).fill(0.0));
         }
         // Weights are loaded without alignment.
         let tiles = (tiles.as_ptr().cast::<u32>(), n_pairs * COLS);
@@ -267,11 +263,12 @@ impl Rows {
             for first in (0..n).step_by(COLS) {
                 let tile = (tiles.0.wrapping_add(first / COLS * tiles.1 + begin * COLS), tiles.1);
                 let mut c = c.sub_cols(first, COLS.min(n - first));
-                for i in 0..m.div_ceil(ROWS) {
-                    let (first, end) = group(m, i);
-                    let x = self.pairs[first * n_pairs + begin * (end - first)..].as_ptr();
+                for first in rows.clone().step_by(unit) {
+                    let n_rows = unit.min(m - first);
+                    let x = self.pairs[first * n_pairs + begin * n_rows..].as_ptr();
+                    let c = &mut c.sub_rows(first - rows.start, n_rows);
                     // SAFETY: `deep` pairs of these rows and of this tile; the assertions above.
-                    unsafe { multiply_group(x, tile, deep, &mut c.sub_rows(first, end - first), start) };
+                    unsafe { multiply_group(x, tile, deep, c, start) };
                 }
             }
         }
@@ -313,22 +310,22 @@ pub(super) fn multiply(a: Mat, b: Mat, c: &mut MatMut, start: Start) {
                 }
                 for i in (0..m).step_by(BLOCK_ROWS) {
                     let rows = BLOCK_ROWS.min(m - i);
-                    for g in 0..rows.div_ceil(ROWS) {
-                        let (first, end) = group(rows, g);
-                        let x = packed_a[(i + first) * n_pairs..][..(end - first) * n_pairs].as_mut_ptr();
-                        if j == 0 {
-                            let part = a.sub_rows(i + first, end - first).sub_cols(p, depth);
+                    let groups =
+                        (0..rows).step_by(unit(rows)).map(|first| (i + first, unit(rows).min(rows - first)));
+                    if j == 0 {
+                        for (first, n) in groups.clone() {
+                            let x = packed_a[first * n_pairs..][..n * n_pairs].as_mut_ptr();
+                            let part = a.sub_rows(first, n).sub_cols(p, depth);
                             // SAFETY: the assertion above; a group's pairs.
-                            unsafe { pack(part, end - first, x) };
+                            unsafe { pack(part, n, x) };
                         }
                     }
                     for t in (0..cols).step_by(COLS) {
                         let tile = (packed_b[t * n_pairs..].as_ptr(), n_pairs * COLS);
                         let mut c = c.sub_cols(j + t, COLS.min(cols - t));
-                        for g in 0..rows.div_ceil(ROWS) {
-                            let (first, end) = group(rows, g);
-                            let x = packed_a[(i + first) * n_pairs..].as_ptr();
-                            let mut c = c.sub_rows(i + first, end - first);
+                        for (first, n) in groups.clone() {
+                            let x = packed_a[first * n_pairs..].as_ptr();
+                            let mut c = c.sub_rows(first, n);
                             // SAFETY: the assertion above; both were packed for `n_pairs`.
                             unsafe { multiply_group(x, tile, n_pairs, &mut c, start) };
                         }

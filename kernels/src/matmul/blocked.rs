@@ -7,18 +7,24 @@
 //!       for each panel of B                                                              (L1)
 //!         for each panel of A:       a tile of C in 12 registers += A panel x B panel
 //! ```
+//! With wider registers a tile takes two panels of either at a time (`wide`).
 //! A is packed on the first round over columns and kept for the others.
 //! A panel is stored in the order in which the tile reads it: for each `k` the values of all its rows (or
 //! columns) together. Packing a transposed operand transposes blocks in registers on the way.
 
 use std::cell::RefCell;
 
+#[cfg(target_arch = "x86_64")]
+use super::wide;
 use super::{Mat, MatMut, Start};
 use crate::simd::{MAX_LANES, Simd, dispatch};
 
 /// Rows of a register tile. 6 x 2 accumulators, 2 vectors of B and 1 broadcast of A make 15 of AVX2's 16
 /// registers, and 12 independent sums are enough to hide the latency of 4 cycles at 2 sums a cycle (8).
-pub(super) const TILE_ROWS: usize = 6;
+pub(crate) const TILE_ROWS: usize = 6;
+
+/// Columns of a panel of B: two vectors on every instruction set.
+pub(crate) const PANEL_COLS: usize = 16;
 
 /// Depth of a block: a panel of B (256 x 16 floats = 16 KiB) takes half of a 32 KiB L1.
 pub(crate) const BLOCK_K: usize = 256;
@@ -37,6 +43,25 @@ thread_local! {
     static BUFFERS: RefCell<(Vec<f32>, Vec<f32>)> = const { RefCell::new((Vec::new(), Vec::new())) };
 }
 
+/// Packed B: panels `[depth][PANEL_COLS]`.
+#[derive(Clone, Copy)]
+pub(crate) struct Panels<'a> {
+    /// From the first panel on.
+    pub data: &'a [f32],
+    /// Elements from a panel to the next.
+    pub stride: usize,
+}
+
+impl<'a> Panels<'a> {
+    /// The panel that column `j` is in.
+    ///
+    /// # Panics
+    /// If it is not there.
+    pub(super) fn panel(&self, j: usize, depth: usize) -> &'a [f32] {
+        &self.data[j / PANEL_COLS * self.stride..][..PANEL_COLS * depth]
+    }
+}
+
 /// Elements that [`pack_a`] needs for `m` rows of a depth.
 pub(crate) const fn packed_a_len(m: usize, depth: usize) -> usize {
     m.next_multiple_of(TILE_ROWS) * depth + MAX_LANES
@@ -53,8 +78,8 @@ pub(super) fn multiply(a: Mat, b: Mat, c: &mut MatMut, start: Start) {
     }
     BUFFERS.with_borrow_mut(|(packed_a, packed_b)| {
         // Blocks of equal size: 384 is cut into 192 + 192, not 256 + 128.
-        let block_k = k.div_ceil(k.div_ceil(BLOCK_K));
-        let block_rows = m.div_ceil(m.div_ceil(BLOCK_ROWS)).next_multiple_of(TILE_ROWS);
+        let block_k = k.div_ceil(k.div_ceil(max_block_k()));
+        let block_rows = m.div_ceil(m.div_ceil(BLOCK_ROWS)).next_multiple_of(2 * TILE_ROWS);
         let block_cols = n.div_ceil(n.div_ceil(BLOCK_COLS)).next_multiple_of(2 * MAX_LANES);
         grow(packed_a, packed_a_len(m, block_k));
         grow(packed_b, block_cols * block_k);
@@ -70,11 +95,22 @@ pub(super) fn multiply(a: Mat, b: Mat, c: &mut MatMut, start: Start) {
                     if j == 0 {
                         pack_a(a.sub_rows(i, rows).sub_cols(p, depth), packed_a);
                     }
-                    multiply_block(packed_a, packed_b, depth, c.sub_rows(i, rows).sub_cols(j, cols), start);
+                    let panels = Panels { data: packed_b, stride: PANEL_COLS * depth };
+                    multiply_block(packed_a, panels, depth, c.sub_rows(i, rows).sub_cols(j, cols), start);
                 }
             }
         }
     });
+}
+
+/// Twice [`BLOCK_K`] where the tile takes panels of B out of a second-level cache, as fast as out of the first: C is then
+/// read and written half as often.
+fn max_block_k() -> usize {
+    #[cfg(target_arch = "x86_64")]
+    if wide::is_available() {
+        return 2 * BLOCK_K;
+    }
+    BLOCK_K
 }
 
 pub(crate) fn grow(buffer: &mut Vec<f32>, len: usize) {
@@ -174,24 +210,27 @@ fn interleave<S: Simd>(rows: Mat, width: usize, offset: usize, out: &mut [f32]) 
     }
 }
 
-dispatch! {
-    /// `C = A B` or `C += A B` for a packed block of each.
-    pub(crate) fn multiply_block(packed_a: &[f32], packed_b: &[f32], depth: usize, c: MatMut, start: Start) = multiply_block_impl
+/// `C = A B` or `C += A B` for a packed block of each.
+///
+/// # Panics
+/// If panels are missing.
+pub(crate) fn multiply_block(packed_a: &[f32], b: Panels, depth: usize, mut c: MatMut, start: Start) {
+    #[cfg(target_arch = "x86_64")]
+    let done = wide::multiply_rows(packed_a, b, depth, &mut c, start);
+    #[cfg(not(target_arch = "x86_64"))]
+    let done = 0;
+    let rest = c.rows() - done;
+    multiply_block_narrow(&packed_a[done * depth..], b, depth, c.sub_rows(done, rest), start);
 }
 
+dispatch!(fn multiply_block_narrow(packed_a: &[f32], b: Panels, depth: usize, c: MatMut, start: Start) = multiply_block_impl);
+
 #[inline(always)]
-fn multiply_block_impl<S: Simd>(
-    packed_a: &[f32],
-    packed_b: &[f32],
-    depth: usize,
-    mut c: MatMut,
-    start: Start,
-) {
+fn multiply_block_impl<S: Simd>(packed_a: &[f32], b: Panels, depth: usize, mut c: MatMut, start: Start) {
     let (m, n, width) = (c.rows(), c.cols(), 2 * S::LANES);
-    assert!(packed_a.len() >= m.next_multiple_of(TILE_ROWS) * depth);
-    assert!(packed_b.len() >= n.next_multiple_of(width) * depth);
+    assert!(width == PANEL_COLS && packed_a.len() >= m.next_multiple_of(TILE_ROWS) * depth);
     for j in (0..n).step_by(width) {
-        let b = &packed_b[j * depth..][..width * depth];
+        let b = b.panel(j, depth);
         for i in (0..m).step_by(TILE_ROWS) {
             let a = &packed_a[i * depth..][..TILE_ROWS * depth];
             let (rows, cols) = (TILE_ROWS.min(m - i), width.min(n - j));

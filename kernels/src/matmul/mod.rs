@@ -6,7 +6,7 @@
 //!
 //! Two ways to the same bits:
 //! - `blocked`: many rows, bound by arithmetic. Blocks of A and B are copied into the order in which a
-//!   register tile of 6 rows reads them, after Goto and BLIS.
+//!   register tile of 6 or 12 rows reads them, after Goto and BLIS.
 //! - `skinny`: at most 4 rows, bound by reading B once, so nothing is copied.
 //!
 //! With [`Precision::Bf16`] factors are rounded first (`bf16`), which is faster and other bits.
@@ -19,6 +19,8 @@ pub(crate) mod bf16;
 pub(crate) mod blocked;
 mod skinny;
 mod view;
+#[cfg(target_arch = "x86_64")]
+mod wide;
 
 use std::sync::atomic::{AtomicBool, Ordering};
 

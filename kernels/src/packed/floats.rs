@@ -7,6 +7,7 @@
 //! same numbers as `f32`.
 
 use std::cell::RefCell;
+use std::ops::Range;
 
 use rayon::prelude::*;
 
@@ -123,16 +124,23 @@ const MAX_AT_ONCE: usize = 6;
 /// Lanes of the vectors here, on every instruction set.
 const LANES: usize = 8;
 
-/// `y = x Wᵀ` for the rows of whole tiles; `y` has as many columns as there are rows of weights, and the last tile may
-/// have some that do not exist. `panels` are those of `x`.
-pub(super) fn multiply<E: Element>(tiles: &[u8], x: Mat, panels: &Panels, y: &mut MatMut) {
+/// `y = x[rows] Wᵀ` for the rows of whole tiles; `y` has as many columns as there are rows of weights, and the last tile may
+/// have some that do not exist. `panels` are those of `x`, of whose [`unit`] the first of `rows` is a multiple.
+pub(super) fn multiply<E: Element>(
+    tiles: &[u8],
+    x: Mat,
+    panels: &Panels,
+    rows: Range<usize>,
+    y: &mut MatMut,
+) {
     let (m, n) = (x.rows(), y.cols());
-    assert!(m == y.rows() && tiles.len() == n.div_ceil(TILE) * tile_bytes::<E>(x.cols()));
+    assert!(rows.len() == y.rows() && tiles.len() == n.div_ceil(TILE) * tile_bytes::<E>(x.cols()));
     match m {
+        _ if m > MAX_STREAMED => by_blocks::<E>(tiles, x, panels, rows, y),
         0 => {}
         1 => stream::<E, 1, 2>(tiles, x, y),
         2 => stream::<E, 2, 2>(tiles, x, y),
-        3..=MAX_STREAMED => {
+        _ => {
             // Few in the last group would leave the processor waiting for their sums.
             let n_groups = m.div_ceil(MAX_AT_ONCE);
             for (tile_idx, tile) in tiles.chunks_exact(tile_bytes::<E>(x.cols())).enumerate() {
@@ -151,7 +159,6 @@ pub(super) fn multiply<E: Element>(tiles: &[u8], x: Mat, panels: &Panels, y: &mu
                 }
             }
         }
-        _ => by_blocks::<E>(tiles, x, panels, y),
     }
 }
 
@@ -204,8 +211,17 @@ fn stream_impl<I: Ints, E: Element, const M: usize, const T: usize>(tiles: &[u8]
 /// Tiles that are multiplied with all rows before the next: 256 columns.
 const TILES_AT_ONCE: usize = 16;
 
-/// Rows that are packed together: with the depth of a block 120 KiB, of which a second-level cache has room for several.
-const ROWS_AT_ONCE: usize = 120;
+/// The most rows that are packed together: with the depth of a block 120 KiB, of which a second-level cache has room for
+/// several.
+const MAX_UNIT: usize = 120;
+
+/// Rows that are packed and multiplied together, of `m`; a task's first row is a multiple of it.
+pub(super) fn unit(m: usize) -> usize {
+    match m.div_ceil(MAX_UNIT) {
+        _ if m <= MAX_STREAMED => m,
+        n => m.div_ceil(n).next_multiple_of(2 * blocked::TILE_ROWS),
+    }
+}
 
 /// Numbers below which rayon's threads are not woken: on one thread they take some 20 µs.
 const PARALLEL: usize = 1 << 16;
@@ -213,7 +229,7 @@ const PARALLEL: usize = 1 << 16;
 /// The rows of the other factor in the order of the large product, for all tasks that have a part of it.
 #[derive(Default)]
 pub(super) struct Panels {
-    /// For each block of the depth the rows, [`ROWS_AT_ONCE`] in a chunk.
+    /// For each block of the depth the rows, a [`unit`] in a chunk.
     chunks: Vec<f32>,
 }
 
@@ -221,7 +237,7 @@ pub(super) struct Panels {
 const MAX_KEPT: usize = 16 << 20;
 
 /// Floats of a chunk.
-const CHUNK: usize = blocked::packed_a_len(ROWS_AT_ONCE, BLOCK_K);
+const CHUNK: usize = blocked::packed_a_len(MAX_UNIT, BLOCK_K);
 
 impl Panels {
     /// Packs rows that are too many to be streamed; fewer are read where they lie.
@@ -230,13 +246,14 @@ impl Panels {
         if m <= MAX_STREAMED {
             return;
         }
-        let n_groups = m.div_ceil(ROWS_AT_ONCE);
-        let n_chunks = depth.div_ceil(BLOCK_K) * n_groups;
+        let unit = unit(m);
+        let n_units = m.div_ceil(unit);
+        let n_chunks = depth.div_ceil(BLOCK_K) * n_units;
         blocked::grow(&mut self.chunks, n_chunks * CHUNK);
         let pack = |(i, chunk): (usize, &mut [f32])| {
-            let (first, row) = (i / n_groups * BLOCK_K, i % n_groups * ROWS_AT_ONCE);
+            let (first, row) = (i / n_units * BLOCK_K, i % n_units * unit);
             let x = x.sub_cols(first, BLOCK_K.min(depth - first));
-            blocked::pack_a(x.sub_rows(row, ROWS_AT_ONCE.min(m - row)), chunk);
+            blocked::pack_a(x.sub_rows(row, unit.min(m - row)), chunk);
         };
         let chunks = &mut self.chunks[..n_chunks * CHUNK];
         match m * depth < PARALLEL {
@@ -252,10 +269,10 @@ impl Panels {
         }
     }
 
-    /// Rows from a multiple of [`ROWS_AT_ONCE`] on, of `m`, within the block of the depth that begins at `p`.
+    /// The unit of rows that `row`, of `m`, is in, within the block of the depth that begins at `p`.
     fn chunk(&self, m: usize, p: usize, row: usize) -> &[f32] {
-        let n_groups = m.div_ceil(ROWS_AT_ONCE);
-        &self.chunks[(p / BLOCK_K * n_groups + row / ROWS_AT_ONCE) * CHUNK..][..CHUNK]
+        let n_units = m.div_ceil(unit(m));
+        &self.chunks[(p / BLOCK_K * n_units + row / unit(m)) * CHUNK..][..CHUNK]
     }
 }
 
@@ -264,34 +281,35 @@ thread_local! {
     static WIDENED: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
 }
 
-/// `x` tells of the shape, `panels` what is in it.
-fn by_blocks<E: Element>(tiles: &[u8], x: Mat, panels: &Panels, y: &mut MatMut) {
+/// `x` tells of the shape, `panels` what is in it. The part of `y` that is worked on stays in a second-level cache.
+fn by_blocks<E: Element>(tiles: &[u8], x: Mat, panels: &Panels, rows: Range<usize>, y: &mut MatMut) {
     let (m, depth, n) = (x.rows(), x.cols(), y.cols());
     let tile_bytes = tile_bytes::<E>(depth);
     WIDENED.with_borrow_mut(|widened| {
-        for p in (0..depth).step_by(BLOCK_K) {
-            let block_k = BLOCK_K.min(depth - p);
-            let start = if p == 0 { Start::Zero } else { Start::C };
-            for first in (0..n).step_by(TILES_AT_ONCE * TILE) {
-                let n_tiles = (n - first).div_ceil(TILE).min(TILES_AT_ONCE);
-                let part = |t: usize| {
-                    let tile = &tiles[(first / TILE + t) * tile_bytes..][..tile_bytes];
-                    &tile[p * TILE * E::BYTES..][..self::tile_bytes::<E>(block_k)]
-                };
-                let place = |t: usize| t * TILE * block_k..(t + 1) * TILE * block_k;
-                if E::floats(part(0)).is_none() {
-                    blocked::grow(widened, TILES_AT_ONCE * TILE * BLOCK_K);
-                    (0..n_tiles).for_each(|t| widen::<E>(part(t), &mut widened[place(t)]));
-                }
-                for row in (0..m).step_by(ROWS_AT_ONCE) {
-                    let rows = panels.chunk(m, p, row);
-                    let mut y = y.sub_rows(row, ROWS_AT_ONCE.min(m - row));
-                    for t in 0..n_tiles {
-                        let tile = E::floats(part(t)).unwrap_or_else(|| &widened[place(t)]);
-                        let column = first + t * TILE;
-                        let y = y.sub_cols(column, TILE.min(n - column));
-                        blocked::multiply_block(rows, tile, block_k, y, start);
-                    }
+        for first in (0..n).step_by(TILES_AT_ONCE * TILE) {
+            let mut y = y.sub_cols(first, (n - first).min(TILES_AT_ONCE * TILE));
+            let tiles = &tiles[first / TILE * tile_bytes..][..y.cols().div_ceil(TILE) * tile_bytes];
+            for row in rows.clone().step_by(unit(m)) {
+                let mut y = y.sub_rows(row - rows.start, unit(m).min(rows.end - row));
+                for p in (0..depth).step_by(BLOCK_K) {
+                    let block_k = BLOCK_K.min(depth - p);
+                    let start = if p == 0 { Start::Zero } else { Start::C };
+                    let weights = match E::floats(tiles) {
+                        Some(tiles) => blocked::Panels { data: &tiles[p * TILE..], stride: depth * TILE },
+                        None => {
+                            blocked::grow(widened, TILES_AT_ONCE * TILE * BLOCK_K);
+                            let stride = block_k * TILE;
+                            for (tile, out) in
+                                tiles.chunks_exact(tile_bytes).zip(widened.chunks_exact_mut(stride))
+                            {
+                                let part = &tile[p * TILE * E::BYTES..][..self::tile_bytes::<E>(block_k)];
+                                widen::<E>(part, out);
+                            }
+                            blocked::Panels { data: widened, stride }
+                        }
+                    };
+                    let y = y.sub_rows(0, y.rows());
+                    blocked::multiply_block(panels.chunk(m, p, row), weights, block_k, y, start);
                 }
             }
         }

@@ -5,6 +5,8 @@
 //! keeps such columns in half precision). With SmolLM2-135M that is every eighth block, and leaves a fifth of the
 //! divergence from float32.
 
+use std::ops::Range;
+
 use rayon::prelude::*;
 
 use crate::simd::{self, Simd, dispatch};
@@ -106,9 +108,15 @@ impl Input {
         });
     }
 
-    /// The rows in order, with the blocks of each.
-    pub fn bands(&self, n_blocks: usize) -> impl Iterator<Item = (&Band, &[Block])> {
-        self.bands.iter().map(move |band| (band, &self.blocks[band.begin..][..band.width * n_blocks]))
+    /// Rows of a band, but for the last.
+    pub fn unit(&self) -> usize {
+        self.bands.first().map_or(1, |band| band.n)
+    }
+
+    /// Bands that begin within some rows, in order, with the blocks of each.
+    pub fn bands(&self, rows: &Range<usize>, n_blocks: usize) -> impl Iterator<Item = (&Band, &[Block])> {
+        let bands = self.bands.iter().filter(|band| rows.contains(&band.first));
+        bands.map(move |band| (band, &self.blocks[band.begin..][..band.width * n_blocks]))
     }
 }
 

@@ -17,6 +17,8 @@
 //! are exact; they are scaled and added up in floats, in order of the blocks: here and in [`ints512`], which takes two tiles
 //! at a time where a CPU has wider registers, to the same bits.
 
+use std::ops::Range;
+
 use super::input::{self, BLOCK};
 use super::ints512;
 use crate::matmul::MatMut;
@@ -177,8 +179,8 @@ pub(super) struct Job<'a> {
     pub n_blocks: usize,
     /// The other factor, rounded.
     pub x: &'a input::Input,
-    /// Rows of `x`.
-    pub m: usize,
+    /// Rows of `x` to multiply; the first is that of a band.
+    pub rows: Range<usize>,
 }
 
 /// Rows of the other factor that meet a tile in one go: a block of weights is unpacked once for all of them, and their blocks
@@ -331,14 +333,14 @@ pub(super) fn band_of(n_rows: usize) -> (usize, usize) {
 
 #[inline(always)]
 fn multiply_impl<I: Ints, S: Scales, const BITS: u32>(job: &Job, y: &mut MatMut) {
-    let Job { tiles, n_blocks, x, m } = *job;
+    let Job { tiles, n_blocks, x, ref rows } = *job;
     let tile_bytes = tile_bytes::<S>(BITS, n_blocks);
     assert!(n_blocks.is_multiple_of(S::BLOCKS) && !x.is_wide);
-    assert!(y.rows() == m && tiles.len() == y.cols().div_ceil(ROWS) * tile_bytes);
+    assert!(y.rows() == rows.len() && tiles.len() == y.cols().div_ceil(ROWS) * tile_bytes);
     // Sums of blocks and of what these leave, which are added up in the end.
     let mut acc = [[0.0; ROWS]; ROWS_AT_ONCE];
     let mut acc_rests = [[0.0; ROWS]; ROWS_AT_ONCE];
-    for (band, x) in x.bands(n_blocks) {
+    for (band, x) in x.bands(rows, n_blocks) {
         for (tile_idx, tile) in tiles.chunks_exact(tile_bytes).enumerate() {
             let mut rests = band.rests.iter().peekable();
             if band.n == 1 {
@@ -371,7 +373,7 @@ fn multiply_impl<I: Ints, S: Scales, const BITS: u32>(job: &Job, y: &mut MatMut)
             let column = tile_idx * ROWS;
             let n = ROWS.min(y.cols() - column);
             for (row, acc) in acc[..band.n].iter().enumerate() {
-                y.row(band.first + row)[column..][..n].copy_from_slice(&acc[..n]);
+                y.row(band.first - rows.start + row)[column..][..n].copy_from_slice(&acc[..n]);
             }
         }
     }

@@ -118,8 +118,8 @@ mod x86 {
         }
     }
 
-    /// Rows whose blocks stay in a core's cache while all tiles pass by: with 2048 columns they take 384 KiB.
-    const ROWS_AT_ONCE: usize = 128;
+    /// Blocks of rows that stay in a second-level cache while all tiles pass by, if a band has no more: 384 KiB.
+    const BLOCKS_AT_ONCE: usize = 8192;
 
     /// The most rows of a band: a block of weights is unpacked once for all of them.
     const WIDEST: usize = 32;
@@ -138,12 +138,12 @@ mod x86 {
     #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni")]
     unsafe fn multiply_wide<S: Scales, const BITS: u32>(job: &Job, y: &mut MatMut) {
         const { assert!(BLOCK == VECTORS * GROUP) };
-        let Job { tiles, n_blocks, x, m } = *job;
+        let Job { tiles, n_blocks, x, ref rows } = *job;
         let (n_bytes, n_tiles) = (tile_bytes::<S>(BITS, n_blocks), y.cols().div_ceil(ROWS));
         assert!(n_blocks.is_multiple_of(S::BLOCKS) && n_blocks > 0);
-        assert!(y.rows() == m && tiles.len() == n_tiles * n_bytes);
-        let bands: Vec<_> = x.bands(n_blocks).collect();
-        for bands in bands.chunks(ROWS_AT_ONCE / WIDEST) {
+        assert!(y.rows() == rows.len() && tiles.len() == n_tiles * n_bytes);
+        let bands: Vec<_> = x.bands(rows, n_blocks).collect();
+        for bands in bands.chunks((BLOCKS_AT_ONCE / (WIDEST * n_blocks)).max(1)) {
             for tile in (0..n_tiles).step_by(2) {
                 // A last tile that is alone is there twice; its second sums are not stored.
                 let both =
@@ -151,7 +151,7 @@ mod x86 {
                 let columns = tile * ROWS..y.cols().min((tile + 2) * ROWS);
                 for (band, x) in bands {
                     let mut y = y.sub_cols(columns.start, columns.len());
-                    let y = &mut y.sub_rows(band.first, band.n);
+                    let y = &mut y.sub_rows(band.first - rows.start, band.n);
                     // SAFETY: passed on from the caller; these are two whole tiles.
                     unsafe { multiply_band::<S, BITS>(both, n_blocks, band, x, y) };
                 }

@@ -457,7 +457,7 @@ impl Matrix {
             #[cfg(target_arch = "x86_64")]
             rounds_to_bf16,
         };
-        let tasks = split(&parts, rows.start, m);
+        let tasks = product.split(&parts, rows.start);
         let y = MatMut::new(y, m, n_out);
         run(&product, &tasks, y);
         rounded.floats.trim();
@@ -489,53 +489,30 @@ struct Product<'a> {
     rounds_to_bf16: bool,
 }
 
-/// Some tiles of a part, and the columns of the result that they give.
+/// Some tiles of a part with some rows of the other factor, and the columns of the result that they give.
 struct Task<'a> {
     part: &'a Part,
     tiles: Range<usize>,
     columns: Range<usize>,
+    rows: Range<usize>,
 }
 
-/// Cuts parts into tasks of about equal work, in order.
-fn split<'a>(parts: &[(usize, &'a Part)], first_row: usize, m: usize) -> Vec<Task<'a>> {
-    let n_threads = rayon::current_num_threads();
-    let bytes: usize = parts.iter().map(|(_, part)| part.tiles.len()).sum();
-    let work: usize = parts.iter().map(|(_, part)| part.n_out * part.n_in).sum::<usize>().saturating_mul(m);
-    let worth = (bytes / MIN_READ_PER_TASK).max(work / MIN_WORK_PER_TASK).max(1);
-    let n_tasks = match n_threads {
-        1 => 1,
-        _ => worth.min(n_threads * TASKS_PER_THREAD),
-    };
-    let mut tasks = Vec::new();
-    for &(first, part) in parts {
-        let n_tiles = part.n_out.div_ceil(part.kind.tile_rows());
-        let n_pairs = n_tiles.div_ceil(2);
-        let share = (part.tiles.len() * n_tasks).div_ceil(bytes.max(1)).clamp(1, n_pairs.max(1));
-        // Two tiles at a time are multiplied faster than one.
-        for i in 0..share {
-            let tiles = 2 * (n_pairs * i / share)..n_tiles.min(2 * (n_pairs * (i + 1) / share));
-            let rows = part.kind.tile_rows();
-            let columns = tiles.start * rows..part.n_out.min(tiles.end * rows);
-            let columns = first - first_row + columns.start..first - first_row + columns.end;
-            tasks.push(Task { part, tiles, columns });
-        }
-    }
-    tasks
-}
-
-/// Runs tasks, whose columns lie side by side in order, on all threads.
+/// Runs tasks on all threads. They come in order of columns and then of rows, with all rows for each range of columns.
 fn run(product: &Product, tasks: &[Task], y: MatMut) {
     if let [task] = tasks {
         return product.run(task, y);
     }
-    let (mut rest, mut done) = (Some(y), 0);
+    let (mut rest, mut strip) = (Some(y), None);
     let outputs: Vec<Mutex<Option<MatMut>>> = tasks
         .iter()
         .map(|task| {
-            let (left, right) = rest.take().expect("columns left").split_cols(task.columns.end - done);
-            done = task.columns.end;
-            rest = Some(right);
-            Mutex::new(Some(left))
+            if task.rows.start == 0 {
+                let (left, right) = rest.take().expect("columns left").split_cols(task.columns.len());
+                (strip, rest) = (Some(left), Some(right));
+            }
+            let (top, bottom) = strip.take().expect("rows left").split_rows(task.rows.len());
+            strip = Some(bottom);
+            Mutex::new(Some(top))
         })
         .collect();
     threads::run(tasks.len(), |i| {
@@ -545,19 +522,75 @@ fn run(product: &Product, tasks: &[Task], y: MatMut) {
 }
 
 impl Product<'_> {
+    /// Cuts parts into tasks of about equal work, in order.
+    fn split<'a>(&self, parts: &[(usize, &'a Part)], first_row: usize) -> Vec<Task<'a>> {
+        let n_threads = rayon::current_num_threads();
+        let bytes: usize = parts.iter().map(|(_, part)| part.tiles.len()).sum();
+        let numbers: usize = parts.iter().map(|(_, part)| part.n_out * part.n_in).sum();
+        let work = numbers.saturating_mul(self.m);
+        let worth = (bytes / MIN_READ_PER_TASK).max(work / MIN_WORK_PER_TASK).max(1);
+        let n_tasks = match n_threads {
+            1 => 1,
+            _ => worth.min(n_threads * TASKS_PER_THREAD),
+        };
+        let mut tasks = Vec::new();
+        for &(first, part) in parts {
+            let n_tiles = part.n_out.div_ceil(part.kind.tile_rows());
+            let n_pairs = n_tiles.div_ceil(2);
+            let share = (part.tiles.len() * n_tasks).div_ceil(bytes.max(1)).max(1);
+            let (unit, row_bytes) = self.rows_for(part.kind);
+            let n_units = self.m.div_ceil(unit);
+            // Each task reads its rows and its weights: the grid is such that this is little.
+            let grids =
+                (1..=n_units.min(share)).map(|by_rows| (by_rows, share.div_ceil(by_rows).min(n_pairs)));
+            let read = |&(by_rows, by_columns): &(usize, usize)| {
+                by_rows * part.tiles.len() + by_columns * self.m * row_bytes
+            };
+            let (by_rows, by_columns) = grids.min_by_key(read).unwrap_or((1, 1));
+            // Two tiles at a time are multiplied faster than one.
+            for i in 0..by_columns {
+                let tiles = 2 * (n_pairs * i / by_columns)..n_tiles.min(2 * (n_pairs * (i + 1) / by_columns));
+                let rows = part.kind.tile_rows();
+                let columns = tiles.start * rows..part.n_out.min(tiles.end * rows);
+                let columns = first - first_row + columns.start..first - first_row + columns.end;
+                for j in 0..by_rows {
+                    let cut = |j: usize| self.m.min(n_units * j / by_rows * unit);
+                    let (tiles, columns) = (tiles.clone(), columns.clone());
+                    tasks.push(Task { part, tiles, columns, rows: cut(j)..cut(j + 1) });
+                }
+            }
+        }
+        tasks
+    }
+
+    /// Rows of which a task has a whole number, but for the last, and the bytes of each.
+    fn rows_for(&self, kind: Kind) -> (usize, usize) {
+        match kind {
+            Kind::Ints { .. } => {
+                (self.rounded.ints.unit(), self.n_in / input::BLOCK * size_of::<input::Block>())
+            }
+            #[cfg(target_arch = "x86_64")]
+            Kind::BF16 if self.rounds_to_bf16 => (crate::matmul::bf16::unit(self.m), 2 * self.n_in),
+            _ => (floats::unit(self.m), 4 * self.n_in),
+        }
+    }
+
     fn run(&self, task: &Task, mut y: MatMut) {
         let tile_bytes = task.part.kind.tile_bytes(self.n_in);
         let tiles = &task.part.tiles[task.tiles.start * tile_bytes..task.tiles.end * tile_bytes];
-        let x = Mat::new(self.x, self.m, self.n_in);
+        let (x, rows) = (Mat::new(self.x, self.m, self.n_in), task.rows.clone());
+        let panels = &self.rounded.floats;
         match task.part.kind {
             #[cfg(target_arch = "x86_64")]
-            Kind::BF16 if self.rounds_to_bf16 => self.rounded.bf16.multiply(self.n_in, tiles, &mut y),
-            Kind::F32 => floats::multiply::<floats::F32>(tiles, x, &self.rounded.floats, &mut y),
-            Kind::F16 => floats::multiply::<floats::F16>(tiles, x, &self.rounded.floats, &mut y),
-            Kind::BF16 => floats::multiply::<floats::BF16>(tiles, x, &self.rounded.floats, &mut y),
+            Kind::BF16 if self.rounds_to_bf16 => {
+                self.rounded.bf16.multiply([self.m, self.n_in], rows, tiles, &mut y);
+            }
+            Kind::F32 => floats::multiply::<floats::F32>(tiles, x, panels, rows, &mut y),
+            Kind::F16 => floats::multiply::<floats::F16>(tiles, x, panels, rows, &mut y),
+            Kind::BF16 => floats::multiply::<floats::BF16>(tiles, x, panels, rows, &mut y),
             Kind::Ints { bits, scales } => {
                 let n_blocks = self.n_in / input::BLOCK;
-                let job = ints::Job { tiles, n_blocks, x: &self.rounded.ints, m: self.m };
+                let job = ints::Job { tiles, n_blocks, x: &self.rounded.ints, rows };
                 with_kind!(bits, scales, |S, BITS| ints::multiply::<S, BITS>(&job, &mut y));
             }
         }

@@ -177,6 +177,7 @@ fn floats_multiply_to_the_bits_of_the_plain_product() {
                 (24, 20, 9),
                 (70, 300, 40),
                 (130, 40, 600),
+                (300, 100, 600),
             ] {
                 let (part, dense) = float_part(kind, n_out, n_in, 9);
                 let x = values(m * n_in, 2);
