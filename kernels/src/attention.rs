@@ -38,6 +38,9 @@ use crate::{softmax, threads};
 /// products; few enough that little is wasted on the triangle of keys that only later rows see.
 const BLOCK: usize = 64;
 
+/// Rows of a triangle that is not cut any more: their values fit into a first-level cache wherever they lie.
+const SMALL: usize = 16;
+
 /// Multiply-adds below which one thread does it all (see `matmul::MIN_WORK_PER_TASK`).
 const MIN_PARALLEL_WORK: usize = 1 << 18;
 
@@ -425,8 +428,11 @@ impl<R: Rows> Forward<'_, R> {
 /// triangle is squares. A row still takes its values in order, and none beyond its own.
 fn add_triangle(weights: Mat, v: Mat, out: &mut MatMut, range: Range<usize>) {
     let (start, end) = (range.start, range.end);
-    if end - start <= 1 {
-        return;
+    let n = end - start;
+    if n <= SMALL {
+        // The last row's own value is not among them.
+        let weights = weights.sub_rows(start, n).sub_cols(start, n - 1);
+        return add_small_triangle(weights, v.sub_rows(start, n - 1), &mut out.sub_rows(start, n));
     }
     let middle = start.midpoint(end);
     add_triangle(weights, v, out, start..middle);
@@ -605,10 +611,57 @@ impl Backward<'_> {
     }
 }
 
+dispatch!(fn add_small_triangle(weights: Mat, v: Mat, out: &mut MatMut) = add_small_triangle_impl);
 dispatch!(fn dot(x: &[f32], y: &[f32]) -> f32 = dot_impl);
 dispatch!(fn score_gradient(p: &[f32], ds: &mut [f32], delta: f32, scale: f32) = score_gradient_impl);
 dispatch!(fn cap_scores(row: &mut [f32], scale: f32, cap: f32) = cap_scores_impl);
 dispatch!(fn cap_gradient(s: &[f32], ds: &mut [f32], delta: f32, cap: f32) = cap_gradient_impl);
+
+/// Adds to each row `r` the values before `r`, weighted and in order.
+#[inline(always)]
+fn add_small_triangle_impl<S: Simd>(weights: Mat, v: Mat, out: &mut MatMut) {
+    for r in 1..out.rows() {
+        let weights = &weights.row(r)[..r];
+        let out = out.row(r);
+        let mut first = 0;
+        while first < out.len() {
+            first += match (out.len() - first) / S::LANES {
+                8.. => add_weighted::<S, 8>(weights, v, first, out),
+                4.. => add_weighted::<S, 4>(weights, v, first, out),
+                1.. => add_weighted::<S, 1>(weights, v, first, out),
+                0 => {
+                    let n = out.len() - first;
+                    for (t, &weight) in weights.iter().enumerate() {
+                        let v = S::load_partial(&v.row(t)[first..], 0.0);
+                        let sum = S::splat(weight).mul_add(v, S::load_partial(&out[first..], 0.0));
+                        sum.store_partial(&mut out[first..]);
+                    }
+                    n
+                }
+            };
+        }
+    }
+}
+
+/// Adds the weighted rows of `v` to `N` vectors of `out` from `first` on. Returns how many elements these are.
+#[inline(always)]
+fn add_weighted<S: Simd, const N: usize>(weights: &[f32], v: Mat, first: usize, out: &mut [f32]) -> usize {
+    let out = &mut out[first..first + N * S::LANES];
+    let mut sums = [S::splat(0.0); N];
+    for (sum, out) in sums.iter_mut().zip(out.chunks_exact(S::LANES)) {
+        *sum = S::load(out);
+    }
+    for (t, &weight) in weights.iter().enumerate() {
+        let (weight, v) = (S::splat(weight), &v.row(t)[first..first + N * S::LANES]);
+        for (sum, v) in sums.iter_mut().zip(v.chunks_exact(S::LANES)) {
+            *sum = weight.mul_add(S::load(v), *sum);
+        }
+    }
+    for (sum, out) in sums.into_iter().zip(out.chunks_exact_mut(S::LANES)) {
+        sum.store(out);
+    }
+    N * S::LANES
+}
 
 #[inline(always)]
 fn dot_impl<S: Simd>(x: &[f32], y: &[f32]) -> f32 {
