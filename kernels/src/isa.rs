@@ -17,6 +17,10 @@ pub enum Isa {
     /// The same, and dot products of bfloat16 (AVX-512 BF16), for weights in it: Intel's servers since
     /// Cooper Lake, AMD since Zen 4.
     Bf16,
+    /// 128-bit vectors with fused multiply-add: 64-bit ARM.
+    Neon,
+    /// The same, and dot products of bytes for packed weights: ARM's and Apple's cores since 2018.
+    Dot,
 }
 
 /// The instruction set in use: 0 while unknown, else `Isa as u8 + 1`.
@@ -26,8 +30,8 @@ static CURRENT: AtomicU8 = AtomicU8::new(0);
 static FORCED: Mutex<()> = Mutex::new(());
 
 impl Isa {
-    /// All instruction sets, the slowest first.
-    pub const ALL: [Isa; 4] = [Isa::Portable, Isa::Avx2, Isa::Vnni, Isa::Bf16];
+    /// All instruction sets, of each kind of CPU the slowest first.
+    pub const ALL: [Isa; 6] = [Isa::Portable, Isa::Avx2, Isa::Vnni, Isa::Bf16, Isa::Neon, Isa::Dot];
 
     /// The instruction set that kernels run on: the fastest available, found on the first call.
     #[inline]
@@ -58,8 +62,14 @@ impl Isa {
             }
             #[cfg(target_arch = "x86_64")]
             Isa::Bf16 => Isa::Vnni.is_available() && is_x86_feature_detected!("avx512bf16"),
+            #[cfg(target_arch = "aarch64")]
+            Isa::Neon => std::arch::is_aarch64_feature_detected!("neon"),
+            #[cfg(target_arch = "aarch64")]
+            Isa::Dot => Isa::Neon.is_available() && std::arch::is_aarch64_feature_detected!("dotprod"),
             #[cfg(not(target_arch = "x86_64"))]
             Isa::Avx2 | Isa::Vnni | Isa::Bf16 => false,
+            #[cfg(not(target_arch = "aarch64"))]
+            Isa::Neon | Isa::Dot => false,
         }
     }
 
@@ -75,6 +85,8 @@ impl Isa {
             Isa::Avx2 => "avx2+fma",
             Isa::Vnni => "avx2+fma+vnni",
             Isa::Bf16 => "avx2+fma+vnni+bf16",
+            Isa::Neon => "neon",
+            Isa::Dot => "neon+dotprod",
         }
     }
 

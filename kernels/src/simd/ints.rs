@@ -101,6 +101,16 @@ macro_rules! dispatch_ints {
             fn vnni<$($param)*>($($arg: $ty),*) {
                 $kernel::<$crate::simd::Avx2Ints<true> $(, $given)*>($($arg),*)
             }
+            #[cfg(target_arch = "aarch64")]
+            #[target_feature(enable = "neon")]
+            fn neon<$($param)*>($($arg: $ty),*) {
+                $kernel::<$crate::simd::NeonInts<false> $(, $given)*>($($arg),*)
+            }
+            #[cfg(target_arch = "aarch64")]
+            #[target_feature(enable = "neon,dotprod")]
+            fn dot<$($param)*>($($arg: $ty),*) {
+                $kernel::<$crate::simd::NeonInts<true> $(, $given)*>($($arg),*)
+            }
             match $crate::Isa::current() {
                 #[cfg(target_arch = "x86_64")]
                 // SAFETY: `current` is one of these only after finding all of these on this CPU.
@@ -108,6 +118,12 @@ macro_rules! dispatch_ints {
                 #[cfg(target_arch = "x86_64")]
                 // SAFETY: `current` is `Avx2` only after finding avx2, fma and f16c on this CPU.
                 $crate::Isa::Avx2 => unsafe { avx2::<$($given),*>($($arg),*) },
+                #[cfg(target_arch = "aarch64")]
+                // SAFETY: `current` is `Dot` only after finding neon and dotprod on this CPU.
+                $crate::Isa::Dot => unsafe { dot::<$($given),*>($($arg),*) },
+                #[cfg(target_arch = "aarch64")]
+                // SAFETY: `current` is `Neon` only after finding neon on this CPU.
+                $crate::Isa::Neon => unsafe { neon::<$($given),*>($($arg),*) },
                 _ => $kernel::<$crate::simd::PortableInts $(, $given)*>($($arg),*),
             }
         }

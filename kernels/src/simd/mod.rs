@@ -14,6 +14,10 @@ mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx2_ints;
 pub(crate) mod ints;
+#[cfg(target_arch = "aarch64")]
+mod neon;
+#[cfg(target_arch = "aarch64")]
+mod neon_ints;
 mod portable;
 mod portable_ints;
 
@@ -23,6 +27,10 @@ use std::ops::{Add, Div, Mul, Sub};
 pub(crate) use avx2::Avx2;
 #[cfg(target_arch = "x86_64")]
 pub(crate) use avx2_ints::Avx2Ints;
+#[cfg(target_arch = "aarch64")]
+pub(crate) use neon::Neon;
+#[cfg(target_arch = "aarch64")]
+pub(crate) use neon_ints::NeonInts;
 pub(crate) use portable::Portable;
 pub(crate) use portable_ints::PortableInts;
 
@@ -284,10 +292,18 @@ macro_rules! dispatch {
             fn avx2($($arg: $ty),*) $(-> $ret)? {
                 $kernel::<$crate::simd::Avx2>($($arg),*)
             }
+            #[cfg(target_arch = "aarch64")]
+            #[target_feature(enable = "neon")]
+            fn neon($($arg: $ty),*) $(-> $ret)? {
+                $kernel::<$crate::simd::Neon>($($arg),*)
+            }
             match $crate::Isa::current() {
                 #[cfg(target_arch = "x86_64")]
                 // SAFETY: `current` is one of these only after finding avx2, fma and f16c on this CPU.
                 $crate::Isa::Avx2 | $crate::Isa::Vnni | $crate::Isa::Bf16 => unsafe { avx2($($arg),*) },
+                #[cfg(target_arch = "aarch64")]
+                // SAFETY: `current` is one of these only after finding neon on this CPU.
+                $crate::Isa::Neon | $crate::Isa::Dot => unsafe { neon($($arg),*) },
                 _ => $kernel::<$crate::simd::Portable>($($arg),*),
             }
         }

@@ -1,5 +1,5 @@
 //! [`Simd`] in plain Rust: arrays of 8 and loops that LLVM turns into whatever vectors the build's target
-//! has (two SSE registers on x86-64, two NEON registers on AArch64).
+//! has (two SSE registers on x86-64).
 
 use std::ops::{Add, Div, Mul, Sub};
 
