@@ -137,7 +137,8 @@ fn run_cached(
 #[test]
 fn cached_is_whole_to_the_bit_and_never_reads_ahead() {
     on_each(|| {
-        let shapes = [(2, 4, 2, 16), (1, 7, 1, 20), (1, 3, 3, 7)];
+        // With heads of 4 + 1 and of 8 + 1 vectors, and smaller ones.
+        let shapes = [(2, 4, 2, 16), (1, 7, 1, 20), (1, 3, 3, 7), (1, 2, 1, 40), (1, 2, 1, 72)];
         let all = shapes.map(|(batch, n_head, n_kv_head, head_dim)| {
             causal_variants(dims(batch, 150, n_head, n_kv_head, head_dim))
         });

@@ -239,7 +239,8 @@ impl Rows {
     }
 
     /// `C = A[rows] B` with these `m` rows of `k` numbers as A, and B in tiles `[k / 2][COLS]` of pairs, of which the last
-    /// may have columns that C has not. The first of `rows` is a multiple of [`unit`].
+    /// may have columns that C has not. `rows` begin at a multiple of [`unit`], and end at one or
+    /// with the last row.
     ///
     /// # Panics
     /// If the shapes do not fit together, or this CPU has no [`Isa::Bf16`].
@@ -247,6 +248,7 @@ impl Rows {
         let (n, n_pairs, unit) = (c.cols(), pairs(k), unit(m));
         assert!(Isa::Bf16.is_available() && rows.end <= m && self.pairs.len() >= m * n_pairs);
         assert!(rows.len() == c.rows() && rows.start.is_multiple_of(unit));
+        assert!(rows.end == m || rows.end.is_multiple_of(unit));
         assert!(tiles.len() == n.div_ceil(COLS) * n_pairs * COLS * 4);
         if rows.len() * n * n_pairs == 0 {
             return (0..rows.len()).for_each(|i| c.row(i).fill(0.0));

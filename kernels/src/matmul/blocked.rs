@@ -26,7 +26,8 @@ pub(crate) const TILE_ROWS: usize = 6;
 /// Columns of a panel of B: two vectors on every instruction set.
 pub(crate) const PANEL_COLS: usize = 16;
 
-/// Depth of a block: a panel of B (256 x 16 floats = 16 KiB) takes half of a 32 KiB L1.
+/// Depth of a block: a panel of B (256 x 16 floats = 16 KiB) takes half of a 32 KiB L1. Twice as many with wider registers
+/// (see [`max_block_k`]), whose CPUs have a second-level cache of 1 MiB and more, but for a few laptops' (512 KiB).
 pub(crate) const BLOCK_K: usize = 256;
 
 /// Rows of a block: packed A (120 x 256 floats = 120 KiB) takes a quarter of a 512 KiB L2.

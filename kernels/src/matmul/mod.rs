@@ -157,7 +157,7 @@ fn parallel(a: Mat, b: Mat, c: MatMut, start: Start, precision: Precision) {
 fn divide(a: Mat, b: Mat, c: MatMut, start: Start, n_tasks: usize, serial: Serial) {
     let (m, n) = (c.rows(), c.cols());
     // Cuts fall between register tiles. Halving the side that has more of them keeps both operands short.
-    let (row_tiles, col_tiles) = (m.div_ceil(blocked::TILE_ROWS), n.div_ceil(CUT_COLS));
+    let (row_tiles, col_tiles) = (m.div_ceil(CUT_ROWS), n.div_ceil(CUT_COLS));
     if n_tasks <= 1 || row_tiles.max(col_tiles) < 2 {
         return serial(a, b, c, start);
     }
@@ -176,7 +176,7 @@ fn divide(a: Mat, b: Mat, c: MatMut, start: Start, n_tasks: usize, serial: Seria
             || divide(a, b_right, c_right, start, right_tasks, serial),
         );
     } else {
-        let at = cut(row_tiles) * blocked::TILE_ROWS;
+        let at = cut(row_tiles) * CUT_ROWS;
         let (a_top, a_bottom) = a.split_rows(at);
         let (c_top, c_bottom) = c.split_rows(at);
         rayon::join(
@@ -185,6 +185,9 @@ fn divide(a: Mat, b: Mat, c: MatMut, start: Start, n_tasks: usize, serial: Seria
         );
     }
 }
+
+/// Rows are cut at multiples of this: those of the largest register tile.
+const CUT_ROWS: usize = 2 * blocked::TILE_ROWS;
 
 /// Columns are cut at multiples of this: the width of a register tile for the widest vectors (2 x 16).
 const CUT_COLS: usize = 32;
@@ -308,6 +311,7 @@ mod tests {
                 check([130, 300, 70], a_layout, b_layout);
                 check([7, 520, 1100], a_layout, b_layout);
                 check([3, 520, 1100], a_layout, b_layout);
+                check([26, 1030, 300], a_layout, b_layout);
             }
         });
     }

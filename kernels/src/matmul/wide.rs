@@ -47,7 +47,7 @@ pub(super) fn multiply_rows(
         for i in (0..m).step_by(ROWS) {
             let a = packed_a[i * depth..].as_ptr();
             // While the first tile is computed, the next panels come out of memory.
-            let next = if i == 0 { next } else { b };
+            let next = if i == 0 && j + COLS < n { next } else { b };
             // SAFETY: the CPU has it, and how many panels there are was asserted; C is as large as they say.
             unsafe {
                 match c.cols() > PANEL_COLS {

@@ -135,8 +135,11 @@ pub(super) fn multiply<E: Element>(
 ) {
     let (m, n) = (x.rows(), y.cols());
     assert!(rows.len() == y.rows() && tiles.len() == n.div_ceil(TILE) * tile_bytes::<E>(x.cols()));
+    if m > MAX_STREAMED {
+        return by_blocks::<E>(tiles, x, panels, rows, y);
+    }
+    assert!(rows == (0..m));
     match m {
-        _ if m > MAX_STREAMED => by_blocks::<E>(tiles, x, panels, rows, y),
         0 => {}
         1 => stream::<E, 1, 2>(tiles, x, y),
         2 => stream::<E, 2, 2>(tiles, x, y),
@@ -289,8 +292,10 @@ fn by_blocks<E: Element>(tiles: &[u8], x: Mat, panels: &Panels, rows: Range<usiz
         for first in (0..n).step_by(TILES_AT_ONCE * TILE) {
             let mut y = y.sub_cols(first, (n - first).min(TILES_AT_ONCE * TILE));
             let tiles = &tiles[first / TILE * tile_bytes..][..y.cols().div_ceil(TILE) * tile_bytes];
-            for row in rows.clone().step_by(unit(m)) {
-                let mut y = y.sub_rows(row - rows.start, unit(m).min(rows.end - row));
+            // Weights that are read where they lie meet one unit at a time, whose part of `y` stays in the cache.
+            let at_once = if E::floats(tiles).is_some() { unit(m) } else { rows.len().max(1) };
+            for first in rows.clone().step_by(at_once) {
+                let group = first..rows.end.min(first + at_once);
                 for p in (0..depth).step_by(BLOCK_K) {
                     let block_k = BLOCK_K.min(depth - p);
                     let start = if p == 0 { Start::Zero } else { Start::C };
@@ -308,8 +313,10 @@ fn by_blocks<E: Element>(tiles: &[u8], x: Mat, panels: &Panels, rows: Range<usiz
                             blocked::Panels { data: widened, stride }
                         }
                     };
-                    let y = y.sub_rows(0, y.rows());
-                    blocked::multiply_block(panels.chunk(m, p, row), weights, block_k, y, start);
+                    for row in group.clone().step_by(unit(m)) {
+                        let y = y.sub_rows(row - rows.start, unit(m).min(group.end - row));
+                        blocked::multiply_block(panels.chunk(m, p, row), weights, block_k, y, start);
+                    }
                 }
             }
         }

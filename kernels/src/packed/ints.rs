@@ -179,7 +179,7 @@ pub(super) struct Job<'a> {
     pub n_blocks: usize,
     /// The other factor, rounded.
     pub x: &'a input::Input,
-    /// Rows of `x` to multiply; the first is that of a band.
+    /// Rows of `x` to multiply: whole bands.
     pub rows: Range<usize>,
 }
 
@@ -325,9 +325,10 @@ macro_rules! each_block {
     };
 }
 
-/// Of so many rows, those of the next band, and how many these are with rows of zeros: there are none.
+/// Of so many rows, more than none, those of the next band (each of the rest has about as many), and how many these are with
+/// rows of zeros: there are none.
 pub(super) fn band_of(n_rows: usize) -> (usize, usize) {
-    let n = n_rows.min(ROWS_AT_ONCE);
+    let n = n_rows.div_ceil(n_rows.div_ceil(ROWS_AT_ONCE));
     (n, n)
 }
 

@@ -1,7 +1,7 @@
 //! Weights packed for reading: a matrix that only products with rows need, in the order in which these read it, in the
 //! numbers that its file has.
 //!
-//! A byte of weights is read once for each product of a few rows, in one stream, and is in the core's cache for all rows of
+//! A byte of weights is read once for each product of a few rows, in one stream, and is in the core's cache for many rows of
 //! a large one. Weights of 4 to 8 bits meet rows that are rounded to 8 bits in blocks of 32 (as Q8_0 rounds), to 16
 //! where a block stands out; their products are added up exactly within a block. Weights in bfloat16 meet rows that are
 //! rounded to it where the CPU multiplies such numbers. The rules of batch invariance hold: an element of the result follows
@@ -423,17 +423,17 @@ impl Matrix {
             return;
         }
         let mut end = 0;
-        let parts: Vec<(usize, &Part)> = self
+        let parts: Vec<&Part> = self
             .parts
             .iter()
-            .map(|part| {
+            .filter(|part| {
+                let first = end;
                 end += part.n_out;
-                (end - part.n_out, part)
+                first >= rows.start && end <= rows.end
             })
-            .filter(|(first, part)| *first >= rows.start && first + part.n_out <= rows.end)
             .collect();
-        assert!(parts.iter().map(|(_, part)| part.n_out).sum::<usize>() == n_out, "rows {rows:?} cut a part");
-        let has = |test: fn(Kind) -> bool| parts.iter().any(|(_, part)| test(part.kind));
+        assert!(parts.iter().map(|part| part.n_out).sum::<usize>() == n_out, "rows {rows:?} cut a part");
+        let has = |test: fn(Kind) -> bool| parts.iter().any(|part| test(part.kind));
         // Asked once for all tasks.
         let rounds_to_bf16 = has(Kind::rounds_to_bf16);
         let mut rounded = INPUT.take();
@@ -457,7 +457,7 @@ impl Matrix {
             #[cfg(target_arch = "x86_64")]
             rounds_to_bf16,
         };
-        let tasks = product.split(&parts, rows.start);
+        let tasks = product.split(&parts);
         let y = MatMut::new(y, m, n_out);
         run(&product, &tasks, y);
         rounded.floats.trim();
@@ -489,11 +489,12 @@ struct Product<'a> {
     rounds_to_bf16: bool,
 }
 
-/// Some tiles of a part with some rows of the other factor, and the columns of the result that they give.
+/// Some tiles of a part with some rows of the other factor.
 struct Task<'a> {
     part: &'a Part,
     tiles: Range<usize>,
-    columns: Range<usize>,
+    /// Columns of the result that the tiles give.
+    n_columns: usize,
     rows: Range<usize>,
 }
 
@@ -507,7 +508,7 @@ fn run(product: &Product, tasks: &[Task], y: MatMut) {
         .iter()
         .map(|task| {
             if task.rows.start == 0 {
-                let (left, right) = rest.take().expect("columns left").split_cols(task.columns.len());
+                let (left, right) = rest.take().expect("columns left").split_cols(task.n_columns);
                 (strip, rest) = (Some(left), Some(right));
             }
             let (top, bottom) = strip.take().expect("rows left").split_rows(task.rows.len());
@@ -523,10 +524,10 @@ fn run(product: &Product, tasks: &[Task], y: MatMut) {
 
 impl Product<'_> {
     /// Cuts parts into tasks of about equal work, in order.
-    fn split<'a>(&self, parts: &[(usize, &'a Part)], first_row: usize) -> Vec<Task<'a>> {
+    fn split<'a>(&self, parts: &[&'a Part]) -> Vec<Task<'a>> {
         let n_threads = rayon::current_num_threads();
-        let bytes: usize = parts.iter().map(|(_, part)| part.tiles.len()).sum();
-        let numbers: usize = parts.iter().map(|(_, part)| part.n_out * part.n_in).sum();
+        let bytes: usize = parts.iter().map(|part| part.tiles.len()).sum();
+        let numbers: usize = parts.iter().map(|part| part.n_out * part.n_in).sum();
         let work = numbers.saturating_mul(self.m);
         let worth = (bytes / MIN_READ_PER_TASK).max(work / MIN_WORK_PER_TASK).max(1);
         let n_tasks = match n_threads {
@@ -534,15 +535,16 @@ impl Product<'_> {
             _ => worth.min(n_threads * TASKS_PER_THREAD),
         };
         let mut tasks = Vec::new();
-        for &(first, part) in parts {
+        for &part in parts {
             let n_tiles = part.n_out.div_ceil(part.kind.tile_rows());
             let n_pairs = n_tiles.div_ceil(2);
             let share = (part.tiles.len() * n_tasks).div_ceil(bytes.max(1)).max(1);
             let (unit, row_bytes) = self.rows_for(part.kind);
             let n_units = self.m.div_ceil(unit);
-            // Each task reads its rows and its weights: the grid is such that this is little.
+            // Each task reads its rows and its weights: of the grids with enough tasks, the one where this is least.
+            let fewest = share.div_ceil(n_pairs.max(1)).min(n_units);
             let grids =
-                (1..=n_units.min(share)).map(|by_rows| (by_rows, share.div_ceil(by_rows).min(n_pairs)));
+                (fewest..=n_units.min(share)).map(|by_rows| (by_rows, share.div_ceil(by_rows).min(n_pairs)));
             let read = |&(by_rows, by_columns): &(usize, usize)| {
                 by_rows * part.tiles.len() + by_columns * self.m * row_bytes
             };
@@ -550,13 +552,11 @@ impl Product<'_> {
             // Two tiles at a time are multiplied faster than one.
             for i in 0..by_columns {
                 let tiles = 2 * (n_pairs * i / by_columns)..n_tiles.min(2 * (n_pairs * (i + 1) / by_columns));
-                let rows = part.kind.tile_rows();
-                let columns = tiles.start * rows..part.n_out.min(tiles.end * rows);
-                let columns = first - first_row + columns.start..first - first_row + columns.end;
+                let tile_rows = part.kind.tile_rows();
+                let n_columns = part.n_out.min(tiles.end * tile_rows) - tiles.start * tile_rows;
                 for j in 0..by_rows {
                     let cut = |j: usize| self.m.min(n_units * j / by_rows * unit);
-                    let (tiles, columns) = (tiles.clone(), columns.clone());
-                    tasks.push(Task { part, tiles, columns, rows: cut(j)..cut(j + 1) });
+                    tasks.push(Task { part, tiles: tiles.clone(), n_columns, rows: cut(j)..cut(j + 1) });
                 }
             }
         }

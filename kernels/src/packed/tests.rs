@@ -334,6 +334,28 @@ fn an_error_while_reading_is_passed_on() {
     assert!(words::pack(kind, 0..30, 32, read).is_err());
 }
 
+/// Of a matrix with few rows, those of the other factor are dealt out; each kind's tasks begin in the middle of them.
+#[test]
+fn products_are_cut_by_rows_where_columns_are_few() {
+    on_each(|| {
+        let n_in = 768;
+        let mut parts: Vec<Part> =
+            ints().into_iter().map(|(bits, scales)| part(bits, scales, 40, n_in, 5).0).collect();
+        parts.extend([Kind::F32, Kind::F16, Kind::BF16].map(|kind| float_part(kind, 40, n_in, 5).0));
+        for part in parts {
+            let (kind, matrix) = (part.kind, Matrix::new(vec![part]));
+            for m in [130, 299] {
+                let x = values(m * n_in, 6);
+                let whole = bits(&on_threads(1, || multiplied(&matrix, &x)));
+                for n_threads in [2, 5] {
+                    let y = bits(&on_threads(n_threads, || multiplied(&matrix, &x)));
+                    assert!(y == whole, "{kind:?}, {m} rows, {n_threads} threads");
+                }
+            }
+        }
+    });
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(40))]
 
