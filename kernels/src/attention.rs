@@ -198,9 +198,6 @@ pub trait Rows: Copy + Sync {
     /// Positions asked for at a time, at most.
     const AT_ONCE: usize;
 
-    /// How far ahead of the elements in use those are asked for that come next, in bytes; 0 where the elements are copies.
-    const AHEAD: usize;
-
     /// Floats of scratch that [`rows`](Self::rows) needs.
     fn scratch(head_dim: usize) -> usize;
 
@@ -213,11 +210,36 @@ pub trait Rows: Copy + Sync {
         head_dim: usize,
         scratch: &'s mut [f32],
     ) -> Mat<'s>;
+
+    /// Where some positions of a head lie, to be asked for before they are read: all in one place, or none.
+    fn place(&self, batch: usize, head: usize, positions: Range<usize>, head_dim: usize) -> Place;
+}
+
+/// Memory that is about to be read. Nothing is promised of it: to ask for memory that is not there does nothing.
+#[derive(Clone, Copy, Debug)]
+pub struct Place {
+    at: *const u8,
+    len: usize,
+}
+
+impl Place {
+    /// No memory.
+    const NONE: Self = Self { at: std::ptr::null(), len: 0 };
+
+    /// Some elements of those that begin at `first`.
+    fn of<T>(first: *const T, elements: Range<usize>) -> Self {
+        Self { at: first.wrapping_add(elements.start).cast(), len: elements.len() * size_of::<T>() }
+    }
+
+    /// Part `i` of `n`.
+    fn part(self, i: usize, n: usize) -> Self {
+        let (begin, end) = (self.len * i / n, self.len * (i + 1) / n);
+        Self { at: self.at.wrapping_add(begin), len: end - begin }
+    }
 }
 
 impl Rows for Heads<'_> {
     const AT_ONCE: usize = usize::MAX;
-    const AHEAD: usize = 8192;
 
     fn scratch(_: usize) -> usize {
         0
@@ -232,6 +254,14 @@ impl Rows for Heads<'_> {
         _: &'s mut [f32],
     ) -> Mat<'s> {
         self.positions(batch, head, positions, head_dim)
+    }
+
+    fn place(&self, batch: usize, head: usize, positions: Range<usize>, head_dim: usize) -> Place {
+        if self.pos_stride != head_dim {
+            return Place::NONE;
+        }
+        let first = batch * self.batch_stride + head * self.head_stride;
+        Place::of(self.data.as_ptr(), first + positions.start * head_dim..first + positions.end * head_dim)
     }
 }
 

@@ -6,6 +6,8 @@
 //! weigh     p[h] = softmax(s[h])          exactly, over whole rows
 //! collect   out[h] = Σ_t p[h][t] v[t]     32 values stay in L1 until all heads have taken them
 //! ```
+//! While 32 keys or values are worked on, the next 32 are asked for, wherever they lie.
+//!
 //! Whole rows of scores are kept, 4 bytes per key and head, beside 512 that are read of a key and its value where a head
 //! has 64 elements. An online softmax (Milakov & Gimelshein 2018) would save them, but its sums depend on where blocks of
 //! keys begin, and with a window that differs from query to query.
@@ -14,7 +16,9 @@
 //! the other: scores by stretches of keys, softmax by heads, values by columns. So no sum is ever cut, and the bits are
 //! those of the other way, and those of a long prompt.
 
-use super::{Dims, Input, Rows, SharedSlice, with_scratch};
+use std::ops::Range;
+
+use super::{Dims, Input, Place, Rows, SharedSlice, with_scratch};
 use crate::matmul::{Mat, MatMut, Start, matmul_serial};
 use crate::simd::{MAX_LANES, Simd, dispatch};
 use crate::{softmax, threads};
@@ -28,8 +32,8 @@ const MIN_SPLIT_WORK: usize = 1 << 19;
 /// Keys of a task that does nothing but score: 64 KiB where a head has 64 elements.
 const KEYS_PER_TASK: usize = 256;
 
-/// Values that all heads take in before the next: 8 KiB where a head has 64 elements, a quarter of L1.
-const VALUES_AT_ONCE: usize = 32;
+/// Keys or values that all heads take in before the next: 8 KiB where a head has 64 elements, a quarter of L1.
+const ROWS_AT_ONCE: usize = 32;
 
 /// Columns that are not cut: a cache line.
 const MIN_COLUMNS: usize = 16;
@@ -136,15 +140,15 @@ impl<R: Rows> Decode<'_, R> {
         let mut into =
             unsafe { scores.elements.matrix(row * scores.stride + first, [group, n], scores.stride) };
         PANEL.with_borrow_mut(|panel| {
-            for at in (0..n).step_by(R::AT_ONCE) {
-                let n = R::AT_ONCE.min(n - at);
+            let at_once = if group == 1 { R::AT_ONCE } else { ROWS_AT_ONCE };
+            for (positions, next) in stretches(seen..seen + n, at_once) {
                 let (panel, widened) = split_scratch::<R>(panel, head_dim);
-                let k = self.input.k.rows(batch, kv_head, seen + at..seen + at + n, head_dim, widened);
-                let into = into.sub_cols(at, n);
+                let into = into.sub_cols(positions.start - seen, positions.len());
+                let k = self.input.k.rows(batch, kv_head, positions, head_dim, widened);
                 match group {
                     // Used once, a transposed block need not leave the registers.
                     1 => matmul_serial(q, k.t(), into),
-                    _ => score_keys(q, k, R::AHEAD, panel, into),
+                    _ => score_keys(q, k, self.input.k.place(batch, kv_head, next, head_dim), panel, into),
                 }
             }
         });
@@ -186,13 +190,13 @@ impl<R: Rows> Decode<'_, R> {
         };
         (0..group).for_each(|i| out.row(i).fill(0.0));
         PANEL.with_borrow_mut(|panel| {
-            for at in (0..seen.len()).step_by(VALUES_AT_ONCE) {
-                let n = VALUES_AT_ONCE.min(seen.len() - at);
+            for (positions, next) in stretches(seen.clone(), ROWS_AT_ONCE) {
                 let (panel, widened) = split_scratch::<R>(panel, head_dim);
-                let positions = seen.start + at..seen.start + at + n;
+                let weights = weights.sub_cols(positions.start - seen.start, positions.len());
                 let v = self.input.v.rows(batch, kv_head, positions, head_dim, widened);
                 let v = v.sub_cols(columns[0], columns[1]);
-                add_values(weights.sub_cols(at, n), v, R::AHEAD, panel, out.sub_rows(0, group));
+                let next = self.input.v.place(batch, kv_head, next, head_dim);
+                add_values(weights, v, next, panel, out.sub_rows(0, group));
             }
         });
         for i in 0..group {
@@ -200,6 +204,19 @@ impl<R: Rows> Decode<'_, R> {
             softmax::scale(out.row(i), 1.0 / sums.at(0, i));
         }
     }
+}
+
+/// Positions, at most so many at a time, and those that come next. They are cut at multiples of that, so that a stretch
+/// lies in one page.
+fn stretches(all: Range<usize>, at_once: usize) -> impl Iterator<Item = (Range<usize>, Range<usize>)> {
+    let end = all.end;
+    let from =
+        move |first: usize| first..end.min((first / at_once).saturating_add(1).saturating_mul(at_once));
+    let stretches = std::iter::successors(Some(from(all.start)), move |last| Some(from(last.end)));
+    stretches.take_while(|stretch| !stretch.is_empty()).map(move |stretch| {
+        let next = from(stretch.end);
+        (stretch, next)
+    })
 }
 
 thread_local! {
@@ -210,7 +227,7 @@ thread_local! {
 
 /// Room for a panel, and for rows to be widened.
 fn split_scratch<R: Rows>(scratch: &mut Vec<f32>, head_dim: usize) -> (&mut [f32], &mut [f32]) {
-    let panel = head_dim.max(VALUES_AT_ONCE) * MAX_WIDTH * MAX_LANES;
+    let panel = head_dim.max(ROWS_AT_ONCE) * MAX_WIDTH * MAX_LANES;
     let widened = R::scratch(head_dim);
     if scratch.len() < panel + widened {
         scratch.resize(panel + widened, 0.0);
@@ -220,40 +237,55 @@ fn split_scratch<R: Rows>(scratch: &mut Vec<f32>, head_dim: usize) -> (&mut [f32
 }
 
 dispatch! {
-    /// `scores = q kᵀ`, each a sum in order; asks for what lies so many bytes ahead of the keys.
-    fn score_keys(q: Mat, k: Mat, ahead: usize, panel: &mut [f32], scores: MatMut) = score_keys_impl
+    /// `scores = q kᵀ`, each a sum in order; asks for what comes next.
+    fn score_keys(q: Mat, k: Mat, next: Place, panel: &mut [f32], scores: MatMut) = score_keys_impl
 }
 
 #[inline(always)]
-fn score_keys_impl<S: Simd>(q: Mat, k: Mat, ahead: usize, panel: &mut [f32], mut scores: MatMut) {
+fn score_keys_impl<S: Simd>(q: Mat, k: Mat, next: Place, panel: &mut [f32], scores: MatMut) {
     // Two heads have few sums side by side: more keys make up for it.
-    let width = if q.rows() <= 2 { 4 } else { 2 } * S::LANES;
-    for first in (0..k.rows()).step_by(width) {
-        let n = width.min(k.rows() - first);
-        for half in (0..n).step_by(S::LANES) {
-            let rows = k.sub_rows(first + half, S::LANES.min(n - half));
-            transpose::<S>(rows, &mut panel[half..], width);
-        }
-        let panel = Mat::strided(panel, [k.cols(), width], [width, 1]);
-        // So many keys make as many numbers as the panel has.
-        let at = k.sub_rows(first, n).as_ptr().wrapping_byte_add(ahead);
-        let next = Next { at, row_stride: width };
-        multiply::<S>(q, panel, Start::Zero, next, scores.sub_cols(first, n));
+    match q.rows() {
+        ..=2 => score_keys_by::<S, 4>(q, k, next, panel, scores),
+        _ => score_keys_by::<S, 2>(q, k, next, panel, scores),
     }
 }
 
-/// Writes up to a vector's worth of rows as columns: `panel[k * width + r] = rows[r][k]`. Columns past the last row repeat
-/// it.
+/// The same with so many vectors of keys at a time.
 #[inline(always)]
-fn transpose<S: Simd>(rows: Mat, panel: &mut [f32], width: usize) {
+fn score_keys_by<S: Simd, const W: usize>(
+    q: Mat,
+    k: Mat,
+    next: Place,
+    panel: &mut [f32],
+    mut scores: MatMut,
+) {
+    let width = W * S::LANES;
+    let n_panels = k.rows().div_ceil(width);
+    for (i, first) in (0..k.rows()).step_by(width).enumerate() {
+        let n = width.min(k.rows() - first);
+        for half in (0..n).step_by(S::LANES) {
+            let rows = k.sub_rows(first + half, S::LANES.min(n - half));
+            transpose::<S, W>(rows, &mut panel[half..]);
+        }
+        let panel = Mat::strided(panel, [k.cols(), width], [width, 1]);
+        multiply::<S>(q, panel, Start::Zero, next.part(i, n_panels), scores.sub_cols(first, n));
+    }
+}
+
+/// Writes up to a vector's worth of rows as columns of a panel that is `W` vectors wide: `panel[k * width + r] =
+/// rows[r][k]`. Columns past the last row repeat it.
+#[inline(always)]
+fn transpose<S: Simd, const W: usize>(rows: Mat, panel: &mut [f32]) {
     assert!(rows.col_stride() == 1 && rows.rows() <= S::LANES);
-    let (starts, depth) = (rows.starts(), rows.cols());
+    let (starts, depth, width) = (rows.starts(), rows.cols(), W * S::LANES);
     let whole = depth - depth % S::LANES;
     for k in (0..whole).step_by(S::LANES) {
         // SAFETY: each start is that of a row, and columns k..k + LANES exist.
         let tile = unsafe { S::load_transposed(&starts, k) };
+        // One check for all stores.
+        let block = &mut panel[k * width..][..(S::LANES - 1) * width + S::LANES];
         for (i, column) in tile.as_ref().iter().enumerate() {
-            column.store(&mut panel[(k + i) * width..]);
+            column.store(&mut block[i * width..][..S::LANES]);
         }
     }
     for k in whole..depth {
@@ -264,14 +296,13 @@ fn transpose<S: Simd>(rows: Mat, panel: &mut [f32], width: usize) {
 }
 
 dispatch! {
-    /// `out += weights v`, in order of the values; asks for what lies so many bytes ahead of them.
-    fn add_values(weights: Mat, v: Mat, ahead: usize, panel: &mut [f32], out: MatMut) = add_values_impl
+    /// `out += weights v`, in order of the values; asks for what comes next.
+    fn add_values(weights: Mat, v: Mat, next: Place, panel: &mut [f32], out: MatMut) = add_values_impl
 }
 
 #[inline(always)]
-fn add_values_impl<S: Simd>(weights: Mat, v: Mat, ahead: usize, panel: &mut [f32], mut out: MatMut) {
+fn add_values_impl<S: Simd>(weights: Mat, v: Mat, next: Place, panel: &mut [f32], mut out: MatMut) {
     let whole = v.cols() - v.cols() % (2 * S::LANES);
-    let next = Next { at: v.as_ptr().wrapping_byte_add(ahead), row_stride: v.row_stride() };
     multiply::<S>(weights, v.sub_cols(0, whole), Start::C, next, out.sub_cols(0, whole));
     let rest = v.cols() - whole;
     if rest > 0 {
@@ -283,23 +314,15 @@ fn add_values_impl<S: Simd>(weights: Mat, v: Mat, ahead: usize, panel: &mut [f32
             }
         }
         let panel = Mat::strided(panel, [v.rows(), width], [width, 1]);
-        let nothing = Next { at: panel.as_ptr(), row_stride: 0 };
-        multiply::<S>(weights, panel, Start::C, nothing, out.sub_cols(whole, rest));
+        multiply::<S>(weights, panel, Start::C, Place::NONE, out.sub_cols(whole, rest));
     }
 }
 
-/// Memory that is about to be used, of the shape of `b`. It is asked for a line at a time, evenly over the whole product: a
-/// burst would wait for the few lines that a core can have under way.
-#[derive(Clone, Copy)]
-struct Next {
-    at: *const f32,
-    row_stride: usize,
-}
-
-/// `c = a b` or `c += a b`, where `b` has a multiple of two vectors of columns, and `c` as many or fewer; asks for the
-/// memory at `next`.
+/// `c = a b` or `c += a b`, where `b` has a multiple of two vectors of columns, and `c` as many or fewer. Asks for the memory
+/// at `next`, a line at a time, evenly over the whole product: a burst would wait for the few lines that a core can have
+/// under way.
 #[inline(always)]
-fn multiply<S: Simd>(a: Mat, b: Mat, start: Start, next: Next, mut c: MatMut) {
+fn multiply<S: Simd>(a: Mat, b: Mat, start: Start, next: Place, mut c: MatMut) {
     assert!(a.rows() == c.rows() && a.cols() == b.rows() && b.cols() >= c.cols());
     assert!(a.col_stride() == 1 && b.col_stride() == 1 && b.cols().is_multiple_of(2 * S::LANES));
     // Tiles of about equal height.
@@ -308,9 +331,7 @@ fn multiply<S: Simd>(a: Mat, b: Mat, start: Start, next: Next, mut c: MatMut) {
     for (group, first) in (0..a.rows()).step_by(height).enumerate() {
         let n = height.min(a.rows() - first);
         let (a, mut c) = (a.sub_rows(first, n), c.sub_rows(first, n));
-        // Each group of rows passes over all of `b`, and asks for every so many rows.
-        let at = next.at.wrapping_add(group * next.row_stride);
-        let next = (Next { at, row_stride: n_groups * next.row_stride }, n_groups);
+        let next = next.part(group, n_groups);
         match n {
             1 => tiles::<S, 1>(a, b, start, next, &mut c),
             2 => tiles::<S, 2>(a, b, start, next, &mut c),
@@ -324,32 +345,36 @@ fn multiply<S: Simd>(a: Mat, b: Mat, start: Start, next: Next, mut c: MatMut) {
 
 /// Tiles of `M` rows: the fewer rows, the wider, to have sums enough side by side; a row alone also reads whole values.
 #[inline(always)]
-fn tiles<S: Simd, const M: usize>(a: Mat, b: Mat, start: Start, next: (Next, usize), c: &mut MatMut) {
+fn tiles<S: Simd, const M: usize>(a: Mat, b: Mat, start: Start, next: Place, c: &mut MatMut) {
     let mut j = 0;
-    let (next, every) = next;
-    let from = |j: usize| (Next { at: next.at.wrapping_add(j), ..next }, every);
+    let pairs = |columns: usize| columns / (2 * S::LANES);
+    // A tile asks for as much of what comes next as it has of the columns.
+    let of = |j: usize, width: usize| {
+        let n = pairs(b.cols());
+        let (first, last) = (next.part(pairs(j), n), next.part(pairs(j) + width / 2 - 1, n));
+        Place { len: last.at.addr() + last.len - first.at.addr(), ..first }
+    };
     while M == 1 && b.cols() - j >= 8 * S::LANES {
-        tile::<S, M, 8>(a, b.sub_cols(j, 8 * S::LANES), start, from(j), c, j);
+        tile::<S, M, 8>(a, b.sub_cols(j, 8 * S::LANES), start, of(j, 8), c, j);
         j += 8 * S::LANES;
     }
     while M <= 2 && b.cols() - j >= 4 * S::LANES {
-        tile::<S, M, 4>(a, b.sub_cols(j, 4 * S::LANES), start, from(j), c, j);
+        tile::<S, M, 4>(a, b.sub_cols(j, 4 * S::LANES), start, of(j, 4), c, j);
         j += 4 * S::LANES;
     }
     while j < b.cols() {
-        tile::<S, M, 2>(a, b.sub_cols(j, 2 * S::LANES), start, from(j), c, j);
+        tile::<S, M, 2>(a, b.sub_cols(j, 2 * S::LANES), start, of(j, 2), c, j);
         j += 2 * S::LANES;
     }
 }
 
-/// A tile, whose columns of `c` begin at `j`; those past its last are not stored. Every so many steps a row of what comes
-/// next is asked for.
+/// A tile, whose columns of `c` begin at `j`; those past its last are not stored.
 #[inline(always)]
 fn tile<S: Simd, const M: usize, const W: usize>(
     a: Mat,
     b: Mat,
     start: Start,
-    (next, every): (Next, usize),
+    next: Place,
     c: &mut MatMut,
     j: usize,
 ) {
@@ -371,7 +396,10 @@ fn tile<S: Simd, const M: usize, const W: usize>(
     }
     let (a_stride, b_stride) = (a.row_stride(), b.row_stride());
     let (mut a, mut row) = (a.as_ptr(), b.as_ptr());
-    let (mut at, mut wait) = (next.at, 0);
+    // Lines of 64 bytes, `W / 2` of them after every so many steps.
+    let mut lines = next.len.div_ceil(64 * (W / 2));
+    let every = b.rows() / lines.max(1);
+    let (mut at, mut wait) = (next.at.cast::<f32>(), 0);
     for _ in 0..b.rows() {
         // SAFETY: `a` has M rows and `b` W vectors of columns, and this is one of the steps of both.
         unsafe {
@@ -379,14 +407,14 @@ fn tile<S: Simd, const M: usize, const W: usize>(
             for (i, x) in x.iter_mut().enumerate() {
                 *x = S::load_ptr(row.add(i * S::LANES));
             }
-            if wait == 0 {
-                wait = every;
-                for i in (0..W).step_by(2) {
-                    S::prefetch(at.wrapping_add(i * S::LANES));
+            if wait == 0 && lines > 0 {
+                (wait, lines) = (every, lines - 1);
+                for _ in 0..W / 2 {
+                    S::prefetch(at);
+                    at = at.wrapping_add(16);
                 }
-                at = at.wrapping_add(next.row_stride);
             }
-            wait -= 1;
+            wait = wait.saturating_sub(1);
             for (r, acc) in acc.iter_mut().enumerate() {
                 let a = S::splat(*a.add(r * a_stride));
                 for (acc, &x) in acc.iter_mut().zip(&x) {

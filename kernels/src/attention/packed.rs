@@ -5,7 +5,7 @@
 
 use std::ops::Range;
 
-use super::Rows;
+use super::{Place, Rows};
 use crate::matmul::Mat;
 use crate::memory;
 use crate::simd::{Simd, dispatch};
@@ -162,7 +162,6 @@ impl Packed {
 
 impl Rows for &Packed {
     const AT_ONCE: usize = 64;
-    const AHEAD: usize = 0;
 
     fn scratch(head_dim: usize) -> usize {
         Self::AT_ONCE * head_dim
@@ -181,6 +180,16 @@ impl Rows for &Packed {
         let widened = &mut scratch[..n * head_dim];
         self.widen(batch, head, positions, widened);
         Mat::new(widened, n, head_dim)
+    }
+
+    fn place(&self, batch: usize, head: usize, positions: Range<usize>, head_dim: usize) -> Place {
+        let first = (batch * self.n_kv_head + head) * self.capacity;
+        let elements = (first + positions.start) * head_dim..(first + positions.end) * head_dim;
+        match &self.elements {
+            Elements::F16(halves) => Place::of(halves.as_ptr(), elements),
+            // Scales lie elsewhere, but are few.
+            Elements::Q8 { counts, .. } => Place::of(counts.as_ptr(), elements),
+        }
     }
 }
 

@@ -8,7 +8,7 @@
 use std::ops::Range;
 
 use super::decode::{Decode, MIN_PARALLEL_WORK};
-use super::{Dims, Heads, Input, Rows, SharedSlice, forward};
+use super::{Dims, Heads, Input, Place, Rows, SharedSlice, forward};
 use crate::matmul::Mat;
 use crate::threads;
 
@@ -45,7 +45,6 @@ struct Paged<'a, R> {
 
 impl<R: Rows> Rows for Paged<'_, R> {
     const AT_ONCE: usize = PAGE;
-    const AHEAD: usize = R::AHEAD;
 
     fn scratch(head_dim: usize) -> usize {
         R::scratch(head_dim) + PAGE * head_dim
@@ -77,6 +76,16 @@ impl<R: Rows> Rows for Paged<'_, R> {
             at = end;
         }
         Mat::new(&gathered[..n * head_dim], n, head_dim)
+    }
+
+    fn place(&self, _: usize, head: usize, positions: Range<usize>, head_dim: usize) -> Place {
+        let (page, first) = (positions.start / PAGE, positions.start % PAGE);
+        match self.pages.get(page) {
+            Some(&page) if first + positions.len() <= PAGE => {
+                self.pool.place(page as usize, head, first..first + positions.len(), head_dim)
+            }
+            _ => Place::NONE,
+        }
     }
 }
 
