@@ -1,6 +1,6 @@
 //! Keys or values of a cache in 16 or 8 bits an element: a half or a quarter of the memory, and of the time to read it.
 //!
-//! Rows are rounded once, when they are stored, and widened to `f32` 64 at a time, in L1, when attention reads them. So
+//! Rows are rounded once, when they are stored, and widened to `f32` a few at a time, in L1, when attention reads them. So
 //! whether a position is stored in a prompt or alone, and read by one query or by many, its numbers are the same.
 
 use std::ops::Range;
