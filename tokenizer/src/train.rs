@@ -16,8 +16,10 @@ mod sentencepiece;
 mod unigram;
 
 mod count;
+mod share;
 mod spill;
 mod table;
+mod team;
 mod words;
 
 use serde::{Deserialize, Serialize};
@@ -224,7 +226,7 @@ impl Trainer {
         let spell = |piece: &[u8], symbols: &mut Vec<u32>| {
             symbols.extend(piece.iter().map(|&byte| byte_ids[usize::from(byte)]));
         };
-        let words = Words::new(&counts, &spell, self.memory_limit, observer)?;
+        let words = Words::deal(&counts, &spell, self.memory_limit, observer)?;
         drop(counts);
         let limits = merge::Limits { n_ids: self.vocab_size, min_frequency: self.min_frequency };
         let merges = merge::train(words, n_special + 256, &limits, &mut tokens, observer)?;

@@ -55,10 +55,23 @@ fn metaspace(text: &str, from: usize) -> usize {
     text[from..].find([' ', '▁']).map_or(text.len(), |offset| from + offset)
 }
 
+/// The part of the pieces that one thread takes, when they are dealt to several.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Hand {
+    pub idx: usize,
+    /// How many hands there are.
+    pub n: usize,
+}
+
 /// Can give all distinct pieces of a corpus with their counts, as often as it is asked.
-pub(super) trait Source {
-    /// Calls `each` with all pieces, in any order. A piece may come more than once; its counts add up.
-    fn for_each(&self, each: &mut dyn FnMut(&[u8], u64)) -> Result<(), Error>;
+pub(super) trait Source: Sync {
+    /// Calls `each` with the pieces of one hand, in any order. A piece may come more than once; its counts add up.
+    fn for_each_of(&self, hand: Hand, each: &mut dyn FnMut(&[u8], u64)) -> Result<(), Error>;
+
+    /// Calls `each` with all pieces.
+    fn for_each(&self, each: &mut dyn FnMut(&[u8], u64)) -> Result<(), Error> {
+        self.for_each_of(Hand { idx: 0, n: 1 }, each)
+    }
 }
 
 /// How often each distinct pre-token occurs.
@@ -114,8 +127,8 @@ impl PieceCounts {
 }
 
 impl Source for PieceCounts {
-    fn for_each(&self, each: &mut dyn FnMut(&[u8], u64)) -> Result<(), Error> {
-        for shard_idx in 0..N_SHARDS {
+    fn for_each_of(&self, hand: Hand, each: &mut dyn FnMut(&[u8], u64)) -> Result<(), Error> {
+        for shard_idx in (hand.idx..N_SHARDS).step_by(hand.n) {
             let shard = self.shards.lock(shard_idx);
             match &self.spill {
                 Some(spill) => spill.sum(shard_idx, &shard)?.for_each(&mut *each),

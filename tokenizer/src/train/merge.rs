@@ -1,11 +1,13 @@
 //! Choosing BPE merges: again and again, the most frequent pair of neighbours becomes a token.
 //!
-//! For each pair we keep its count, and in one long list of positions the part where it was seen. A pair comes into being
-//! in a single merge, the one that makes its newer half, so its positions are written once and in order. A merge visits
-//! them, skips those that have changed since, and adds up what happens to the neighbours in two arrays; only then are the
-//! counts of pairs touched, once for each different neighbour. A heap gives the most frequent pair; a count in it may be
-//! out of date, which is seen when the pair comes out. The work is proportional to the number of merged places, whatever
-//! the lengths of words.
+//! For each pair we keep its count, and lists of positions where it was seen. A pair comes into being in a single merge,
+//! the one that makes its newer half, so its positions are written once and in order. A merge visits them, skips those
+//! that have changed since, and adds up what happens to the neighbours; only then are the counts of pairs touched, once
+//! for each different neighbour. A heap gives the most frequent pair; a count in it may be out of date, which is seen
+//! when the pair comes out. The work is proportional to the number of merged places, whatever the lengths of words.
+//!
+//! The words are dealt out to threads ([`super::share`]), which make each merge together ([`super::team`]). What they
+//! find is added up here, so the merges are the same whatever their number.
 //!
 //! Which tokens a stretch of text between two token ends has is decided by that text alone. So a token is spelled by one
 //! pair only, and all its places come into being in that merge: no pair comes back later, and no count grows but in the
@@ -19,22 +21,18 @@ use std::collections::{BinaryHeap, HashMap, HashSet};
 use rayon::prelude::*;
 
 use super::progress::{Observer, Stage, report};
-use super::words::{END, INSIDE, LAST, Part, Words};
+use super::share::{Change, Index, Share, Task};
+use super::team::Team;
+use super::words::Words;
 use crate::Error;
 use crate::bpe::{Pair, pack};
 use crate::hash::Seeded;
 
 /// Positions merged between two reports: some milliseconds.
-const REPORT_EVERY: usize = 1 << 16;
+const REPORT_EVERY: u64 = 1 << 16;
 
-/// Most symbols whose pairs are counted in a square array.
-const DENSE: usize = 1024;
-
-/// Places that are looked at together.
-const AT_ONCE: usize = 64;
-
-/// Places that are worth another thread: well over the time that it takes to wake one.
-const PART: usize = 2048;
+/// Places that are worth the help of other threads: some microseconds.
+const HELPED: u64 = 64;
 
 /// Where to stop.
 pub(super) struct Limits {
@@ -85,34 +83,43 @@ impl Spellings {
     }
 }
 
-/// The merges in order of rank. Ids below `n_ids` are symbols of `words`; the new ones are added to `tokens`.
+/// The merges in order of rank. Ids below `n_ids` are symbols of `words`, each element of which is one thread's; the new
+/// ones are added to `tokens`.
 pub(super) fn train(
-    words: Words,
+    words: Vec<Words>,
     n_ids: u32,
     limits: &Limits,
     tokens: &mut Spellings,
     observer: &mut dyn Observer,
 ) -> Result<Vec<Pair>, Error> {
-    let mut merger = Merger::new(words, n_ids, limits.min_frequency.max(1));
+    let mut shares: Vec<Share> = words.into_iter().map(Share::new).collect();
+    let mut merger = Merger::new(&mut shares, n_ids as usize, limits.min_frequency.max(1));
+    let mut lens = vec![1; n_ids as usize];
+    let task = Task { lens: lens.clone(), ..Task::default() };
     let total = Some((limits.n_ids as u64).saturating_sub(u64::from(n_ids)));
-    let mut merges = Vec::new();
-    let mut n_visited = 0;
-    while merger.lens.len() < limits.n_ids {
-        let Some(candidate) = merger.pop() else {
-            break;
-        };
-        if !tokens.merge(candidate.pair()) {
-            continue;
+    Team::lead(shares, task, |team| {
+        let mut merges = Vec::new();
+        let mut n_visited = 0;
+        while lens.len() < limits.n_ids {
+            let Some(candidate) = merger.pairs.pop() else {
+                break;
+            };
+            let (a, b) = candidate.pair();
+            if !tokens.merge((a, b)) {
+                continue;
+            }
+            merges.push((a, b));
+            n_visited += candidate.n_places;
+            let (id, len) = (lens.len() as u32, lens[a as usize] + lens[b as usize]);
+            lens.push(len);
+            merger.merge(&candidate, id, len, team);
+            if n_visited >= REPORT_EVERY || merges.len() % 1024 == 1 {
+                n_visited = 0;
+                report(observer, Stage::Merge, merges.len() as u64 - 1, total)?;
+            }
         }
-        merges.push(candidate.pair());
-        n_visited += candidate.len as usize;
-        merger.merge(&candidate);
-        if n_visited >= REPORT_EVERY || merges.len() % 1024 == 1 {
-            n_visited = 0;
-            report(observer, Stage::Merge, merges.len() as u64 - 1, total)?;
-        }
-    }
-    Ok(merges)
+        Ok(merges)
+    })
 }
 
 /// A pair that may be merged, with places where it was seen.
@@ -121,9 +128,10 @@ struct Candidate {
     count: u64,
     /// The pair, packed; the smallest wins.
     pair: Reverse<u64>,
-    /// The part of [`Merger::positions`].
-    start: usize,
-    len: u32,
+    /// Which of the lists of positions is its own.
+    number: usize,
+    /// Positions in all these lists.
+    n_places: u64,
 }
 
 impl Candidate {
@@ -158,95 +166,17 @@ impl Queue {
     }
 }
 
-/// What a merge does to the pairs of one neighbour.
-#[derive(Clone, Copy, Default)]
-struct Change {
-    count: i64,
-    /// Places, while they are counted; then where in the list of positions the next one goes.
-    n: usize,
-}
-
-/// The neighbours on one side of the merged places.
-#[derive(Default)]
-struct Side {
-    /// By id.
-    changes: Vec<Change>,
-    /// Ids with a change, in order of first appearance.
-    touched: Vec<u32>,
-    /// Neighbour and position of its new pair.
-    places: Vec<(u32, u32)>,
-}
-
-impl Side {
-    #[inline]
-    fn add(&mut self, neighbour: u32, position: u32, count: u64) {
-        let change = &mut self.changes[neighbour as usize];
-        if change.n == 0 {
-            self.touched.push(neighbour);
-        }
-        change.count += count as i64;
-        change.n += 1;
-        self.places.push((neighbour, position));
-    }
-
-    /// Adds what another thread found behind the places of this one, and clears it there.
-    fn absorb(&mut self, other: &mut Self) {
-        for &neighbour in &other.touched {
-            let (change, more) = (&mut self.changes[neighbour as usize], other.changes[neighbour as usize]);
-            if change.n == 0 {
-                self.touched.push(neighbour);
-            }
-            change.count += more.count;
-            change.n += more.n;
-        }
-        self.places.append(&mut other.places);
-        other.clear();
-    }
-
-    fn clear(&mut self) {
-        for neighbour in self.touched.drain(..) {
-            self.changes[neighbour as usize] = Change::default();
-        }
-        self.places.clear();
-    }
-}
-
-/// The state between two merges.
-struct Merger {
-    words: Words,
-    /// Slots that a token takes, by id.
-    lens: Vec<u32>,
-    /// Counts of pairs.
+/// All pairs that are kept.
+struct Pairs {
     counts: HashMap<u64, i64, Seeded>,
     queue: Queue,
-    /// Positions of pairs, each list in ascending order. Some places hold another pair by now.
-    positions: Vec<u32>,
+    /// Pairs that have a number.
+    n_numbers: usize,
     /// Pairs that are rarer are not kept.
     least: u64,
-    left: Side,
-    right: Side,
-    /// Both sides again for each other thread.
-    others: Vec<[Side; 2]>,
 }
 
-impl Merger {
-    fn new(words: Words, n_ids: u32, least: u64) -> Self {
-        let mut merger = Self {
-            words,
-            lens: vec![1; n_ids as usize],
-            counts: HashMap::default(),
-            // With no bar reached, all candidates wait.
-            queue: Queue { heap: BinaryHeap::new(), waiting: Vec::new(), bar: u64::MAX },
-            positions: Vec::new(),
-            least,
-            left: Side::default(),
-            right: Side::default(),
-            others: Vec::new(),
-        };
-        merger.enter_pairs_of_symbols();
-        merger
-    }
-
+impl Pairs {
     /// The next pair to merge, if one is frequent enough.
     fn pop(&mut self) -> Option<Candidate> {
         loop {
@@ -262,68 +192,6 @@ impl Merger {
         }
     }
 
-    /// Replaces the pair by the next id wherever it stands, from left to right within each word.
-    fn merge(&mut self, candidate: &Candidate) {
-        let ((a, b), id) = (candidate.pair(), self.lens.len() as u32);
-        self.lens.push(self.lens[a as usize] + self.lens[b as usize]);
-        for side in [&mut self.left, &mut self.right] {
-            side.changes.resize(self.lens.len(), Change::default());
-        }
-        let twins = self.rewrite(candidate, id);
-        for idx in 0..self.left.touched.len() {
-            let neighbour = self.left.touched[idx];
-            self.subtract((neighbour, a), self.left.changes[neighbour as usize].count);
-        }
-        for idx in 0..self.right.touched.len() {
-            let neighbour = self.right.touched[idx];
-            self.subtract((b, neighbour), self.right.changes[neighbour as usize].count);
-        }
-        // A token right behind another merged place: the pair of the new token and `a` was counted, but it is gone.
-        if twins.count > 0 {
-            self.right.changes[a as usize].count -= twins.count;
-        }
-        self.enter_side(id, true);
-        self.enter_side(id, false);
-        let start = self.positions.len();
-        self.positions.extend(twins.positions);
-        self.enter((id, id), twins.count, start);
-    }
-
-    /// Merges the places of `candidate` and notes their neighbours.
-    fn rewrite(&mut self, candidate: &Candidate, id: u32) -> Twins {
-        let positions = &self.positions[candidate.start..candidate.start + candidate.len as usize];
-        let merge = Merge { pair: candidate.pair(), id, lens: &self.lens };
-        let n_parts = (positions.len() / PART).clamp(1, rayon::current_num_threads());
-        let mut parts = self.words.parts(positions, n_parts);
-        if parts.len() == 1
-            && let Some(part) = parts.pop()
-        {
-            return merge.apply(part, &mut self.left, &mut self.right);
-        }
-        while self.others.len() + 1 < parts.len() {
-            self.others.push(<[Side; 2]>::default());
-        }
-        for side in self.others.iter_mut().flatten() {
-            side.changes.resize(self.lens.len(), Change::default());
-        }
-        let (left, right) = (&mut self.left, &mut self.right);
-        let others = self.others.iter_mut().map(|[left, right]| (left, right));
-        let mut work: Vec<_> = std::iter::once((left, right)).chain(others).zip(parts).collect();
-        let all =
-            work.par_iter_mut().map(|((left, right), part)| merge.apply(std::mem::take(part), left, right));
-        let mut all: Vec<Twins> = all.collect();
-        for [left, right] in &mut self.others {
-            self.left.absorb(left);
-            self.right.absorb(right);
-        }
-        let mut twins = all.remove(0);
-        for other in all {
-            twins.count += other.count;
-            twins.positions.extend(other.positions);
-        }
-        twins
-    }
-
     /// Takes places of `pair` off its count.
     fn subtract(&mut self, pair: Pair, count: i64) {
         if let Some(total) = self.counts.get_mut(&pack(pair)) {
@@ -331,190 +199,143 @@ impl Merger {
         }
     }
 
-    /// Enters the new pairs of all neighbours on one side of `id`.
-    fn enter_side(&mut self, id: u32, is_left: bool) {
-        let mut side = std::mem::take(if is_left { &mut self.left } else { &mut self.right });
-        for &neighbour in &side.touched {
-            let pair = if is_left { (neighbour, id) } else { (id, neighbour) };
-            let change = &mut side.changes[neighbour as usize];
-            let (start, n) = (self.positions.len(), change.n);
-            change.n = usize::MAX;
-            if change.count >= self.least as i64 {
-                change.n = start;
-                self.positions.resize(start + n, 0);
-                self.enter(pair, change.count, start);
-            }
-        }
-        for &(neighbour, position) in &side.places {
-            let next = &mut side.changes[neighbour as usize].n;
-            if *next != usize::MAX {
-                self.positions[*next] = position;
-                *next += 1;
-            }
-        }
-        side.clear();
-        *(if is_left { &mut self.left } else { &mut self.right }) = side;
-    }
-
-    /// Enters a new pair, whose positions are all from `start` on.
-    fn enter(&mut self, pair: Pair, count: i64, start: usize) {
+    /// Enters a new pair under the next number, if it is frequent enough; whether it is.
+    fn enter(&mut self, pair: Pair, count: i64, n_places: u64) -> bool {
         if count < self.least as i64 {
-            self.positions.truncate(start);
-            return;
+            return false;
         }
-        self.counts.insert(pack(pair), count);
-        let len = (self.positions.len() - start) as u32;
-        self.queue.push(Candidate { count: count as u64, pair: Reverse(pack(pair)), start, len });
-    }
-
-    /// Counts the pairs of symbols and lists their positions.
-    fn enter_pairs_of_symbols(&mut self) {
-        let mut index = Index::new(self.lens.len());
-        let mut found: Vec<(Pair, i64, usize)> = Vec::new();
-        self.words.for_each_pair(&self.lens, |pair, _, count| {
-            let idx = index.of(pair, found.len());
-            if idx == found.len() {
-                found.push((pair, 0, 0));
-            }
-            found[idx].1 += count as i64;
-            found[idx].2 += 1;
-        });
-        let mut next = 0;
-        let mut starts: Vec<usize> = Vec::with_capacity(found.len());
-        for &(_, count, n) in &found {
-            let is_kept = count >= self.least as i64;
-            starts.push(if is_kept { next } else { usize::MAX });
-            next += if is_kept { n } else { 0 };
-        }
-        // Merges add as many again, mostly less; memory that is not used is not touched.
-        self.positions = Vec::with_capacity(2 * next.max(self.words.symbols.len()));
-        self.positions.resize(next, 0);
-        let (positions, mut ends) = (&mut self.positions, starts.clone());
-        self.words.for_each_pair(&self.lens, |pair, position, _| {
-            let end = &mut ends[index.of(pair, 0)];
-            if *end != usize::MAX {
-                positions[*end] = position;
-                *end += 1;
-            }
-        });
-        for ((pair, count, n), start) in
-            found.into_iter().zip(starts).filter(|&(_, start)| start != usize::MAX)
-        {
-            self.counts.insert(pack(pair), count);
-            let (count, pair) = (count as u64, Reverse(pack(pair)));
-            self.queue.push(Candidate { count, pair, start, len: n as u32 });
-        }
+        let pair = pack(pair);
+        self.counts.insert(pair, count);
+        let (count, number) = (count as u64, self.n_numbers);
+        self.queue.push(Candidate { count, pair: Reverse(pair), number, n_places });
+        self.n_numbers += 1;
+        true
     }
 }
 
-/// One merge, which threads share.
-struct Merge<'a> {
-    pair: Pair,
-    id: u32,
-    lens: &'a [u32],
-}
-
-impl Merge<'_> {
-    /// Merges the places of one part of the words, from left to right, and notes the neighbours on both sides.
-    fn apply(&self, part: Part<'_>, left: &mut Side, right: &mut Side) -> Twins {
-        let (a, b) = self.pair;
-        let [a_len, b_len, id_len] = [a, b, self.id].map(|id| self.lens[id as usize] as usize);
-        let (symbols, start, mut counts) = (part.symbols, part.start, part.counts);
-        let mut twins = Twins::default();
-        let is_there = |symbols: &[u32], at: usize| (symbols[at] == a) & (symbols[at + a_len] == b);
-        let mut live = [0; AT_ONCE];
-        for positions in part.positions.chunks(AT_ONCE) {
-            // Looked at together, so that the memory they lie in is waited for once, not one by one.
-            let mut n_live = 0;
-            for &position in positions {
-                live[n_live] = position;
-                n_live += usize::from(is_there(symbols, (position - start) as usize));
-            }
-            for &position in &live[..n_live] {
-                let at = (position - start) as usize;
-                let (middle, end) = (at + a_len, at + id_len);
-                // One that overlaps the place before it is gone.
-                if !is_there(symbols, at) {
-                    continue;
-                }
-                let count = counts.at(position);
-                // A part begins with a word, and ends with the end of one.
-                let before = at.checked_sub(1).map_or(END, |before| symbols[before]);
-                let after = symbols[middle + b_len];
-                symbols[middle] = INSIDE;
-                symbols[at] = self.id;
-                symbols[end - 1] = self.id | LAST;
-                if before != END {
-                    let neighbour = before & !LAST;
-                    let start = position - self.lens[neighbour as usize];
-                    if neighbour == self.id {
-                        twins.count += count as i64;
-                        twins.positions.push(start);
-                    } else {
-                        left.add(neighbour, start, count);
-                    }
-                }
-                if after != END {
-                    right.add(after, position, count);
-                }
-            }
-        }
-        twins
-    }
-}
-
-/// Pairs of one merge's token with itself: two places merged one after the other.
+/// The neighbours on one side of the merged places, in all words.
 #[derive(Default)]
-struct Twins {
-    count: i64,
-    positions: Vec<u32>,
+struct Neighbours {
+    /// Count and places, by id.
+    sums: Vec<(i64, u64)>,
+    /// Those with a sum, in order of first appearance.
+    touched: Vec<u32>,
+    /// Those whose new pairs are kept.
+    kept: Vec<u32>,
 }
 
-/// Numbers pairs in order of appearance.
-enum Index {
-    /// By both ids, for few symbols; [`END`] where no number was given.
-    Square(Vec<u32>, usize),
-    Map(HashMap<u64, u32, Seeded>),
-}
-
-impl Index {
-    fn new(n_ids: usize) -> Self {
-        if n_ids <= DENSE {
-            Self::Square(vec![END; n_ids * n_ids], n_ids)
-        } else {
-            Self::Map(HashMap::default())
+impl Neighbours {
+    fn add(&mut self, changes: &[Change]) {
+        for change in changes {
+            let sum = &mut self.sums[change.neighbour as usize];
+            if sum.1 == 0 {
+                self.touched.push(change.neighbour);
+            }
+            *sum = (sum.0 + change.count, sum.1 + u64::from(change.n));
         }
     }
 
-    /// The number of `pair`, which becomes `next` if it has none.
-    #[inline]
-    fn of(&mut self, pair: Pair, next: usize) -> usize {
-        let number = match self {
-            Self::Square(numbers, n_ids) => &mut numbers[pair.0 as usize * *n_ids + pair.1 as usize],
-            Self::Map(numbers) => numbers.entry(pack(pair)).or_insert(END),
-        };
-        if *number == END {
-            *number = next as u32;
+    /// Takes the merged places off the pairs that they had.
+    fn leave(&self, pairs: &mut Pairs, old_pair: impl Fn(u32) -> Pair) {
+        for &neighbour in &self.touched {
+            pairs.subtract(old_pair(neighbour), self.sums[neighbour as usize].0);
         }
-        *number as usize
+    }
+
+    /// Enters the new pairs, and forgets the sums.
+    fn enter(&mut self, pairs: &mut Pairs, new_pair: impl Fn(u32) -> Pair) {
+        self.kept.clear();
+        for neighbour in self.touched.drain(..) {
+            let (count, n_places) = std::mem::take(&mut self.sums[neighbour as usize]);
+            if pairs.enter(new_pair(neighbour), count, n_places) {
+                self.kept.push(neighbour);
+            }
+        }
+    }
+}
+
+/// The state between two merges, but for the words.
+struct Merger {
+    pairs: Pairs,
+    /// What the last merge did.
+    left: Neighbours,
+    right: Neighbours,
+    /// Whether its token has a pair with itself.
+    has_twins: bool,
+}
+
+impl Merger {
+    /// Counts the pairs of the `n_ids` symbols, and has all shares list their positions.
+    fn new(shares: &mut [Share], n_ids: usize, least: u64) -> Self {
+        let found: Vec<_> = shares.par_iter().map(|share| share.pairs_of_symbols(n_ids)).collect();
+        let mut sums: HashMap<Pair, (i64, u64), Seeded> = HashMap::default();
+        for &(pair, count, n) in found.iter().flatten() {
+            let sum = sums.entry(pair).or_default();
+            *sum = (sum.0 + count, sum.1 + u64::from(n));
+        }
+        // With no bar reached, all candidates wait.
+        let queue = Queue { heap: BinaryHeap::new(), waiting: Vec::new(), bar: u64::MAX };
+        let mut pairs = Pairs { counts: HashMap::default(), queue, n_numbers: 0, least };
+        let mut numbers = Index::new(n_ids);
+        for (pair, (count, n_places)) in sums {
+            if pairs.enter(pair, count, n_places) {
+                numbers.of(pair, pairs.n_numbers - 1);
+            }
+        }
+        let n_numbers = pairs.n_numbers;
+        let both = shares.par_iter_mut().zip(&found);
+        both.for_each(|(share, found)| share.list_positions(&numbers, n_numbers, found));
+        Self { pairs, left: Neighbours::default(), right: Neighbours::default(), has_twins: false }
+    }
+
+    /// Replaces the pair by the token `id`, of `len` slots, wherever it stands.
+    fn merge(&mut self, candidate: &Candidate, id: u32, len: u32, team: &Team<Share>) {
+        let Self { pairs, left, right, has_twins } = self;
+        let (a, b) = candidate.pair();
+        team.post(candidate.n_places >= HELPED, |task| {
+            (task.pair, task.number, task.has_twins) = ((a, b), candidate.number, *has_twins);
+            task.lens.push(len);
+            task.left.clone_from(&left.kept);
+            task.right.clone_from(&right.kept);
+        });
+        for side in [&mut *left, &mut *right] {
+            side.sums.resize(id as usize + 1, (0, 0));
+        }
+        let mut twins = (0, 0);
+        team.finish(|share| {
+            left.add(&share.left.changes);
+            right.add(&share.right.changes);
+            twins = (twins.0 + share.twins.count, twins.1 + share.twins.positions.len() as u64);
+        });
+        left.leave(pairs, |neighbour| (neighbour, a));
+        right.leave(pairs, |neighbour| (b, neighbour));
+        // A token right behind another merged place: the pair of the new token and `a` was counted, but it is gone.
+        if twins.0 > 0 {
+            right.sums[a as usize].0 -= twins.0;
+        }
+        left.enter(pairs, |neighbour| (neighbour, id));
+        right.enter(pairs, |neighbour| (id, neighbour));
+        *has_twins = pairs.enter((id, id), twins.0, twins.1);
     }
 }
 
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
+    use std::sync::LazyLock;
 
     use proptest::prelude::*;
 
-    use super::super::count::Source;
+    use super::super::count::{Hand, Source};
     use super::*;
 
     /// Words with their counts.
     struct Listed(Vec<(Vec<u8>, u64)>);
 
     impl Source for Listed {
-        fn for_each(&self, each: &mut dyn FnMut(&[u8], u64)) -> Result<(), Error> {
-            self.0.iter().for_each(|(word, count)| each(word, *count));
+        fn for_each_of(&self, hand: Hand, each: &mut dyn FnMut(&[u8], u64)) -> Result<(), Error> {
+            let words = self.0.iter().skip(hand.idx).step_by(hand.n);
+            words.for_each(|(word, count)| each(word, *count));
             Ok(())
         }
     }
@@ -529,7 +350,7 @@ mod tests {
         let mut tokens = spellings();
         let spell =
             |piece: &[u8], symbols: &mut Vec<u32>| symbols.extend(piece.iter().map(|&b| u32::from(b)));
-        let words = Words::new(&Listed(words.to_vec()), &spell, None, &mut ()).unwrap();
+        let words = Words::deal(&Listed(words.to_vec()), &spell, None, &mut ()).unwrap();
         let merges = train(words, 256, limits, &mut tokens, &mut ()).unwrap();
         (merges, tokens.into_bytes().collect())
     }
@@ -612,6 +433,10 @@ mod tests {
         }
     }
 
+    /// One thread, which has no help, and several, of which each has words of its own.
+    static POOLS: LazyLock<[rayon::ThreadPool; 3]> =
+        LazyLock::new(|| [1, 2, 3].map(|n| rayon::ThreadPoolBuilder::new().num_threads(n).build().unwrap()));
+
     fn words(n_letters: u8) -> impl Strategy<Value = Vec<(Vec<u8>, u64)>> {
         let word = proptest::collection::vec(b'a'..b'a' + n_letters, 1..14);
         proptest::collection::vec((word, 1u64..40), 1..30)
@@ -621,13 +446,16 @@ mod tests {
         #![proptest_config(ProptestConfig::with_cases(1000))]
 
         #[test]
-        fn merges_are_those_of_the_definition(
+        fn merges_are_those_of_the_definition_on_any_number_of_threads(
             words in prop_oneof![words(1), words(2), words(3), words(8)],
             n_merges in 0usize..80,
             min_frequency in prop_oneof![0u64..3, 3u64..60],
         ) {
             let limits = Limits { n_ids: 256 + n_merges, min_frequency };
-            prop_assert_eq!(fast(&words, &limits), slow(&words, &limits));
+            let expected = slow(&words, &limits);
+            for pool in POOLS.iter() {
+                prop_assert_eq!(&pool.install(|| fast(&words, &limits)), &expected);
+            }
         }
     }
 

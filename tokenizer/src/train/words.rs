@@ -1,4 +1,4 @@
-//! All distinct words of a corpus in one flat array of symbols, most frequent first.
+//! The distinct words of a corpus in a flat array of symbols for each thread, most frequent first.
 //!
 //! A token lies where its base symbols lay: its id stands in the first slot, the same id marked as an end in the last
 //! one, and nothing of use between. With the length of every token known, the neighbours on both sides are found with
@@ -8,8 +8,9 @@
 //! finds it by moving on. Most merges happen in frequent words, which share the first pages of the array.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 
-use super::count::Source;
+use super::count::{Hand, Source};
 use super::progress::{Observer, Stage, report};
 use crate::Error;
 use crate::bpe::Pair;
@@ -43,29 +44,35 @@ struct Group {
     count: u64,
 }
 
-/// The words of a corpus.
+/// Most hands that words are dealt to. Each has some tables of its own, and adding up what they find takes time.
+const MOST_HANDS: usize = 4;
+
+/// Words of a corpus: one of the hands that they are dealt to.
 pub(super) struct Words {
     /// Slots, as the head of this file describes them.
     pub symbols: Vec<u32>,
-    /// In order of position.
-    groups: Vec<Group>,
+    pub groups: Groups,
 }
 
 impl Words {
-    /// Lays out all words of `source` that have a pair of symbols; `spell` appends the symbols of a piece.
+    /// Deals all words of `source` that have a pair of symbols to the threads of the current rayon pool; `spell` appends
+    /// the symbols of a piece.
     ///
     /// # Errors
     /// If the words cannot be read, cannot be numbered, or do not fit into `memory_limit` together with the positions
     /// of their pairs, and if `observer` breaks.
-    pub(super) fn new(
+    pub(super) fn deal(
         source: &dyn Source,
-        spell: &dyn Fn(&[u8], &mut Vec<u32>),
+        spell: &Spell<'_>,
         memory_limit: Option<u64>,
         observer: &mut dyn Observer,
-    ) -> Result<Self, Error> {
-        let mut sizes = Sizes::default();
-        for_each_word(source, spell, observer, &mut |symbols, count| sizes.add(symbols.len(), count))?;
-        let n_slots = sizes.n_slots() + 1;
+    ) -> Result<Vec<Self>, Error> {
+        let n_hands = rayon::current_num_threads().min(MOST_HANDS);
+        let reader =
+            Reader { source, spell, n_hands, n_seen: AtomicU64::new(0), is_over: AtomicBool::new(false) };
+        let mut sizes: Vec<Sizes> = (0..n_hands).map(|_| Sizes::default()).collect();
+        reader.read(&mut sizes, observer, |sizes, symbols, count| sizes.add(symbols.len(), count))?;
+        let n_slots = 1 + sizes.iter().map(Sizes::n_slots).sum::<u64>();
         if n_slots >= MAX_SLOTS {
             return Err(Error::CorpusTooLarge { n_symbols: n_slots, limit: MAX_SLOTS - 1 });
         }
@@ -73,76 +80,44 @@ impl Words {
         if let Some(limit) = memory_limit.filter(|&limit| limit < needed) {
             return Err(Error::MemoryLimit { needed, limit });
         }
-        let (groups, mut starts) = sizes.into_groups();
-        let mut symbols = vec![END; n_slots as usize];
-        for_each_word(source, spell, observer, &mut |word, count| {
+        let mut hands: Vec<(Self, Starts)> = sizes.into_iter().map(Self::empty).collect();
+        reader.read(&mut hands, observer, |(words, starts), word, count| {
             let start = starts.of(count);
-            symbols[*start..*start + word.len()].copy_from_slice(word);
+            words.symbols[*start..*start + word.len()].copy_from_slice(word);
             *start += word.len() + 1;
         })?;
-        Ok(Self { symbols, groups })
+        Ok(hands.into_iter().map(|(words, _)| words).collect())
     }
 
-    /// Calls `each` with every pair of neighbouring tokens, its position and how often its word occurs. `lens` are the
-    /// slots that a token takes, by id.
-    pub(super) fn for_each_pair(&self, lens: &[u32], mut each: impl FnMut(Pair, u32, u64)) {
-        let mut counts = Counts { groups: &self.groups, count: 0 };
-        let (mut at, mut left) = (1, END);
-        while let Some(&symbol) = self.symbols.get(at) {
-            if left != END && symbol != END {
-                let position = at as u32 - lens[left as usize];
-                each((left, symbol), position, counts.at(position));
+    /// Room for words of these sizes, and where they go.
+    fn empty(sizes: Sizes) -> (Self, Starts) {
+        let symbols = vec![END; sizes.n_slots() as usize + 1];
+        let (groups, starts) = sizes.into_groups();
+        (Self { symbols, groups }, starts)
+    }
+
+    /// Calls `each` with every pair of neighbouring symbols, its position and how often its word occurs, before any merge.
+    pub(super) fn for_each_pair(&self, mut each: impl FnMut(Pair, u32, u64)) {
+        let mut counts = self.groups.counts();
+        for (position, pair) in (0..).zip(self.symbols.windows(2)) {
+            if pair[0] != END && pair[1] != END {
+                each((pair[0], pair[1]), position, counts.at(position));
             }
-            at += lens.get(symbol as usize).map_or(1, |&len| len as usize);
-            left = symbol;
         }
-    }
-
-    /// Divides the places at ascending `positions` among `n_parts` threads, so that no word is in two parts.
-    pub(super) fn parts<'a>(&'a mut self, mut positions: &'a [u32], n_parts: usize) -> Vec<Part<'a>> {
-        let (mut symbols, mut start, groups) = (&mut self.symbols[..], 0, &self.groups[..]);
-        let mut parts = Vec::with_capacity(n_parts);
-        for n_left in (1..n_parts).rev() {
-            let middle = positions.get(positions.len() / (n_left + 1)).map_or(start, |&position| position);
-            let before = &symbols[..(middle - start) as usize];
-            // The end before the word in the middle belongs to the part before.
-            let n_slots = before.iter().rposition(|&symbol| symbol == END).map_or(0, |end| end + 1);
-            let n_positions = positions.partition_point(|&position| position < start + n_slots as u32);
-            let (head, tail) = symbols.split_at_mut(n_slots);
-            let (first, rest) = positions.split_at(n_positions);
-            parts.push(Part::new(head, start, first, groups));
-            (symbols, positions) = (tail, rest);
-            start += n_slots as u32;
-        }
-        parts.push(Part::new(symbols, start, positions, groups));
-        parts
     }
 }
 
-/// Words that one thread may change.
-#[derive(Default)]
-pub(super) struct Part<'a> {
-    /// From the start of a word, or the end before the first one, to the end of a word.
-    pub symbols: &'a mut [u32],
-    /// Position of the first of them.
-    pub start: u32,
-    /// Ascending places among them.
-    pub positions: &'a [u32],
-    /// The counts of these places.
-    pub counts: Counts<'a>,
-}
+/// The groups of words in order of position.
+pub(super) struct Groups(Vec<Group>);
 
-impl<'a> Part<'a> {
-    fn new(symbols: &'a mut [u32], start: u32, positions: &'a [u32], groups: &'a [Group]) -> Self {
-        let first = positions.first().copied().unwrap_or(0);
-        let next = groups.partition_point(|group| group.start <= first);
-        let count = next.checked_sub(1).map_or(0, |idx| groups[idx].count);
-        Self { symbols, start, positions, counts: Counts { groups: &groups[next..], count } }
+impl Groups {
+    /// Finds the counts of ascending positions.
+    pub(super) fn counts(&self) -> Counts<'_> {
+        Counts { groups: &self.0, count: 0 }
     }
 }
 
 /// Finds the counts of ascending positions.
-#[derive(Default)]
 pub(super) struct Counts<'a> {
     /// Those after the group of the last position.
     groups: &'a [Group],
@@ -168,29 +143,73 @@ impl Counts<'_> {
     }
 }
 
-/// Calls `each` with the symbols of all words that have a pair.
-fn for_each_word(
-    source: &dyn Source,
-    spell: &dyn Fn(&[u8], &mut Vec<u32>),
-    observer: &mut dyn Observer,
-    each: &mut dyn FnMut(&[u32], u64),
-) -> Result<(), Error> {
-    let (mut symbols, mut n_seen, mut reported) = (Vec::new(), 0, Ok(()));
-    source.for_each(&mut |piece, count| {
-        n_seen += 1;
-        if n_seen % REPORT_EVERY == 0 && reported.is_ok() {
-            reported = report(observer, Stage::Arrange, n_seen, None);
-        }
-        if reported.is_err() {
-            return;
-        }
-        symbols.clear();
-        spell(piece, &mut symbols);
-        if symbols.len() > 1 {
-            each(&symbols, count);
-        }
-    })?;
-    reported
+/// Appends the symbols of a piece.
+pub(super) type Spell<'a> = dyn Fn(&[u8], &mut Vec<u32>) + Sync + 'a;
+
+/// Reads the words of a source, each hand in a thread of its own.
+struct Reader<'a> {
+    source: &'a dyn Source,
+    spell: &'a Spell<'a>,
+    n_hands: usize,
+    /// Pieces that all threads have read.
+    n_seen: AtomicU64,
+    /// Whether one of them has failed.
+    is_over: AtomicBool,
+}
+
+impl Reader<'_> {
+    /// Calls `each` with the symbols and the count of every word that has a pair, and with what its hand fills.
+    fn read<T: Send>(
+        &self,
+        hands: &mut [T],
+        observer: &mut dyn Observer,
+        each: impl Fn(&mut T, &[u32], u64) + Sync,
+    ) -> Result<(), Error> {
+        let Some((first, others)) = hands.split_first_mut() else {
+            return Ok(());
+        };
+        self.n_seen.store(0, Relaxed);
+        let mut results: Vec<Result<(), Error>> = others.iter().map(|_| Ok(())).collect();
+        let result = rayon::in_place_scope(|scope| {
+            for ((idx, hand), result) in (1..).zip(others).zip(&mut results) {
+                let each = &each;
+                scope.spawn(move |_| {
+                    *result = self.read_hand(idx, &mut (), &mut |word, n| each(hand, word, n))
+                });
+            }
+            // The observer cannot leave its thread.
+            self.read_hand(0, observer, &mut |word, count| each(first, word, count))
+        });
+        results.into_iter().fold(result, Result::and)
+    }
+
+    fn read_hand(
+        &self,
+        idx: usize,
+        observer: &mut dyn Observer,
+        each: &mut dyn FnMut(&[u32], u64),
+    ) -> Result<(), Error> {
+        let (mut symbols, mut n_seen, mut reported) = (Vec::new(), 0, Ok(()));
+        let read = self.source.for_each_of(Hand { idx, n: self.n_hands }, &mut |piece, count| {
+            n_seen += 1;
+            if n_seen % REPORT_EVERY == 0 {
+                let n_seen = self.n_seen.fetch_add(REPORT_EVERY, Relaxed) + REPORT_EVERY;
+                reported = std::mem::replace(&mut reported, Ok(()))
+                    .and_then(|()| report(observer, Stage::Arrange, n_seen, None));
+                self.is_over.fetch_or(reported.is_err(), Relaxed);
+            }
+            if self.is_over.load(Relaxed) {
+                return;
+            }
+            symbols.clear();
+            (self.spell)(piece, &mut symbols);
+            if symbols.len() > 1 {
+                each(&symbols, count);
+            }
+        });
+        self.is_over.fetch_or(read.is_err(), Relaxed);
+        read.and(reported)
+    }
 }
 
 /// Slots that the words of each count take.
@@ -219,7 +238,7 @@ impl Sizes {
     }
 
     /// The groups in descending order of count, and where the words of each go.
-    fn into_groups(self) -> (Vec<Group>, Starts) {
+    fn into_groups(self) -> (Groups, Starts) {
         let dense = (0..).zip(self.dense).filter(|&(_, size)| size > 0);
         let mut sizes: Vec<(u64, u64)> = self.sparse.into_iter().chain(dense).collect();
         sizes.sort_unstable_by_key(|&(count, _)| std::cmp::Reverse(count));
@@ -231,7 +250,7 @@ impl Sizes {
             *starts.of(count) = start as usize;
             start += size;
         }
-        (groups, starts)
+        (Groups(groups), starts)
     }
 }
 
