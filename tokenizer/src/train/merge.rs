@@ -142,28 +142,50 @@ impl Candidate {
 
 /// Candidates, of which the greatest comes out first.
 ///
-/// Only the frequent ones are in a heap. The others, nearly all, wait in no order until the heap is empty; most of them
-/// never come out, and meanwhile the heap stays small enough for a processor's cache.
+/// Only those of about the highest count are in a heap, which stays small enough for a processor's cache. The others wait
+/// by [`level`] in no order. When it is their turn, many are rarer than they were and go on to wait at a lower level.
 struct Queue {
     heap: BinaryHeap<Candidate>,
-    waiting: Vec<Candidate>,
-    /// The least count in the heap.
-    bar: u64,
+    waiting: Vec<Vec<Candidate>>,
+    /// The lowest level in the heap.
+    bar: usize,
 }
 
 impl Queue {
-    fn push(&mut self, candidate: Candidate) {
-        if candidate.count >= self.bar { self.heap.push(candidate) } else { self.waiting.push(candidate) }
+    fn new() -> Self {
+        // With no bar reached, all candidates wait.
+        Self { heap: BinaryHeap::new(), waiting: vec![Vec::new(); level(u64::MAX) + 1], bar: usize::MAX }
     }
 
-    fn pop(&mut self) -> Option<Candidate> {
-        if self.heap.is_empty() {
-            let most = self.waiting.iter().map(|candidate| candidate.count).max()?;
-            self.bar = most / 2 + 1;
-            self.heap.extend(self.waiting.extract_if(.., |candidate| candidate.count >= self.bar));
-        }
-        self.heap.pop()
+    fn push(&mut self, candidate: Candidate) {
+        let level = level(candidate.count);
+        if level >= self.bar { self.heap.push(candidate) } else { self.waiting[level].push(candidate) }
     }
+
+    /// The greatest candidate by counts that may be less than when it was pushed. One whose count is none leaves.
+    fn pop(&mut self, count_of: impl Fn(&Candidate) -> Option<u64>) -> Option<Candidate> {
+        loop {
+            while let Some(candidate) = self.heap.pop() {
+                match count_of(&candidate) {
+                    Some(count) if count == candidate.count => return Some(candidate),
+                    Some(count) => self.push(Candidate { count, ..candidate }),
+                    None => {}
+                }
+            }
+            self.bar = self.waiting.iter().rposition(|level| !level.is_empty())?;
+            for candidate in std::mem::take(&mut self.waiting[self.bar]) {
+                if let Some(count) = count_of(&candidate) {
+                    self.push(Candidate { count, ..candidate });
+                }
+            }
+        }
+    }
+}
+
+/// Counts below 16 have a level each, higher ones share one with those that are an eighth higher at most.
+fn level(count: u64) -> usize {
+    let shift = count.max(8).ilog2() - 3;
+    8 * shift as usize + (count >> shift) as usize
 }
 
 /// All pairs that are kept.
@@ -179,17 +201,11 @@ struct Pairs {
 impl Pairs {
     /// The next pair to merge, if one is frequent enough.
     fn pop(&mut self) -> Option<Candidate> {
-        loop {
-            let mut candidate = self.queue.pop()?;
-            let count = self.counts.get(&candidate.pair.0).map_or(0, |&count| count.max(0) as u64);
-            if count == candidate.count {
-                return Some(candidate).filter(|candidate| candidate.count >= self.least);
-            }
-            if count > 0 {
-                candidate.count = count;
-                self.queue.push(candidate);
-            }
-        }
+        let Self { counts, queue, least, .. } = self;
+        queue.pop(|candidate| {
+            let count = counts.get(&candidate.pair.0).map_or(0, |&count| count.max(0) as u64);
+            (count >= *least).then_some(count)
+        })
     }
 
     /// Takes places of `pair` off its count.
@@ -273,9 +289,7 @@ impl Merger {
             let sum = sums.entry(pair).or_default();
             *sum = (sum.0 + count, sum.1 + u64::from(n));
         }
-        // With no bar reached, all candidates wait.
-        let queue = Queue { heap: BinaryHeap::new(), waiting: Vec::new(), bar: u64::MAX };
-        let mut pairs = Pairs { counts: HashMap::default(), queue, n_numbers: 0, least };
+        let mut pairs = Pairs { counts: HashMap::default(), queue: Queue::new(), n_numbers: 0, least };
         let mut numbers = Index::new(n_ids);
         for (pair, (count, n_places)) in sums {
             if pairs.enter(pair, count, n_places) {
@@ -457,6 +471,14 @@ mod tests {
                 prop_assert_eq!(&pool.install(|| fast(&words, &limits)), &expected);
             }
         }
+    }
+
+    #[test]
+    fn levels_rise_with_counts() {
+        let counts = (0..2000).chain([u64::MAX / 16, u64::MAX / 2, u64::MAX]);
+        let levels: Vec<usize> = counts.map(level).collect();
+        assert!(levels.is_sorted());
+        assert_eq!(levels[..18], [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 16]);
     }
 
     #[test]
