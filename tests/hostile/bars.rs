@@ -273,10 +273,10 @@ fn bar_06_what_has_begun_is_finished_but_not_for_longer_than_is_allowed() {
         })
         .collect();
     assert!(answers.iter().all(|answer| answer == "HTTP/1.1 200"), "{answers:?}");
-    // More than one second of work, even for this model.
-    let streams: Vec<_> =
-        (0..4).map(|_| busy(&server)).map(|stream| thread::spawn(|| rest(stream))).collect();
+    // Some 200 MB of events that nobody reads before the signal: more than one second of work, even for this model.
+    let streams: Vec<TcpStream> = (0..5).map(|_| busy(&server)).collect();
     server.signal();
+    let streams: Vec<_> = streams.into_iter().map(|stream| thread::spawn(|| rest(stream))).collect();
     assert!(ends(&mut server, SOON + Duration::from_secs(1)));
     let ended: Vec<String> = streams.into_iter().map(|stream| stream.join().expect("no fault")).collect();
     for text in &ended {
