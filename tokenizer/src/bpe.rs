@@ -10,7 +10,6 @@ mod linear;
 mod merge;
 mod missing;
 
-use std::hint::black_box;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
@@ -119,6 +118,7 @@ impl Bpe {
             let mut at = start;
             for (place, &end) in places.iter_mut().zip(ends) {
                 *place = Place::of(text.as_bytes(), at, end, cache);
+                cache.prefetch(place.bucket_idx);
                 at = end;
             }
             let room = out.room(start, at, text.len());
@@ -155,8 +155,6 @@ impl Bpe {
         cache: &mut Cache,
         out: &mut [u32],
     ) -> usize {
-        // All buckets are read before any is looked at, so that the processor waits for many at once.
-        black_box(places.iter().fold(0, |sum, place| sum ^ cache.touch(place.bucket_idx)));
         let mut n_ids = 0;
         for (i, place) in places.iter().enumerate() {
             n_ids += match cache.get(place.key, place.bucket_idx) {

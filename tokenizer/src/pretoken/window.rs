@@ -68,7 +68,7 @@ pub(super) struct Masks {
 }
 
 impl Masks {
-    #[inline]
+    #[inline(always)]
     fn of(block: &[u8; WINDOW]) -> Self {
         let parts: [u8x16; 4] = std::array::from_fn(|i| {
             let mut part = [0; 16];
