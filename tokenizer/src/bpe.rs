@@ -107,7 +107,7 @@ impl Bpe {
     pub(crate) fn encode(&self, split: Split, text: &str, cache: &mut Cache, ids: &mut Vec<u32>) {
         let mut out = Output::new(ids);
         let (mut pieces, mut start) = (Ends::new(split, text), 0);
-        let mut batch = std::mem::take(&mut cache.batch);
+        let mut batch = cache.batch.take().unwrap_or_default();
         let Batch { ends, places } = &mut *batch;
         loop {
             let n_ends = pieces.next_batch(ends);
@@ -126,7 +126,7 @@ impl Bpe {
             out.at += n_ids;
             start = at;
         }
-        cache.batch = batch;
+        cache.batch = Some(batch);
         out.finish();
     }
 
@@ -259,15 +259,16 @@ impl<'a> Output<'a> {
     /// last.
     fn room(&mut self, start: usize, end: usize, len: usize) -> &mut [u32] {
         let needed = self.at + (end - start) + AT_ONCE;
+        let most = self.at + (len - start) + AT_ONCE;
         if needed > self.ids.capacity() {
             // More than the rest of the text will need if it is like what was seen: a vector that doubles would copy
             // all ids, and touching fresh memory costs as much as finding the ids for it. What is not used is not touched.
             let n_ids = (self.at - self.first) as f64 / start.max(1) as f64 * (len - start) as f64 * 1.5;
-            let wanted = (self.at + n_ids as usize).clamp(needed, self.at + (len - start) + AT_ONCE);
+            let wanted = (self.at + n_ids as usize).clamp(needed, most);
             self.ids.reserve_exact(wanted - self.ids.len());
         }
         if needed > self.ids.len() {
-            self.ids.resize((needed + GROWTH).min(self.ids.capacity()), 0);
+            self.ids.resize((needed + GROWTH).min(most).min(self.ids.capacity()), 0);
         }
         &mut self.ids[self.at..]
     }

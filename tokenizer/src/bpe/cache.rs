@@ -157,7 +157,7 @@ pub(crate) struct Cache {
     long: PieceMap<(u32, u32)>,
     array: Vec<u32>,
     /// Working memory of [`super::Bpe`].
-    pub(super) batch: Box<super::Batch>,
+    pub(super) batch: Option<Box<super::Batch>>,
     pub(super) symbols: Symbols,
     pub(super) ids: Vec<u32>,
 }
@@ -172,7 +172,7 @@ impl Cache {
             n_inserted: 0,
             long: PieceMap::new(),
             array: vec![0; AT_ONCE],
-            batch: Box::default(),
+            batch: None,
             symbols: Symbols::default(),
             ids: Vec::new(),
         }
