@@ -3,7 +3,7 @@
 //! The patterns are regular expressions in every file that uses them. Here each is a hand-written [`scan::Pattern`]
 //! that finds the end of the next piece, and the tests hold it to the regular expression on random and nasty strings.
 //! No pattern looks back, so a piece depends only on the text from its start; that is what lets [`window`] find the
-//! pieces of 64 bytes of ASCII at once, and [`safe_cut`] divide a text.
+//! pieces of 64 bytes at once, and [`safe_cut`] divide a text.
 
 mod classes;
 mod scan;
@@ -308,15 +308,21 @@ mod tests {
     fn text() -> impl Strategy<Value = String> {
         let hot = || {
             proptest::sample::select(
-                "  \t\n\r\u{a0}\u{3000}aZéſsStTlLvVeErRmd''1٣½.,!-//é日ǅʰ👍\u{301}"
+                "  \t\n\r\u{a0}\u{3000}aZéÉſsStTlLvVeErRmd''1٣½.,!-//日ǅʰЖж𐐀𐐨𝟘👍…。\u{301}\u{93f}"
                     .chars()
                     .collect::<Vec<_>>(),
             )
         };
+        // Nearly only letters, so that words fill windows.
+        let letters = proptest::sample::select(
+            "abcdeéèÉÀжЖшдЮ日本語हिनदी  '.\u{301}\u{93f}".chars().collect::<Vec<_>>(),
+        );
         let ascii =
             proptest::sample::select("   \t\n\n\r''''//;.sStTlLvVeErRmdabAB123".chars().collect::<Vec<_>>());
         prop_oneof![
             proptest::collection::vec(hot(), 0..40).prop_map(String::from_iter),
+            proptest::collection::vec(hot(), 40..160).prop_map(String::from_iter),
+            proptest::collection::vec(letters, 40..160).prop_map(String::from_iter),
             proptest::collection::vec(any::<char>(), 0..20).prop_map(String::from_iter),
             proptest::collection::vec(ascii, 60..240).prop_map(String::from_iter),
             (

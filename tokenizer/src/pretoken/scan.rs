@@ -1,7 +1,7 @@
 //! The patterns, one character at a time: where does the piece that starts here end?
 //!
 //! Each pattern is a list of alternatives, the first that matches wins, and each function below walks its list in that
-//! order. This is the definition that [`super::window`] must agree with, and the path of all text that is not ASCII.
+//! order. This is the definition that [`super::window`] must agree with, and the path of what a window does not show.
 
 use std::sync::LazyLock;
 
@@ -40,6 +40,12 @@ const TAIL: Set = LOWER | OTHER_LETTER | MARK;
 pub(super) trait Pattern {
     /// The end of the piece that starts at `start`, which is not the end of the text.
     fn end(scan: &Scan<'_>, start: usize) -> usize;
+
+    /// Whether [`Pattern::starts`] finds any.
+    const HAS_WINDOWS: bool = true;
+
+    /// Whether marks go with letters.
+    const MARKS_IN_WORDS: bool = false;
 
     /// The starts of pieces, after the first, in 64 bytes of which the first starts a piece. Bits may be missing from
     /// some place on, but none before it.
@@ -107,6 +113,8 @@ impl<const D: usize> Pattern for Gpt4<D> {
 pub(super) struct O200k<const D: usize, const CONTRACTIONS: bool>;
 
 impl<const D: usize, const CONTRACTIONS: bool> Pattern for O200k<D, CONTRACTIONS> {
+    const MARKS_IN_WORDS: bool = true;
+
     #[inline]
     fn end(scan: &Scan<'_>, start: usize) -> usize {
         let Some((class, end)) = scan.peek(start) else { return start };
@@ -133,6 +141,9 @@ impl<const D: usize, const CONTRACTIONS: bool> Pattern for O200k<D, CONTRACTIONS
 pub(super) struct Deepseek;
 
 impl Pattern for Deepseek {
+    /// Numbers are cut out before this pattern comes, so its texts are short.
+    const HAS_WINDOWS: bool = false;
+
     fn end(scan: &Scan<'_>, start: usize) -> usize {
         if let Some(end) = Self::matched(scan, start) {
             return end;
@@ -147,7 +158,6 @@ impl Pattern for Deepseek {
         at
     }
 
-    /// Numbers are cut out before this pattern comes, so its texts are short: no windows.
     fn starts(_: &[u8; 64], _: &Masks) -> u64 {
         0
     }
@@ -196,7 +206,7 @@ impl<'a> Scan<'a> {
 
     /// The class of the character at `at` and the position after it; nothing at the end of the text.
     #[inline(always)]
-    fn peek(&self, at: usize) -> Option<(Set, usize)> {
+    pub(super) fn peek(&self, at: usize) -> Option<(Set, usize)> {
         let rest = self.bytes.get(at..)?;
         // Decoded here, because the standard library's iterator checks what is known of this place.
         let low = |byte: u8| u16::from(byte & 0x3f);
@@ -270,12 +280,17 @@ impl<'a> Scan<'a> {
             return None;
         }
         let byte = |idx: usize| self.bytes.get(start + idx).copied().unwrap_or(0);
-        // The long s (U+017F) folds to s.
-        if any_case && (byte(1), byte(2)) == (0xc5, 0xbf) {
+        if any_case && self.is_long_s(start + 1) {
             return Some(start + 3);
         }
         let len = contraction_len(byte(1), byte(2), any_case);
         (len > 0).then_some(start + len)
+    }
+
+    /// Whether the long s (U+017F) stands at `at`, which folds to s.
+    #[inline]
+    pub(super) fn is_long_s(&self, at: usize) -> bool {
+        self.bytes[at..].starts_with(&[0xc5, 0xbf])
     }
 
     /// The end of up to `max` numeric characters, of which the first ends at `end`.

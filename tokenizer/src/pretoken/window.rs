@@ -1,16 +1,18 @@
-//! The pieces of 64 bytes of ASCII at once, by arithmetic on bit masks.
+//! The pieces of 64 bytes at once, by arithmetic on bit masks.
 //!
-//! A window begins where a piece begins. For each class of characters, SIMD comparisons give a mask of the bytes in it,
-//! and the starts of pieces follow by shifting, adding and masking: a run of letters starts at `letters & !(letters <<
-//! 1)`; adding a seed to a mask carries through the run at the seed and so floods it. What the end of the window hides
-//! (how a run of white space goes on) or what is not ASCII ends the window early: the next begins at the last piece
-//! whose start is sure, and a piece that fills a whole window, or is not ASCII, is left to [`super::scan`]. Nothing is
-//! carried from one window to the next. Two instructions a byte, where the scan needs ten.
+//! A window begins where a piece begins. For each class of characters, SIMD comparisons give a mask of the bytes of ASCII
+//! in it; characters of more bytes are looked up one by one, none of which waits for the one before, and all their bytes
+//! are in the mask. The starts of pieces follow by shifting, adding and masking: a run of letters starts at `letters &
+//! !(letters << 1)`; adding a seed to a mask carries through the run at the seed and so floods it. What the end of the
+//! window hides (how a run of white space goes on) or what is rare (numbers and white space beyond ASCII) ends the window
+//! early: the next begins at the last piece whose start is sure, and a piece that fills a whole window is left to
+//! [`super::scan`]. Nothing is carried from one window to the next. Two instructions a byte of ASCII, where the scan needs
+//! ten.
 
 use wide::u8x16;
 
 use super::BATCH;
-use super::scan::{Pattern, Scan, contraction_len};
+use super::scan::{LETTER, MARK, NUMBER, OTHER_LETTER, Pattern, SPACE, Scan, Set, UPPER, contraction_len};
 
 /// Bytes looked at together: the bits of a mask.
 const WINDOW: usize = 64;
@@ -20,9 +22,8 @@ pub(super) fn ends<P: Pattern>(scan: &Scan<'_>, mut at: usize, ends: &mut [usize
     let mut n_ends = 0;
     // A window has fewer pieces than bytes.
     while at < scan.bytes.len() && n_ends <= BATCH - WINDOW {
-        let mut starts = match scan.bytes.get(at..at + WINDOW) {
-            // In other scripts a window tells of a few bytes at most: punctuation, a number.
-            Some(block) if block[..8].is_ascii() => starts::<P>(block),
+        let mut starts = match scan.bytes[at..].first_chunk() {
+            Some(block) if P::HAS_WINDOWS => P::starts(block, &Masks::of::<P>(block, scan, at)),
             _ => 0,
         };
         if starts == 0 {
@@ -31,31 +32,33 @@ pub(super) fn ends<P: Pattern>(scan: &Scan<'_>, mut at: usize, ends: &mut [usize
             n_ends += 1;
             continue;
         }
-        let base = at;
-        while starts != 0 {
-            at = base + starts.trailing_zeros() as usize;
-            ends[n_ends] = at;
-            n_ends += 1;
-            starts &= starts - 1;
+        let (base, n_starts) = (at, starts.count_ones() as usize);
+        at = base + starts.ilog2() as usize;
+        // Four at a time, the last of which may mean nothing: whether there is one more would be guessed wrong too often.
+        let (fours, _) = ends[n_ends..].as_chunks_mut::<4>();
+        for four in &mut fours[..n_starts.div_ceil(4)] {
+            for end in four {
+                *end = base + starts.trailing_zeros() as usize;
+                starts &= starts.wrapping_sub(1);
+            }
         }
+        n_ends += n_starts;
     }
     n_ends
 }
 
-#[inline]
-fn starts<P: Pattern>(block: &[u8]) -> u64 {
-    match block.try_into() {
-        Ok(block) => P::starts(block, &Masks::of(block)),
-        Err(_) => 0,
-    }
-}
-
-/// One bit for each byte of the window that lies before the first byte that is not ASCII.
+/// One bit for each byte of the window.
 pub(super) struct Masks {
-    /// The bytes that the other masks tell of: those before the first that is not ASCII.
-    ascii: u64,
+    /// The bytes that the other masks tell of, from the first on.
+    known: u64,
+    /// The bytes of letters, and of what goes with them in words.
     letters: u64,
+    /// Those of them in capitals.
     capitals: u64,
+    /// Those of them in what is neither a capital nor a small letter.
+    uncased: u64,
+    /// The bytes of a character after its first.
+    inner: u64,
     digits: u64,
     /// All white space.
     spaces: u64,
@@ -69,25 +72,70 @@ pub(super) struct Masks {
 
 impl Masks {
     #[inline(always)]
-    fn of(block: &[u8; WINDOW]) -> Self {
+    fn of<P: Pattern>(block: &[u8; WINDOW], scan: &Scan<'_>, at: usize) -> Self {
         let parts: [u8x16; 4] = std::array::from_fn(|i| {
             let mut part = [0; 16];
             part.copy_from_slice(&block[i * 16..][..16]);
             u8x16::new(part)
         });
+        let mut masks = Self {
+            known: u64::MAX,
+            letters: mask(&parts, |v| within(v | u8x16::splat(0x20), b'a', b'z')),
+            capitals: mask(&parts, |v| within(v, b'A', b'Z')),
+            uncased: 0,
+            inner: 0,
+            digits: mask(&parts, |v| within(v, b'0', b'9')),
+            spaces: mask(&parts, |v| within(v, b'\t', b'\r') | is(v, b' ')),
+            newlines: mask(&parts, |v| is(v, b'\n') | is(v, b'\r')),
+            blanks: mask(&parts, |v| is(v, b' ')),
+            apostrophes: mask(&parts, |v| is(v, b'\'')),
+            slashes: mask(&parts, |v| is(v, b'/')),
+        };
         let high = mask(&parts, |v| v);
-        // All below the lowest high bit.
-        let ascii = (high & high.wrapping_neg()).wrapping_sub(1);
-        Self {
-            ascii,
-            letters: ascii & mask(&parts, |v| within(v | u8x16::splat(0x20), b'a', b'z')),
-            capitals: ascii & mask(&parts, |v| within(v, b'A', b'Z')),
-            digits: ascii & mask(&parts, |v| within(v, b'0', b'9')),
-            spaces: ascii & mask(&parts, |v| within(v, b'\t', b'\r') | is(v, b' ')),
-            newlines: ascii & mask(&parts, |v| is(v, b'\n') | is(v, b'\r')),
-            blanks: ascii & mask(&parts, |v| is(v, b' ')),
-            apostrophes: ascii & mask(&parts, |v| is(v, b'\'')),
-            slashes: ascii & mask(&parts, |v| is(v, b'/')),
+        if high != 0 {
+            masks.inner = mask(&parts, |v| is(v & u8x16::splat(0xc0), 0x80));
+            masks.add_others::<P>(high, scan, at);
+        }
+        masks
+    }
+
+    /// Adds the characters beyond ASCII, of which `high` has all bytes.
+    #[inline(always)]
+    fn add_others<P: Pattern>(&mut self, high: u64, scan: &Scan<'_>, at: usize) {
+        let mut n_known = WINDOW;
+        for i in bits(high & !self.inner) {
+            let Some((class, end)) = scan.peek(at + i) else { break };
+            let end = end - at;
+            let is_last = end > WINDOW || class & (NUMBER | SPACE) != 0;
+            // What a word does with a mark depends on more than the character before it, unless that is in a word.
+            let is_odd_mark = P::MARKS_IN_WORDS && class == MARK && self.letters << 1 & bit(i) == 0;
+            if is_last || is_odd_mark || scan.is_long_s(at + i) {
+                n_known = i;
+                break;
+            }
+            let bytes = below(end) & !below(i);
+            let only = |set: Set| if class & set != 0 { bytes } else { 0 };
+            self.letters |= only(if P::MARKS_IN_WORDS { LETTER | MARK } else { LETTER });
+            self.capitals |= only(UPPER);
+            self.uncased |= only(OTHER_LETTER | MARK);
+        }
+        // Whether a capital goes with such a letter before it depends on what comes after.
+        let doubtful = self.capitals & self.uncased << 1;
+        if P::MARKS_IN_WORDS && doubtful != 0 {
+            n_known = n_known.min(doubtful.trailing_zeros() as usize);
+        }
+        self.known = below(n_known);
+        for mask in [
+            &mut self.letters,
+            &mut self.capitals,
+            &mut self.digits,
+            &mut self.spaces,
+            &mut self.newlines,
+            &mut self.blanks,
+            &mut self.apostrophes,
+            &mut self.slashes,
+        ] {
+            *mask &= self.known;
         }
     }
 
@@ -146,7 +194,7 @@ impl Masks {
         }
         let runs = run_starts(symbols & !taken) & !(self.blanks << 1);
         let (space_starts, spaces) = self.space_starts(taken);
-        let small = self.letters & !self.capitals;
+        let small = self.letters & !(self.capitals | self.uncased);
         let mut starts = self.words(runs) | self.capitals & small << 1;
         starts |= runs | number_starts::<D>(self.digits) | space_starts;
         let quotes = if CONTRACTIONS { self.apostrophes & self.letters << 1 } else { 0 };
@@ -172,13 +220,13 @@ impl Masks {
     /// What is neither letter, digit nor white space.
     #[inline]
     fn symbols(&self) -> u64 {
-        self.ascii & !(self.letters | self.digits | self.spaces)
+        self.known & !(self.letters | self.digits | self.spaces)
     }
 
     /// Number of bytes that the masks tell of.
     #[inline]
     fn len(&self) -> usize {
-        self.ascii.trailing_ones() as usize
+        self.known.trailing_ones() as usize
     }
 
     /// Starts of words, where one symbol or white space goes with the word after it: `[^\r\n\p{L}\p{N}]?\p{L}+`.
@@ -187,7 +235,15 @@ impl Masks {
     #[inline]
     fn words(&self, symbol_runs: u64) -> u64 {
         let leads = symbol_runs | self.spaces & !self.newlines;
-        run_starts(self.letters) & !(leads << 1)
+        run_starts(self.letters) & !self.following(leads)
+    }
+
+    /// Where the characters after these begin.
+    #[inline]
+    fn following(&self, starts: u64) -> u64 {
+        let seeds = self.inner & starts << 1;
+        let inner = self.inner & !self.inner.wrapping_add(seeds);
+        (starts | inner) << 1 & !self.inner
     }
 
     /// Starts by `\s*[\r\n]+|\s+(?!\S)|\s+` among the white space that is not `taken`, and that white space.
@@ -220,9 +276,9 @@ impl Masks {
             return 0;
         }
         let n_last = (spaces << (WINDOW - len)).leading_ones() as usize;
-        let run = self.ascii & !below(len - n_last);
+        let run = self.known & !below(len - n_last);
         let in_run = starts & run;
-        (starts & !run | in_run & in_run.wrapping_neg()) & self.ascii & !1
+        (starts & !run | in_run & in_run.wrapping_neg()) & self.known & !1
     }
 }
 
