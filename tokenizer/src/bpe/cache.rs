@@ -13,7 +13,7 @@ use crate::pieces::PieceMap;
 pub(super) const SHORT: usize = 15;
 
 /// Longest piece that is remembered at all: longer ones hardly repeat.
-const LONG: usize = 128;
+const LONG: usize = 256;
 
 /// A bucket without entries.
 const EMPTY: Bucket = [[0; 4]; 2];
@@ -22,8 +22,9 @@ const EMPTY: Bucket = [[0; 4]; 2];
 const BUCKETS: usize = 1 << 10;
 const MAX_BUCKETS: usize = 1 << 19;
 
-/// Most long pieces, and most ids in the array, before they start over: about 16 MB each.
+/// Most long pieces, most bytes of them, and most ids in the array, before they start over: about 16 MB each.
 const MAX_LONG: usize = 1 << 18;
+const MAX_LONG_BYTES: usize = 1 << 24;
 const MAX_IDS: usize = 1 << 22;
 
 /// Ids that are copied together where a list is no longer: cheaper than a copy of so many as there are. The array ends with
@@ -115,6 +116,18 @@ fn n_ids(entry: &Entry) -> u32 {
     (entry[3] >> 32) as u32
 }
 
+/// Whether a new entry would push one out.
+#[inline]
+fn is_full(bucket: &Bucket) -> bool {
+    n_ids(&bucket[1]) > 0
+}
+
+/// The buckets where an entry may lie, home first; it goes on to the next only if one is full.
+#[inline]
+fn neighbours(home: usize) -> impl Iterator<Item = usize> {
+    (0..4).map(move |i| home ^ i)
+}
+
 /// The ids of a piece.
 pub(super) enum Found<'a> {
     /// So many of these.
@@ -199,14 +212,22 @@ impl Cache {
         }
     }
 
-    /// The entry of a short piece that is not in its bucket, from the neighbour. It changes places with an entry that is
-    /// at home: the more frequent ones stay there.
+    /// The entry of a short piece that is not in its bucket, from a neighbour. It changes places with an entry that is at
+    /// home: the more frequent ones stay there.
     fn bring_home(&mut self, wanted: Key) -> Option<Entry> {
         let home = self.bucket_idx(wanted) as usize;
-        let slot = self.buckets[home ^ 1].iter().position(|entry| key(entry) == wanted)?;
-        let entry = self.buckets[home ^ 1][slot];
-        self.buckets[home ^ 1][slot] = std::mem::replace(&mut self.buckets[home][1], entry);
-        Some(entry)
+        for neighbour in neighbours(home).skip(1) {
+            let bucket = &mut self.buckets[neighbour];
+            if let Some(slot) = bucket.iter().position(|entry| key(entry) == wanted) {
+                let entry = bucket[slot];
+                self.buckets[neighbour][slot] = std::mem::replace(&mut self.buckets[home][1], entry);
+                return Some(entry);
+            }
+            if !is_full(bucket) {
+                break;
+            }
+        }
+        None
     }
 
     #[inline(always)]
@@ -228,7 +249,10 @@ impl Cache {
         if piece.len() > LONG {
             return;
         }
-        if self.array.len() + ids.len() > MAX_IDS || self.long.len() >= MAX_LONG {
+        let has_room = self.array.len() + ids.len() <= MAX_IDS
+            && self.long.len() < MAX_LONG
+            && self.long.key_bytes() < MAX_LONG_BYTES;
+        if !has_room {
             self.clear();
         }
         if key == Key::LONG {
@@ -255,11 +279,10 @@ impl Cache {
         self.place(entry(key, few, n_ids));
     }
 
-    /// Puts an entry into its bucket, or the neighbour if only that has room. If neither has, the older one at home goes.
+    /// Puts an entry into its bucket, or the first neighbour that has room. If none has, the older one at home goes.
     fn place(&mut self, entry: Entry) {
         let home = self.bucket_idx(key(&entry)) as usize;
-        let is_full = |idx: usize| n_ids(&self.buckets[idx][1]) > 0;
-        let idx = if is_full(home) && !is_full(home ^ 1) { home ^ 1 } else { home };
+        let idx = neighbours(home).find(|&idx| !is_full(&self.buckets[idx])).unwrap_or(home);
         let bucket = &mut self.buckets[idx];
         *bucket = [entry, bucket[0]];
     }
