@@ -71,6 +71,7 @@ impl Pattern for Gpt2 {
         }
     }
 
+    #[inline(always)]
     fn starts(block: &[u8; 64], masks: &Masks) -> u64 {
         masks.gpt2(block)
     }
@@ -102,6 +103,7 @@ impl<const D: usize> Pattern for Gpt4<D> {
         }
     }
 
+    #[inline(always)]
     fn starts(block: &[u8; 64], masks: &Masks) -> u64 {
         masks.gpt4::<D>(block)
     }
@@ -130,6 +132,7 @@ impl<const D: usize, const CONTRACTIONS: bool> Pattern for O200k<D, CONTRACTIONS
         }
     }
 
+    #[inline(always)]
     fn starts(block: &[u8; 64], masks: &Masks) -> u64 {
         masks.o200k::<D, CONTRACTIONS>(block)
     }

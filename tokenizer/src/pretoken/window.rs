@@ -109,15 +109,23 @@ impl Masks {
             let is_last = end > WINDOW || class & (NUMBER | SPACE) != 0;
             // What a word does with a mark depends on more than the character before it, unless that is in a word.
             let is_odd_mark = P::MARKS_IN_WORDS && class == MARK && self.letters << 1 & bit(i) == 0;
-            if is_last || is_odd_mark || scan.is_long_s(at + i) {
+            if is_last || is_odd_mark {
                 n_known = i;
                 break;
             }
-            let bytes = below(end) & !below(i);
+            let bytes = (2 << (end - 1)) - (1 << i);
             let only = |set: Set| if class & set != 0 { bytes } else { 0 };
-            self.letters |= only(if P::MARKS_IN_WORDS { LETTER | MARK } else { LETTER });
-            self.capitals |= only(UPPER);
-            self.uncased |= only(OTHER_LETTER | MARK);
+            if P::MARKS_IN_WORDS {
+                self.letters |= only(LETTER | MARK);
+                self.capitals |= only(UPPER);
+                self.uncased |= only(OTHER_LETTER | MARK);
+            } else {
+                self.letters |= only(LETTER);
+            }
+        }
+        let quoted = high & self.apostrophes << 1;
+        if let Some(i) = bits(quoted).find(|&i| scan.is_long_s(at + i)) {
+            n_known = n_known.min(i);
         }
         // Whether a capital goes with such a letter before it depends on what comes after.
         let doubtful = self.capitals & self.uncased << 1;
