@@ -33,7 +33,7 @@ use mimalloc::MiMalloc;
 static ALLOCATOR: MiMalloc = MiMalloc;
 
 fn main() -> ExitCode {
-    // At once: what is freed before has a date of its own, a second away, and nothing goes back until then.
+    // Before anything is freed: what then waits to go back goes by no date any more.
     kernels::allocator::set_freed(Freed::GoesBack);
     let args = args::Args::parse();
     match commands::run(args) {
