@@ -31,8 +31,8 @@ use crate::hash::Seeded;
 /// Positions merged between two reports: some milliseconds.
 const REPORT_EVERY: u64 = 1 << 16;
 
-/// Places that are worth the help of other threads: some microseconds.
-const HELPED: u64 = 64;
+/// Places that are worth the help of other threads: some microseconds. Tests have few.
+const HELPED: u64 = if cfg!(test) { 1 } else { 64 };
 
 /// Where to stop.
 pub(super) struct Limits {
@@ -364,7 +364,7 @@ mod tests {
         let mut tokens = spellings();
         let spell =
             |piece: &[u8], symbols: &mut Vec<u32>| symbols.extend(piece.iter().map(|&b| u32::from(b)));
-        let words = Words::deal(&Listed(words.to_vec()), &spell, None, &mut ()).unwrap();
+        let words = Words::deal(&Listed(words.to_vec()), &spell, 0, None, &mut ()).unwrap();
         let merges = train(words, 256, limits, &mut tokens, &mut ()).unwrap();
         (merges, tokens.into_bytes().collect())
     }
@@ -449,7 +449,7 @@ mod tests {
 
     /// One thread, which has no help, and several, of which each has words of its own.
     static POOLS: LazyLock<[rayon::ThreadPool; 3]> =
-        LazyLock::new(|| [1, 2, 3].map(|n| rayon::ThreadPoolBuilder::new().num_threads(n).build().unwrap()));
+        LazyLock::new(|| [1, 2, 4].map(|n| rayon::ThreadPoolBuilder::new().num_threads(n).build().unwrap()));
 
     fn words(n_letters: u8) -> impl Strategy<Value = Vec<(Vec<u8>, u64)>> {
         let word = proptest::collection::vec(b'a'..b'a' + n_letters, 1..14);

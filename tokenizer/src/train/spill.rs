@@ -1,8 +1,8 @@
 //! Counts on disk: what no longer fits in memory is appended to a temporary file, shard by shard.
 //!
-//! A piece always falls into the same shard, so the sum of a shard needs only that shard's parts of the file and the
-//! memory of one shard, a sixty-fourth of all distinct pieces. Summing in a table makes sorting unnecessary. The file
-//! has no name (on Windows it is deleted when closed), so nothing is left behind however the process ends.
+//! A piece always falls into the same shard, so the sum of a shard needs only that shard's parts of the file and, for each
+//! thread, the memory of one shard, a sixty-fourth of all distinct pieces. Summing in a table makes sorting unnecessary.
+//! The file has no name (on Windows it is deleted when closed), so nothing is left behind however the process ends.
 
 use std::fs::File;
 use std::io::{self, BufReader, BufWriter, Read, Seek, SeekFrom, Write};

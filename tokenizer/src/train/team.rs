@@ -1,16 +1,26 @@
 //! Threads that share tasks of microseconds.
 //!
-//! To wake a thread takes longer than most merges, so the helpers of a [`Team`] look for the next task without sleep.
-//! A task has one part for each member. Whoever leads does the parts that no helper has begun, so a helper that the
-//! system has put aside, or that never got a thread, holds nobody up.
+//! To wake a thread takes longer than most merges, so the helpers of a [`Team`] look for the next task without sleep while
+//! tasks come. A task has one part for each member. Whoever leads does the parts that no helper has begun, so a helper
+//! that the system puts aside between parts, or that never got a thread, holds nobody up.
+//!
+//! The helpers are threads of their own: a worker of rayon's pool that waits in some other call could come to help here,
+//! and would not come back before all is over.
 
 use std::hint::spin_loop;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, TryLockError};
-use std::thread::yield_now;
+use std::thread::{self, Builder, yield_now};
+use std::time::Duration;
 
 /// Looks for something that is about to happen, before the processor is offered to others: some tens of microseconds.
 const LOOKS: u32 = 4096;
+
+/// Looks before a helper sleeps between them: about a millisecond.
+const WAKEFUL_LOOKS: u32 = 2 * LOOKS;
+
+/// How long it then sleeps.
+const NAP: Duration = Duration::from_micros(50);
 
 /// Does one part of each task.
 pub(super) trait Member: Send {
@@ -37,14 +47,17 @@ struct Numbered<T> {
 }
 
 impl<M: Member> Team<M> {
-    /// Calls `lead` with a team of `members`, which the threads of the current rayon pool help.
+    /// Calls `lead` with a team of `members`, which one thread less helps.
     pub(super) fn lead<R>(members: Vec<M>, task: M::Task, lead: impl FnOnce(&Self) -> R) -> R {
         let members = members.into_iter().map(|inner| Mutex::new(Numbered { inner, number: 0 })).collect();
         let task = RwLock::new(Numbered { inner: task, number: 0 });
         let team = Self { task, members, posted: AtomicU64::new(0), is_over: AtomicBool::new(false) };
-        rayon::in_place_scope(|scope| {
+        thread::scope(|scope| {
             for member in team.members.iter().skip(1) {
-                scope.spawn(|_| team.help(member));
+                let (team, member) = (&team, member);
+                let help = move || team.help(member);
+                // Without it, its parts are done all the same.
+                let _ = Builder::new().spawn_scoped(scope, help);
             }
             // The helpers stop even if `lead` panics.
             let _over = Over(&team.is_over);
@@ -84,13 +97,18 @@ impl<M: Member> Team<M> {
             if posted != last {
                 (last, n_looks) = (posted, 0);
                 let task = self.task();
-                lock_soon(member).work(&task);
-            } else if n_looks < LOOKS {
-                n_looks += 1;
-                spin_loop();
-            } else {
-                yield_now();
+                // If it is taken, the leader does this very part.
+                if let Ok(mut member) = member.try_lock() {
+                    member.work(&task);
+                }
+                continue;
             }
+            match n_looks {
+                ..LOOKS => spin_loop(),
+                LOOKS..WAKEFUL_LOOKS => yield_now(),
+                _ => thread::sleep(NAP),
+            }
+            n_looks = n_looks.saturating_add(1);
         }
     }
 }
@@ -106,15 +124,17 @@ impl<M: Member> Numbered<M> {
 }
 
 /// Locks what another thread gives back in microseconds, mostly.
+///
+/// # Panics
+/// If that thread did: its part is half done.
 fn lock_soon<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     for _ in 0..LOOKS {
         match mutex.try_lock() {
-            Ok(guard) => return guard,
-            Err(TryLockError::Poisoned(poisoned)) => return poisoned.into_inner(),
             Err(TryLockError::WouldBlock) => spin_loop(),
+            done => return done.expect("no helper panicked"),
         }
     }
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+    mutex.lock().expect("no helper panicked")
 }
 
 /// Tells the helpers to stop.
@@ -144,28 +164,52 @@ mod tests {
         }
     }
 
-    fn sum(n_threads: usize) -> u64 {
-        let pool = rayon::ThreadPoolBuilder::new().num_threads(n_threads).build().unwrap();
-        pool.install(|| {
-            let members = (1..=4).map(|factor| Adder { factor, sum: 0 }).collect();
-            Team::lead(members, 0, |team| {
+    #[test]
+    fn every_part_is_done_once_whatever_the_number_of_members() {
+        for n_members in 1..=6 {
+            let members = (1..=n_members).map(|factor| Adder { factor, sum: 0 }).collect();
+            let sum = Team::lead(members, 0, |team| {
                 let mut sum = 0;
                 for n in 1..=1000 {
                     sum = 0;
                     team.post(n % 3 != 0, |task| *task = n);
                     team.finish(|member| sum += member.sum);
+                    if n == 500 {
+                        // The helpers fall asleep.
+                        thread::sleep(Duration::from_millis(5));
+                    }
                 }
                 sum
-            })
-        })
+            });
+            assert_eq!(sum, 500_500 * (1..=n_members).sum::<u64>(), "{n_members} members");
+        }
+    }
+
+    /// Panics when a helper works on it.
+    struct Faulty(thread::ThreadId);
+
+    impl Member for Faulty {
+        type Task = ();
+
+        fn work(&mut self, _: &()) {
+            assert_eq!(thread::current().id(), self.0, "a helper");
+        }
     }
 
     #[test]
-    fn every_part_is_done_once_whatever_the_number_of_threads() {
-        // A pool of one thread has nobody to help, one of two or three has fewer than there are parts.
-        for n_threads in 1..=4 {
-            assert_eq!(sum(n_threads), 500_500 * (1 + 2 + 3 + 4), "{n_threads} threads");
-        }
+    fn nothing_goes_on_after_a_helper_panicked() {
+        let led = std::panic::catch_unwind(|| {
+            let leader = thread::current().id();
+            Team::lead(vec![Faulty(leader), Faulty(leader)], (), |team| {
+                // Until the helper comes before the leader.
+                loop {
+                    team.post(true, |()| {});
+                    thread::sleep(Duration::from_millis(1));
+                    team.finish(|_| {});
+                }
+            })
+        });
+        assert!(led.is_err());
     }
 
     #[test]
