@@ -56,9 +56,10 @@ pub struct Trainer {
     /// Special tokens, in order of id from 0. Default: [`END_OF_TEXT`] alone.
     pub special_tokens: Vec<String>,
     /// Bytes of memory that training may take, for BPE; no limit if unset. Counts that outgrow a quarter of it wait in a
-    /// temporary file. Merging needs about 20 bytes for each byte of distinct pre-tokens (a pre-token counts once,
-    /// however often it occurs); if these do not fit, training is refused with the number of bytes that would do.
-    /// Some 30 MB for text and tables that do not grow come on top.
+    /// temporary file. Merging needs about 18 bytes for each byte of distinct pre-tokens (a pre-token counts once,
+    /// however often it occurs), 4 more for each further thread, of which it takes fewer if they do not fit, and 200 for
+    /// each token. If one thread's do not fit, training is refused with the number of bytes that would do. Some 30 MB for
+    /// text and tables that do not grow come on top, and 5 MB for each further thread.
     pub memory_limit: Option<u64>,
 }
 
@@ -226,7 +227,7 @@ impl Trainer {
         let spell = |piece: &[u8], symbols: &mut Vec<u32>| {
             symbols.extend(piece.iter().map(|&byte| byte_ids[usize::from(byte)]));
         };
-        let words = Words::deal(&counts, &spell, self.memory_limit, observer)?;
+        let words = Words::deal(&counts, &spell, self.vocab_size, self.memory_limit, observer)?;
         drop(counts);
         let limits = merge::Limits { n_ids: self.vocab_size, min_frequency: self.min_frequency };
         let merges = merge::train(words, n_special + 256, &limits, &mut tokens, observer)?;

@@ -255,7 +255,7 @@ impl SentencePieceTrainer {
                 chars_of(piece).map(|c| chars.binary_search(&c).map_or(END, |i| first_id + i as u32)),
             );
         };
-        let words = Words::deal(&counts, &spell, self.memory_limit, observer)?;
+        let words = Words::deal(&counts, &spell, self.vocab_size, self.memory_limit, observer)?;
         drop(counts);
         let limits = merge::Limits { n_ids: self.vocab_size, min_frequency: self.min_frequency };
         let merges = merge::train(words, least as u32, &limits, &mut tokens, observer)?;

@@ -30,9 +30,12 @@ const MAX_SLOTS: u64 = u32::MAX as u64;
 /// Counts below this have their slots added up in an array; the others, few, in a map.
 const DENSE: usize = 1 << 16;
 
-/// Memory that merging takes for each slot: 4 bytes for itself, 8 for positions of pairs, those that merges add
-/// included, and 8 for the counts and the queue of pairs (measured on 100 MB of text and code: 19).
-const SLOT_BYTES: u64 = 20;
+/// Memory that merging takes for each slot, for each slot and hand, and for each token to make: symbols, positions of
+/// pairs, their counts and their queue, spellings. Measured on 100 MB of text and code, 8,000 to 200,000 tokens and one
+/// to four hands: 58 to 85 MB with one, 84 to 115 with two, where these give 67 to 105 and 81 to 120.
+const SLOT_BYTES: u64 = 14;
+const HAND_BYTES: u64 = 4;
+const TOKEN_BYTES: u64 = 200;
 
 /// Words between two reports.
 const REPORT_EVERY: u64 = 1 << 16;
@@ -55,30 +58,40 @@ pub(super) struct Words {
 }
 
 impl Words {
-    /// Deals all words of `source` that have a pair of symbols to the threads of the current rayon pool; `spell` appends
-    /// the symbols of a piece.
+    /// Deals all words of `source` that have a pair of symbols to as many hands as the current rayon pool has threads, or
+    /// to as many as `memory_limit` allows; `spell` appends the symbols of a piece.
     ///
     /// # Errors
-    /// If the words cannot be read, cannot be numbered, or do not fit into `memory_limit` together with the positions
-    /// of their pairs, and if `observer` breaks.
+    /// If the words cannot be read, cannot be numbered, or do not fit into `memory_limit` together with what making
+    /// `n_tokens` of them takes, and if `observer` breaks.
     pub(super) fn deal(
         source: &dyn Source,
         spell: &Spell<'_>,
+        n_tokens: usize,
         memory_limit: Option<u64>,
         observer: &mut dyn Observer,
     ) -> Result<Vec<Self>, Error> {
         let n_hands = rayon::current_num_threads().min(MOST_HANDS);
-        let reader =
+        let mut reader =
             Reader { source, spell, n_hands, n_seen: AtomicU64::new(0), is_over: AtomicBool::new(false) };
-        let mut sizes: Vec<Sizes> = (0..n_hands).map(|_| Sizes::default()).collect();
-        reader.read(&mut sizes, observer, |sizes, symbols, count| sizes.add(symbols.len(), count))?;
+        let mut sizes = reader.sizes(observer)?;
         let n_slots = 1 + sizes.iter().map(Sizes::n_slots).sum::<u64>();
         if n_slots >= MAX_SLOTS {
             return Err(Error::CorpusTooLarge { n_symbols: n_slots, limit: MAX_SLOTS - 1 });
         }
-        let needed = n_slots * SLOT_BYTES;
-        if let Some(limit) = memory_limit.filter(|&limit| limit < needed) {
-            return Err(Error::MemoryLimit { needed, limit });
+        if let Some(limit) = memory_limit {
+            let needed = |n_hands: usize| {
+                n_slots * (SLOT_BYTES + HAND_BYTES * n_hands as u64)
+                    + TOKEN_BYTES * n_slots.min(n_tokens as u64)
+            };
+            match (1..=n_hands).rev().find(|&n_hands| needed(n_hands) <= limit) {
+                Some(fewer) if fewer < n_hands => {
+                    reader.n_hands = fewer;
+                    sizes = reader.sizes(observer)?;
+                }
+                Some(_) => {}
+                None => return Err(Error::MemoryLimit { needed: needed(1), limit }),
+            }
         }
         let mut hands: Vec<(Self, Starts)> = sizes.into_iter().map(Self::empty).collect();
         reader.read(&mut hands, observer, |(words, starts), word, count| {
@@ -158,6 +171,13 @@ struct Reader<'a> {
 }
 
 impl Reader<'_> {
+    /// How much each hand gets.
+    fn sizes(&self, observer: &mut dyn Observer) -> Result<Vec<Sizes>, Error> {
+        let mut sizes: Vec<Sizes> = (0..self.n_hands).map(|_| Sizes::default()).collect();
+        self.read(&mut sizes, observer, |sizes, symbols, count| sizes.add(symbols.len(), count))?;
+        Ok(sizes)
+    }
+
     /// Calls `each` with the symbols and the count of every word that has a pair, and with what its hand fills.
     fn read<T: Send>(
         &self,
@@ -265,6 +285,68 @@ impl Starts {
         match self.dense.get_mut(count as usize) {
             Some(start) => start,
             None => self.sparse.entry(count).or_default(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::ops::ControlFlow;
+
+    use super::*;
+    use crate::train::progress::Progress;
+
+    /// Enough pieces of three bytes for a report of the first hand; another may fail.
+    struct Pieces {
+        failing: Option<usize>,
+    }
+
+    const N_PIECES: u64 = 2 * REPORT_EVERY;
+
+    impl Source for Pieces {
+        fn for_each_of(&self, hand: Hand, each: &mut dyn FnMut(&[u8], u64)) -> Result<(), Error> {
+            if self.failing == Some(hand.idx) {
+                return Err(Error::CorpusTooLarge { n_symbols: 1, limit: 0 });
+            }
+            (0..N_PIECES).filter(|i| *i as usize % hand.n == hand.idx).for_each(|_| each(b"abc", 1));
+            Ok(())
+        }
+    }
+
+    /// The number of hands, in a pool of two threads.
+    fn deal(failing: Option<usize>, breaks: bool, memory_limit: Option<u64>) -> Result<usize, Error> {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(2).build().unwrap();
+        pool.install(|| {
+            let mut observer =
+                |_: Progress| if breaks { ControlFlow::Break(()) } else { ControlFlow::Continue(()) };
+            let spell = |piece: &[u8], symbols: &mut Vec<u32>| {
+                symbols.extend(piece.iter().map(|&byte| u32::from(byte)));
+            };
+            let hands = Words::deal(&Pieces { failing }, &spell, 10, memory_limit, &mut observer)?;
+            Ok(hands.len())
+        })
+    }
+
+    #[test]
+    fn what_ends_one_hand_ends_dealing() {
+        assert_eq!(deal(None, false, None).unwrap(), 2);
+        for hand in 0..2 {
+            assert!(matches!(deal(Some(hand), false, None), Err(Error::CorpusTooLarge { .. })));
+        }
+        assert!(matches!(deal(None, true, None), Err(Error::Cancelled)));
+    }
+
+    #[test]
+    fn a_tight_limit_takes_fewer_hands() {
+        // Three symbols and what stands between words.
+        let needed =
+            |n_hands: u64| (4 * N_PIECES + 1) * (SLOT_BYTES + HAND_BYTES * n_hands) + 10 * TOKEN_BYTES;
+        assert_eq!(deal(None, false, Some(needed(2))).unwrap(), 2);
+        assert_eq!(deal(None, false, Some(needed(2) - 1)).unwrap(), 1);
+        assert_eq!(deal(None, false, Some(needed(1))).unwrap(), 1);
+        match deal(None, false, Some(needed(1) - 1)) {
+            Err(Error::MemoryLimit { needed: n_bytes, .. }) => assert_eq!(n_bytes, needed(1)),
+            _ => panic!("it does not fit"),
         }
     }
 }
