@@ -32,10 +32,24 @@ pub fn set_freed(freed: Freed) {
     // SAFETY: the call stores an integer under a valid index; -1 is the documented "never purge".
     unsafe { mi_option_set(PURGE_DELAY, milliseconds) }
     #[cfg(target_os = "linux")]
-    {
-        let no_huge_pages = libc::c_ulong::from(freed == Freed::GoesBack);
-        // It only costs memory if the kernel refuses.
-        // SAFETY: the call takes integers alone and changes how the kernel backs memory, not what is in it.
-        unsafe { libc::prctl(libc::PR_SET_THP_DISABLE, no_huge_pages, 0, 0, 0) };
+    huge_pages::allow(freed == Freed::Stays);
+}
+
+#[cfg(target_os = "linux")]
+mod huge_pages {
+    use std::sync::OnceLock;
+
+    use libc::{PR_GET_THP_DISABLE, PR_SET_THP_DISABLE, c_int, c_ulong, prctl};
+
+    /// Lets the kernel back memory with huge pages as it did when the program began, or not at all. If the kernel refuses,
+    /// that costs memory only.
+    pub(super) fn allow(as_before: bool) {
+        static BEFORE: OnceLock<c_int> = OnceLock::new();
+        let none: c_ulong = 0;
+        // SAFETY: the call takes and gives integers alone.
+        let before = *BEFORE.get_or_init(|| unsafe { prctl(PR_GET_THP_DISABLE, none, none, none, none) });
+        let disabled = c_ulong::from(!as_before || before == 1);
+        // SAFETY: as above; it changes how the kernel backs memory, not what is in it.
+        unsafe { prctl(PR_SET_THP_DISABLE, disabled, none, none, none) };
     }
 }
