@@ -265,7 +265,11 @@ impl<'a> Output<'a> {
             // all ids, and touching fresh memory costs as much as finding the ids for it. What is not used is not touched.
             let n_ids = (self.at - self.first) as f64 / start.max(1) as f64 * (len - start) as f64 * 1.5;
             let wanted = (self.at + n_ids as usize).clamp(needed, most);
-            self.ids.reserve_exact(wanted - self.ids.len());
+            // After the first part of a text there may be many more.
+            match self.first {
+                0 => self.ids.reserve_exact(wanted - self.ids.len()),
+                _ => self.ids.reserve(wanted - self.ids.len()),
+            }
         }
         if needed > self.ids.len() {
             self.ids.resize((needed + GROWTH).min(most).min(self.ids.capacity()), 0);

@@ -1,8 +1,9 @@
 //! The ids of pieces that were seen before, in bounded memory.
 //!
 //! A piece of at most 15 bytes is its own key: two integers, the length in the top byte. Two entries share a cache line
-//! of 64 bytes; a new entry pushes the older of the two out. Three ids fit into an entry, which is all for 99 of 100
-//! English pieces; longer lists, one in eight where scripts are many, lie in one array. Pieces of 16 bytes and more are rarer
+//! of 64 bytes; where a bucket and three neighbours are full, a new entry pushes the older one at home out. Three ids fit
+//! into an entry, which is all for 99 of 100 English pieces; longer lists, one in eight where scripts are many, lie in one
+//! array. Pieces of 16 bytes and more are rarer
 //! and go to a map.
 
 use crate::bpe::merge::Symbols;
@@ -220,7 +221,12 @@ impl Cache {
             let bucket = &mut self.buckets[neighbour];
             if let Some(slot) = bucket.iter().position(|entry| key(entry) == wanted) {
                 let entry = bucket[slot];
-                self.buckets[neighbour][slot] = std::mem::replace(&mut self.buckets[home][1], entry);
+                let other = self.buckets[home][1];
+                // Others are looked for along other ways, which need not lead here.
+                if self.bucket_idx(key(&other)) as usize == home && n_ids(&entry) > 0 {
+                    self.buckets[home][1] = entry;
+                    self.buckets[neighbour][slot] = other;
+                }
                 return Some(entry);
             }
             if !is_full(bucket) {

@@ -23,7 +23,9 @@ pub(super) fn ends<P: Pattern>(scan: &Scan<'_>, mut at: usize, ends: &mut [usize
     // A window has fewer pieces than bytes.
     while at < scan.bytes.len() && n_ends <= BATCH - WINDOW {
         let mut starts = match scan.bytes[at..].first_chunk() {
-            Some(block) if P::HAS_WINDOWS => P::starts(block, &Masks::of::<P>(block, scan, at)),
+            Some(block) if P::HAS_WINDOWS && shows::<P>(block, scan, at) => {
+                P::starts(block, &Masks::of::<P>(block, scan, at))
+            }
             _ => 0,
         };
         if starts == 0 {
@@ -45,6 +47,13 @@ pub(super) fn ends<P: Pattern>(scan: &Scan<'_>, mut at: usize, ends: &mut [usize
         n_ends += n_starts;
     }
     n_ends
+}
+
+/// Whether a window shows more than where it begins.
+#[inline]
+fn shows<P: Pattern>(block: &[u8; WINDOW], scan: &Scan<'_>, at: usize) -> bool {
+    let hidden = NUMBER | SPACE | if P::MARKS_IN_WORDS { MARK } else { 0 };
+    block[0].is_ascii() || scan.peek(at).is_some_and(|(class, _)| class & hidden == 0)
 }
 
 /// One bit for each byte of the window.
@@ -113,7 +122,8 @@ impl Masks {
                 n_known = i;
                 break;
             }
-            let bytes = (2 << (end - 1)) - (1 << i);
+            // The last byte may be that of the window.
+            let bytes = (2u64 << (end - 1)).wrapping_sub(1 << i);
             let only = |set: Set| if class & set != 0 { bytes } else { 0 };
             if P::MARKS_IN_WORDS {
                 self.letters |= only(LETTER | MARK);
