@@ -21,6 +21,7 @@ mod tokenizer;
 mod added;
 mod bpe;
 mod build;
+mod cache;
 mod char_bpe;
 mod char_level;
 mod decoder;

@@ -4,6 +4,7 @@ use crate::Error;
 use crate::added::MAX_CONTENT;
 use crate::alphabet;
 use crate::bpe::{self, Bpe, Missing};
+use crate::cache::Cache;
 use crate::char_bpe::{self, CharBpe};
 use crate::char_level::CharLevel;
 use crate::sink::Sink;
@@ -39,7 +40,8 @@ impl TokenLens {
 
 /// Working memory and caches of one encoding thread.
 pub(crate) struct Scratch {
-    pub bytes: bpe::Cache,
+    pub cache: Cache,
+    pub symbols: bpe::Symbols,
     chars: char_bpe::Scratch,
     unigram: unigram::Scratch,
     tokens: Vec<(u32, usize)>,
@@ -50,7 +52,8 @@ impl Scratch {
     /// Empty memory.
     pub(crate) fn new() -> Self {
         Self {
-            bytes: bpe::Cache::new(),
+            cache: Cache::new(),
+            symbols: bpe::Symbols::default(),
             chars: char_bpe::Scratch::new(),
             unigram: unigram::Scratch::default(),
             tokens: Vec::new(),
@@ -65,7 +68,8 @@ impl Model {
         match self {
             Self::Bytes(bpe, lens) => {
                 scratch.ids.clear();
-                bpe.encode_piece(piece.as_bytes(), &mut scratch.bytes, &mut scratch.ids);
+                let Scratch { cache, symbols, ids, .. } = scratch;
+                bpe.encode_piece(piece.as_bytes(), cache, symbols, ids);
                 match bpe.missing() {
                     None => scratch.ids.iter().for_each(|&id| sink.token(id, lens.get(id))),
                     Some(missing) => missing.spans(piece.as_bytes(), &scratch.ids, lens, |id, token| {
@@ -87,7 +91,8 @@ impl Model {
             return self.encode(piece, scratch, sink);
         };
         scratch.ids.clear();
-        bpe.encode_piece(&unspelled, &mut scratch.bytes, &mut scratch.ids);
+        let Scratch { cache, symbols, ids, .. } = &mut *scratch;
+        bpe.encode_piece(&unspelled, cache, symbols, ids);
         let mut give = |id: u32, token: &[u8]| {
             sink.token(id, token.iter().map(|&byte| alphabet::byte_to_char(byte).len_utf8()).sum());
         };

@@ -52,7 +52,8 @@ impl Pipeline {
                 match self.plain_bytes() {
                     Some((bpe, _, split)) => {
                         let text = self.normalizer.plain(&text[range]);
-                        bpe.encode(split, &text, &mut scratch.bytes, ids);
+                        let Scratch { cache, symbols, .. } = &mut *scratch;
+                        bpe.encode(split, &text, cache, symbols, ids);
                     }
                     _ => {
                         let mut normalized = Normalized::new(&text[range]);
@@ -89,7 +90,8 @@ impl Pipeline {
                     && bpe.missing().is_none()
                 {
                     let (mut ids, mut at) = (Vec::new(), base);
-                    bpe.encode(split, &text[range], &mut scratch.bytes, &mut ids);
+                    let Scratch { cache, symbols, .. } = &mut *scratch;
+                    bpe.encode(split, &text[range], cache, symbols, &mut ids);
                     out.extend(ids.into_iter().map(|id| {
                         let start = at;
                         at += lens.get(id);

@@ -6,12 +6,11 @@
 //! array. Pieces of 16 bytes and more are rarer
 //! and go to a map.
 
-use crate::bpe::merge::Symbols;
 use crate::hash::Seeded;
 use crate::pieces::PieceMap;
 
 /// Longest piece that is its own key.
-pub(super) const SHORT: usize = 15;
+const SHORT: usize = 15;
 
 /// Longest piece that is remembered at all: longer ones hardly repeat.
 const LONG: usize = 256;
@@ -158,9 +157,9 @@ impl Found<'_> {
     }
 }
 
-/// What one thread remembers, and its working memory.
+/// The pieces with their ids.
 #[derive(Debug)]
-pub(crate) struct Cache {
+pub(super) struct Table {
     seeded: Seeded,
     buckets: Vec<Bucket>,
     /// The bits of a hash that number a bucket are those left after this shift.
@@ -170,15 +169,11 @@ pub(crate) struct Cache {
     /// Start and number of the ids of long pieces in `array`.
     long: PieceMap<(u32, u32)>,
     array: Vec<u32>,
-    /// Working memory of [`super::Bpe`].
-    pub(super) batch: Option<Box<super::Batch>>,
-    pub(super) symbols: Symbols,
-    pub(super) ids: Vec<u32>,
 }
 
-impl Cache {
+impl Table {
     /// Remembers nothing yet.
-    pub(crate) fn new() -> Self {
+    pub(super) fn new() -> Self {
         Self {
             seeded: Seeded::default(),
             buckets: vec![EMPTY; BUCKETS],
@@ -186,9 +181,6 @@ impl Cache {
             n_inserted: 0,
             long: PieceMap::new(),
             array: vec![0; AT_ONCE],
-            batch: None,
-            symbols: Symbols::default(),
-            ids: Vec::new(),
         }
     }
 
@@ -201,7 +193,7 @@ impl Cache {
         if key(entry).differs(wanted) != 0 { None } else { self.ids_of(entry) }
     }
 
-    /// The ids of a piece that [`Cache::get`] does not find.
+    /// The ids of a piece that [`Table::get`] does not find.
     pub(super) fn get_rare(&mut self, wanted: Key, piece: &[u8]) -> Option<Found<'_>> {
         if wanted != Key::LONG {
             let entry = self.bring_home(wanted)?;
