@@ -15,7 +15,8 @@ use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use rayon::prelude::*;
 
 use merge::Rules;
-pub(crate) use merge::{MAX_IDS, Merge, Pair, Symbols, merges_by_id, pack};
+use merge::Symbols;
+pub(crate) use merge::{MAX_IDS, Merge, Pair, merges_by_id, pack};
 pub(crate) use missing::{Becomes, Missing};
 
 use crate::Split;
@@ -98,27 +99,16 @@ impl Bpe {
     }
 
     /// Appends the ids of `text`, cut by `split`.
-    pub(crate) fn encode(
-        &self,
-        split: Split,
-        text: &str,
-        cache: &mut Cache,
-        symbols: &mut Symbols,
-        ids: &mut Vec<u32>,
-    ) {
+    pub(crate) fn encode(&self, split: Split, text: &str, scratch: &mut Scratch, ids: &mut Vec<u32>) {
+        let Scratch { cache, symbols } = scratch;
         let mut pieces = Ends::new(split, text);
         let cut = |ends: &mut _| pieces.next_batch(ends);
         cache.encode(text.as_bytes(), cut, &mut Merging { bpe: self, symbols }, ids);
     }
 
     /// Appends the ids of one piece.
-    pub(crate) fn encode_piece(
-        &self,
-        piece: &[u8],
-        cache: &mut Cache,
-        symbols: &mut Symbols,
-        ids: &mut Vec<u32>,
-    ) {
+    pub(crate) fn encode_piece(&self, piece: &[u8], scratch: &mut Scratch, ids: &mut Vec<u32>) {
+        let Scratch { cache, symbols } = scratch;
         cache.encode_piece(piece, &mut Merging { bpe: self, symbols }, ids);
     }
 
@@ -156,6 +146,13 @@ impl Bpe {
     }
 }
 
+/// Working memory of one encoding thread, and the pieces that it has seen.
+#[derive(Debug, Default)]
+pub(crate) struct Scratch {
+    cache: Cache,
+    symbols: Symbols,
+}
+
 /// Pieces that are not remembered are merged.
 struct Merging<'a> {
     bpe: &'a Bpe,
@@ -176,12 +173,12 @@ mod tests {
     #[test]
     fn cached_and_fresh_pieces_agree() {
         let bpe = merge::tests::bpe();
-        let (mut cache, mut symbols) = (Cache::new(), Symbols::default());
+        let mut scratch = Scratch::default();
         for round in 0..2 {
             for i in 0..200_000u32 {
                 let piece = format!("{i:x}abcabc{}", "ab".repeat(i as usize % 9));
                 let mut ids = Vec::new();
-                bpe.encode_piece(piece.as_bytes(), &mut cache, &mut symbols, &mut ids);
+                bpe.encode_piece(piece.as_bytes(), &mut scratch, &mut ids);
                 if i % 97 == 0 {
                     assert_eq!(
                         ids,

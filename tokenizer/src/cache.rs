@@ -6,6 +6,7 @@
 mod table;
 
 use crate::pretoken::BATCH;
+pub(crate) use table::LONG;
 use table::{AT_ONCE, Key, Table};
 
 /// Ids that the output grows by at once.
@@ -23,8 +24,8 @@ pub(crate) trait Encoder {
     }
 }
 
-/// What one thread remembers of a model's pieces.
-#[derive(Debug)]
+/// What one thread remembers of a model's pieces: at first nothing.
+#[derive(Debug, Default)]
 pub(crate) struct Cache {
     table: Table,
     /// Working memory: short texts are many, and to clear it for each would take longer than their pieces do.
@@ -61,12 +62,8 @@ impl Place {
 }
 
 impl Cache {
-    /// Remembers nothing yet.
-    pub(crate) fn new() -> Self {
-        Self { table: Table::new(), batch: None, ids: Vec::new() }
-    }
-
-    /// Appends the ids of `text`. `cut` writes the ends of the next pieces and tells how many they are, none at the end.
+    /// Appends the ids of `text`, of which no piece may have more than bytes. `cut` writes the ends of the next pieces and
+    /// tells how many they are, none at the end.
     /// Gives the length of what was encoded: all, unless the encoder did not want to go on.
     pub(crate) fn encode(
         &mut self,
@@ -101,13 +98,17 @@ impl Cache {
         start
     }
 
-    /// Appends the ids of one piece.
+    /// Appends the ids of one piece, of which there may be more than bytes.
     pub(crate) fn encode_piece(&mut self, piece: &[u8], encoder: &mut impl Encoder, ids: &mut Vec<u32>) {
-        let mut out = Output::new(ids);
-        let place = Place::of(piece, 0, piece.len(), &self.table);
-        out.make_room(0, piece.len(), piece.len());
-        self.look_up(piece, 0, &[piece.len()], &[place], encoder, &mut out);
-        out.finish();
+        let Place { key, bucket_idx } = Place::of(piece, 0, piece.len(), &self.table);
+        if let Some(found) = self.table.get(key, bucket_idx) {
+            ids.extend_from_slice(found.ids());
+        } else if let Some(found) = self.table.get_rare(key, piece) {
+            ids.extend_from_slice(found.ids());
+        } else {
+            ids.extend_from_slice(self.fresh(piece, key, encoder, ids));
+            self.table.grow_if_full();
+        }
     }
 
     /// Writes the ids of pieces of `text` that end at `ends`, the first beginning at `start`.
@@ -149,12 +150,18 @@ impl Cache {
         if let Some(found) = self.table.get_rare(key, piece) {
             return found.write(room);
         }
+        let ids = self.fresh(piece, key, encoder, before);
+        room[..ids.len()].copy_from_slice(ids);
+        ids.len()
+    }
+
+    /// The ids of a piece that was not seen before.
+    fn fresh(&mut self, piece: &[u8], key: Key, encoder: &mut impl Encoder, before: &[u32]) -> &[u32] {
         self.ids.clear();
         if encoder.encode(piece, before, &mut self.ids) {
             self.table.insert(key, piece, &self.ids);
         }
-        room[..self.ids.len()].copy_from_slice(&self.ids);
-        self.ids.len()
+        &self.ids
     }
 }
 

@@ -21,19 +21,14 @@ mod table;
 
 use crate::Error;
 use crate::alphabet::{NO_BYTE, fallback_ids};
+use crate::cache::{Cache, Encoder, LONG};
 use crate::definition::{BpeDef, Merges, PieceKind};
 use crate::model::unk_id;
-use crate::pieces::PieceMap;
 use crate::sink::Sink;
 use crate::trie::{Node, Trie};
+use crate::words::{SPACE_BYTES, Words, spans_words};
 use long::LongScratch;
 use table::PairTable;
-
-/// Stands for U+0020 in sentencepiece's vocabularies.
-const SPACE: char = '\u{2581}';
-
-/// The bytes of [`SPACE`].
-const SPACE_BYTES: &[u8] = "\u{2581}".as_bytes();
 
 /// The rank of a pair that does not merge.
 const NO_MERGE: u32 = u32::MAX;
@@ -44,15 +39,9 @@ const UNKNOWN: u32 = u32::MAX;
 /// Most symbols of a word that are merged in an array. Beyond it, the scans cost more than the buckets.
 const SHORT: usize = 40;
 
-/// Longest word in bytes that is cached: longer ones hardly repeat.
-const CACHED: usize = 64;
-
 /// Longest prefix or suffix in bytes: each character without a token may become a token for each of these bytes. Those
 /// in use have up to four.
 const MAX_AFFIX: usize = 64;
-
-/// Most words in a cache before it starts over; with their tokens, about 8 MB.
-const CACHE_LEN: usize = 1 << 16;
 
 /// A BPE model over characters.
 #[derive(Debug)]
@@ -109,36 +98,18 @@ impl Symbol {
 }
 
 /// Working memory of one encoding thread.
+#[derive(Debug, Default)]
 pub(crate) struct Scratch {
-    symbols: Vec<Symbol>,
-    long: LongScratch,
-    /// Start and number of a word's tokens in `cached`.
-    cache: PieceMap<(u32, u32)>,
-    cached: Vec<(u32, u32)>,
-    tokens: Vec<(u32, u32)>,
+    cache: Cache,
+    memory: Memory,
 }
 
-impl Scratch {
-    /// Empty memory.
-    pub(crate) fn new() -> Self {
-        Self {
-            symbols: Vec::new(),
-            long: LongScratch::default(),
-            cache: PieceMap::new(),
-            cached: Vec::new(),
-            tokens: Vec::new(),
-        }
-    }
-
-    fn remember(&mut self, word: &[u8]) {
-        if self.cache.len() == CACHE_LEN {
-            self.cache.clear();
-            self.cached.clear();
-        }
-        // At most CACHE_LEN * CACHED tokens, far below u32::MAX.
-        self.cache.entry(word, (self.cached.len() as u32, self.tokens.len() as u32));
-        self.cached.extend_from_slice(&self.tokens);
-    }
+/// What merging needs.
+#[derive(Debug, Default)]
+struct Memory {
+    symbols: Vec<Symbol>,
+    long: LongScratch,
+    tokens: Vec<(u32, u32)>,
 }
 
 impl CharBpe {
@@ -198,6 +169,7 @@ impl CharBpe {
         let joined = may_cut.then(|| JoinedChars::new(tokens));
         // What stands on both sides of a character that is dropped may merge, across the start of a word too.
         let drops = !scored && unk_id.is_none() && (byte_ids.is_empty() || byte_ids.contains(&NO_BYTE));
+        let space = symbols.get(SPACE_BYTES);
         let mut model = Self {
             ascii: [UNKNOWN; 128],
             vocab_size: tokens.len() as u32,
@@ -212,8 +184,9 @@ impl CharBpe {
             suffix,
             ignore_merges: def.ignore_merges,
             words: !drops
-                && joined.as_ref().is_some_and(|joined| !joined.before_space)
-                && symbols.get(SPACE_BYTES).is_some(),
+                && joined.is_some()
+                && !tokens.iter().any(|token| spans_words(token))
+                && space.is_some_and(|id| id < tokens.len() as u32 && Some(id) != unk_id),
             joined,
             symbols,
         };
@@ -230,14 +203,17 @@ impl CharBpe {
         {
             return sink.token(id, text.len());
         }
-        let mut out = Output { model: self, unknown_len: None, dropped_len: 0, sink };
-        let mut rest = text;
-        while !rest.is_empty() {
-            let (word, after) = rest.split_at(if self.words { word_len(rest) } else { rest.len() });
-            self.encode_word(word, scratch, &mut out);
-            rest = after;
+        // Of a long piece the cache would only hold a copy.
+        let is_piece = self.words || text.len() <= LONG;
+        let Scratch { cache, memory } = scratch;
+        let Some(ids) = sink.ids().filter(|_| is_piece) else { return self.merge(text, memory, sink) };
+        let mut merging = Merging { model: self, memory };
+        if self.words {
+            let mut words = Words::new(text);
+            cache.encode(text.as_bytes(), |ends| words.next_batch(ends), &mut merging, ids);
+        } else {
+            cache.encode_piece(text.as_bytes(), &mut merging, ids);
         }
-        out.finish();
     }
 
     /// The token of each byte, if all have one.
@@ -251,46 +227,29 @@ impl CharBpe {
         self.table.pairs()
     }
 
-    fn encode_word<S: Sink>(&self, word: &str, scratch: &mut Scratch, out: &mut Output<'_, S>) {
-        let bytes = word.as_bytes();
-        if word.len() > CACHED {
-            scratch.tokens.clear();
-            self.merge(word, scratch);
-            return out.tokens(&scratch.tokens, bytes);
-        }
-        let (start, len) = match scratch.cache.get(bytes) {
-            Some(place) => place,
-            None => {
-                scratch.tokens.clear();
-                self.merge(word, scratch);
-                scratch.remember(bytes);
-                ((scratch.cached.len() - scratch.tokens.len()) as u32, scratch.tokens.len() as u32)
-            }
-        };
-        out.tokens(&scratch.cached[start as usize..][..len as usize], bytes);
-    }
-
-    /// Appends the tokens of a piece, cut where its characters are apart if it is long.
-    fn merge(&self, word: &str, scratch: &mut Scratch) {
-        let Scratch { symbols, long, tokens, .. } = scratch;
-        symbols.clear();
-        let Some(joined) = self.joined.as_ref().filter(|_| word.len() > SHORT) else {
-            self.split(word, symbols);
-            return self.merge_symbols(symbols, long, tokens);
+    /// Gives the tokens of a piece, cut where its characters are apart if it is long.
+    fn merge<S: Sink>(&self, text: &str, memory: &mut Memory, sink: &mut S) {
+        let Memory { symbols, long, tokens } = memory;
+        let mut out = Output { model: self, unknown_len: None, dropped_len: 0, sink };
+        let mut merge = |part: &str| {
+            (symbols.clear(), tokens.clear());
+            self.split(part, symbols);
+            self.merge_symbols(symbols, long, tokens);
+            out.tokens(tokens, part.as_bytes());
         };
         let mut start = 0;
-        let mut last = None;
-        for (idx, c) in word.char_indices() {
-            if last.is_some_and(|last| !joined.contains(last, c) && self.may_cut(last, c)) {
-                self.split(&word[start..idx], symbols);
-                self.merge_symbols(symbols, long, tokens);
-                symbols.clear();
-                start = idx;
+        if let Some(joined) = self.joined.as_ref().filter(|_| text.len() > SHORT) {
+            let mut last = None;
+            for (idx, c) in text.char_indices() {
+                if last.is_some_and(|last| !joined.contains(last, c) && self.may_cut(last, c)) {
+                    merge(&text[start..idx]);
+                    start = idx;
+                }
+                last = Some(c);
             }
-            last = Some(c);
         }
-        self.split(&word[start..], symbols);
-        self.merge_symbols(symbols, long, tokens);
+        merge(&text[start..]);
+        out.finish();
     }
 
     /// Whether unknown characters leave the place between two characters alone. Hugging Face's wait for the next known
@@ -497,39 +456,29 @@ impl<S: Sink> Output<'_, S> {
     }
 }
 
-/// Length in bytes of the first word: up to a space symbol after another character.
-fn word_len(text: &str) -> usize {
-    let bytes = text.as_bytes();
-    let mut start = 0;
-    while bytes[start..].starts_with(SPACE_BYTES) {
-        start += SPACE_BYTES.len();
+/// Pieces that are not remembered are merged.
+struct Merging<'a> {
+    model: &'a CharBpe,
+    memory: &'a mut Memory,
+}
+
+impl Encoder for Merging<'_> {
+    fn encode(&mut self, piece: &[u8], _: &[u32], ids: &mut Vec<u32>) -> bool {
+        let word = std::str::from_utf8(piece).expect("words are cut between characters");
+        self.model.merge(word, self.memory, ids);
+        true
     }
-    // 0xE2 never continues a character.
-    let mut from = start;
-    while let Some(found) = bytes[from..].iter().position(|&byte| byte == SPACE_BYTES[0]) {
-        let idx = from + found;
-        if bytes[idx..].starts_with(SPACE_BYTES) {
-            return idx;
-        }
-        from = idx + 1;
-    }
-    bytes.len()
 }
 
 /// Pairs of characters that some token spells side by side.
 #[derive(Debug)]
 struct JoinedChars {
     pairs: std::collections::HashSet<(char, char), crate::hash::Seeded>,
-    /// Whether some token has a space symbol after another character.
-    before_space: bool,
 }
 
 impl JoinedChars {
     fn new(tokens: &[&str]) -> Self {
-        let pairs: std::collections::HashSet<_, _> =
-            tokens.iter().flat_map(|token| token.chars().zip(token.chars().skip(1))).collect();
-        let before_space = pairs.iter().any(|&(left, right)| left != SPACE && right == SPACE);
-        Self { pairs, before_space }
+        Self { pairs: tokens.iter().flat_map(|token| token.chars().zip(token.chars().skip(1))).collect() }
     }
 
     fn contains(&self, left: char, right: char) -> bool {

@@ -37,6 +37,7 @@ mod stream;
 mod unigram;
 mod wordlevel;
 mod wordpiece;
+mod words;
 
 pub mod chat;
 pub mod gguf;

@@ -4,7 +4,6 @@ use crate::Error;
 use crate::added::MAX_CONTENT;
 use crate::alphabet;
 use crate::bpe::{self, Bpe, Missing};
-use crate::cache::Cache;
 use crate::char_bpe::{self, CharBpe};
 use crate::char_level::CharLevel;
 use crate::sink::Sink;
@@ -40,8 +39,7 @@ impl TokenLens {
 
 /// Working memory and caches of one encoding thread.
 pub(crate) struct Scratch {
-    pub cache: Cache,
-    pub symbols: bpe::Symbols,
+    pub bytes: bpe::Scratch,
     chars: char_bpe::Scratch,
     unigram: unigram::Scratch,
     tokens: Vec<(u32, usize)>,
@@ -52,9 +50,8 @@ impl Scratch {
     /// Empty memory.
     pub(crate) fn new() -> Self {
         Self {
-            cache: Cache::new(),
-            symbols: bpe::Symbols::default(),
-            chars: char_bpe::Scratch::new(),
+            bytes: bpe::Scratch::default(),
+            chars: char_bpe::Scratch::default(),
             unigram: unigram::Scratch::default(),
             tokens: Vec::new(),
             ids: Vec::new(),
@@ -68,8 +65,7 @@ impl Model {
         match self {
             Self::Bytes(bpe, lens) => {
                 scratch.ids.clear();
-                let Scratch { cache, symbols, ids, .. } = scratch;
-                bpe.encode_piece(piece.as_bytes(), cache, symbols, ids);
+                bpe.encode_piece(piece.as_bytes(), &mut scratch.bytes, &mut scratch.ids);
                 match bpe.missing() {
                     None => scratch.ids.iter().for_each(|&id| sink.token(id, lens.get(id))),
                     Some(missing) => missing.spans(piece.as_bytes(), &scratch.ids, lens, |id, token| {
@@ -91,8 +87,7 @@ impl Model {
             return self.encode(piece, scratch, sink);
         };
         scratch.ids.clear();
-        let Scratch { cache, symbols, ids, .. } = &mut *scratch;
-        bpe.encode_piece(&unspelled, cache, symbols, ids);
+        bpe.encode_piece(&unspelled, &mut scratch.bytes, &mut scratch.ids);
         let mut give = |id: u32, token: &[u8]| {
             sink.token(id, token.iter().map(|&byte| alphabet::byte_to_char(byte).len_utf8()).sum());
         };

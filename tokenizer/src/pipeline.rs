@@ -52,8 +52,7 @@ impl Pipeline {
                 match self.plain_bytes() {
                     Some((bpe, _, split)) => {
                         let text = self.normalizer.plain(&text[range]);
-                        let Scratch { cache, symbols, .. } = &mut *scratch;
-                        bpe.encode(split, &text, cache, symbols, ids);
+                        bpe.encode(split, &text, &mut scratch.bytes, ids);
                     }
                     _ => {
                         let mut normalized = Normalized::new(&text[range]);
@@ -90,8 +89,7 @@ impl Pipeline {
                     && bpe.missing().is_none()
                 {
                     let (mut ids, mut at) = (Vec::new(), base);
-                    let Scratch { cache, symbols, .. } = &mut *scratch;
-                    bpe.encode(split, &text[range], cache, symbols, &mut ids);
+                    bpe.encode(split, &text[range], &mut scratch.bytes, &mut ids);
                     out.extend(ids.into_iter().map(|id| {
                         let start = at;
                         at += lens.get(id);

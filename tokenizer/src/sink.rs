@@ -7,6 +7,11 @@ pub(crate) trait Sink {
     /// A token and the number of bytes of the model's input that it stands for. The lengths of all tokens of an input
     /// add up to its length.
     fn token(&mut self, id: u32, n_bytes: usize);
+
+    /// Where ids go, if lengths are of no interest.
+    fn ids(&mut self) -> Option<&mut Vec<u32>> {
+        None
+    }
 }
 
 /// Ids alone.
@@ -14,6 +19,11 @@ impl Sink for Vec<u32> {
     #[inline]
     fn token(&mut self, id: u32, _: usize) {
         self.push(id);
+    }
+
+    #[inline]
+    fn ids(&mut self) -> Option<&mut Vec<u32>> {
+        Some(self)
     }
 }
 

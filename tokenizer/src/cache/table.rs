@@ -13,7 +13,7 @@ use crate::pieces::PieceMap;
 const SHORT: usize = 15;
 
 /// Longest piece that is remembered at all: longer ones hardly repeat.
-const LONG: usize = 256;
+pub(crate) const LONG: usize = 256;
 
 /// A bucket without entries.
 const EMPTY: Bucket = [[0; 4]; 2];
@@ -137,6 +137,15 @@ pub(super) enum Found<'a> {
 }
 
 impl Found<'_> {
+    /// The ids alone.
+    #[inline]
+    pub(super) fn ids(&self) -> &[u32] {
+        match self {
+            Self::Few(ids, n_ids) => &ids[..*n_ids],
+            Self::Many(ids, n_ids) => &ids[..*n_ids],
+        }
+    }
+
     /// Writes the ids, and perhaps others behind them, up to [`AT_ONCE`] in all; tells how many there are.
     #[inline(always)]
     pub(super) fn write(self, out: &mut [u32]) -> usize {
@@ -171,9 +180,9 @@ pub(super) struct Table {
     array: Vec<u32>,
 }
 
-impl Table {
-    /// Remembers nothing yet.
-    pub(super) fn new() -> Self {
+impl Default for Table {
+    /// No pieces.
+    fn default() -> Self {
         Self {
             seeded: Seeded::default(),
             buckets: vec![EMPTY; BUCKETS],
@@ -183,7 +192,9 @@ impl Table {
             array: vec![0; AT_ONCE],
         }
     }
+}
 
+impl Table {
     /// The ids of a short piece, if it lies where most do.
     #[inline(always)]
     pub(super) fn get(&self, wanted: Key, bucket_idx: u32) -> Option<Found<'_>> {

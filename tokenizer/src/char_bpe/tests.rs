@@ -44,10 +44,16 @@ fn tokens() -> Vec<&'static str> {
     TOKENS.iter().map(|&(token, _)| token).collect()
 }
 
+/// With lengths, without, and once more when all words are remembered: always the same.
 fn encode(model: &CharBpe, text: &str) -> Vec<u32> {
-    let mut spans = Spans::default();
-    model.encode(text, &mut Scratch::new(), &mut spans);
+    let (mut scratch, mut spans) = (Scratch::default(), Spans::default());
+    model.encode(text, &mut scratch, &mut spans);
     assert_eq!(spans.ends.last().copied().unwrap_or(0), text.len());
+    for _ in 0..2 {
+        let mut ids = Vec::new();
+        model.encode(text, &mut scratch, &mut ids);
+        assert_eq!(ids, spans.ids, "{text:?}");
+    }
     spans.ids
 }
 
@@ -215,7 +221,7 @@ proptest! {
         };
         let model = CharBpe::new(&tokens.iter().map(String::as_str).collect::<Vec<_>>(), &def).unwrap();
         let mut ids = Vec::new();
-        model.encode(&word, &mut Scratch::new(), &mut ids);
+        model.encode(&word, &mut Scratch::default(), &mut ids);
         prop_assert_eq!(ids, ranked_by_definition(&tokens, &def, &word));
     }
 }

@@ -33,7 +33,7 @@ impl Model {
     pub(super) fn new(tokens: &[&str], def: &ModelDef) -> Self {
         match def {
             ModelDef::Bpe(def) => {
-                Self::Bpe(Box::new(CharBpe::new(tokens, def).unwrap()), char_bpe::Scratch::new())
+                Self::Bpe(Box::new(CharBpe::new(tokens, def).unwrap()), char_bpe::Scratch::default())
             }
             ModelDef::Unigram(def) => {
                 Self::Unigram(Unigram::new(tokens, def).unwrap(), unigram::Scratch::default())

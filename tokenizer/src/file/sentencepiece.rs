@@ -415,7 +415,7 @@ mod tests {
         normalizer.normalize("a <sep>xyz the\u{c0}\u{2603} ", &mut text, &mut ());
         match &def.model {
             ModelDef::Bpe(def) => {
-                CharBpe::new(&tokens, def)?.encode(&text, &mut char_bpe::Scratch::new(), &mut ids);
+                CharBpe::new(&tokens, def)?.encode(&text, &mut char_bpe::Scratch::default(), &mut ids);
             }
             ModelDef::Unigram(def) => {
                 Unigram::new(&tokens, def)?.encode(&text, &mut unigram::Scratch::default(), &mut ids);

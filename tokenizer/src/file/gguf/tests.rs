@@ -133,7 +133,7 @@ fn every_truncation_and_flip_is_an_error_or_usable() {
             {
                 let tokens: Vec<&str> = def.vocab.iter().map(|(token, _)| token.as_str()).collect();
                 if let Ok(model) = crate::char_bpe::CharBpe::new(&tokens, bpe) {
-                    model.encode("\u{2581}axxb", &mut crate::char_bpe::Scratch::new(), &mut Vec::new());
+                    model.encode("\u{2581}axxb", &mut crate::char_bpe::Scratch::default(), &mut Vec::new());
                 }
             }
         }
