@@ -120,14 +120,17 @@ impl CharsMap {
         growth
     }
 
-    /// Whether some entry may start with `text`.
-    pub(crate) fn has_prefix(&self, text: &[u8]) -> bool {
-        let mut node_idx = 0;
-        text.iter().all(|&byte| {
-            let Some(node) = self.units.get(node_idx) else { return false };
-            node_idx ^= node.offset() ^ usize::from(byte);
-            self.units.get(node_idx).is_some_and(|child| child.label() == u32::from(byte))
-        })
+    /// The bytes of UTF-8 that some entry may go on with after `prefix`.
+    pub(crate) fn next_bytes(&self, prefix: &[u8]) -> impl Iterator<Item = u8> {
+        let children = |node_idx: usize| self.units.get(node_idx).map(|node| node_idx ^ node.offset());
+        let is_child = |from: usize, byte: u8| {
+            self.units.get(from ^ usize::from(byte)).is_some_and(|unit| unit.label() == u32::from(byte))
+        };
+        let step = |from: Option<usize>, &byte: &u8| {
+            from.filter(|&from| is_child(from, byte)).and_then(|from| children(from ^ usize::from(byte)))
+        };
+        let from = prefix.iter().fold(children(0), step);
+        (0..=0xf4).filter(move |&byte| from.is_some_and(|from| is_child(from, byte)))
     }
 
     /// The entries that `text` starts with, shortest first: number of bytes replaced, and the replacement.
@@ -198,8 +201,8 @@ pub(crate) mod tests {
         assert_eq!(map.longest_match(b"ac"), Some((1, "x")));
         assert_eq!(map.longest_match(b"\0a"), None);
         assert_eq!(map.longest_match(b""), None);
-        assert!(map.has_prefix(b"") && map.has_prefix(b"a") && map.has_prefix(b"ab"));
-        assert!(!map.has_prefix(b"b") && !map.has_prefix(b"abc") && !map.has_prefix(b"ac"));
+        let next = [&b""[..], b"a", b"ab", b"b"].map(|prefix| map.next_bytes(prefix).collect::<Vec<_>>());
+        assert_eq!(next, [&b"a"[..], b"b", b"", b""]);
         assert_eq!(CharsMap::parse(b"").unwrap().longest_match(b"a"), None);
     }
 

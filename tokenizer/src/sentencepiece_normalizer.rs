@@ -2,8 +2,8 @@
 //!
 //! At each position of a text: a user-defined token is left alone; else the longest entry of the character map is
 //! replaced; else one character is copied. Spaces become U+2581, runs of them shrink to one, those around the text go,
-//! and one is put before the text (or after it), each if the file says so. Runs of bytes that no entry can start are
-//! copied at once: for most texts that is nearly everything.
+//! and one is put before the text (or after it), each if the file says so. Runs of characters that are no entry, nor go on
+//! with one, are copied at once: for most texts that is nearly everything.
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -53,16 +53,105 @@ pub(crate) struct SentencePieceNormalizer {
     add_suffix: bool,
     merge_spaces: bool,
     space: &'static str,
-    /// Bytes below 0x80 that are copied as they are if no byte above follows.
-    plain: [bool; 128],
+    stops: Box<Stops>,
+}
+
+/// Most beginnings of entries that are looked at to find where copying stops: those of published maps are a tenth. A damaged
+/// map may have circles, and with them any number.
+const MAX_BEGUN: usize = 1 << 16;
+
+/// Characters at which copying stops: those that begin a user-defined token, are replaced, or may be the second of what is
+/// replaced.
+#[derive(Debug)]
+struct Stops {
+    ascii: [bool; 128],
+    /// One bit for each character below U+10000; all others stop, too.
+    bits: [u64; 1024],
+}
+
+impl Stops {
+    fn new(map: &CharsMap, user_defined: &[String]) -> Self {
+        let mut stops = Self { ascii: [false; 128], bits: [0; 1024] };
+        user_defined.iter().filter_map(|symbol| symbol.chars().next()).for_each(|c| stops.add(c));
+        // Beginnings of up to two characters.
+        let (mut open, mut n_begun) = (vec![Vec::new()], 0);
+        while let Some(begun) = open.pop() {
+            n_begun += 1;
+            if n_begun > MAX_BEGUN {
+                return Self { ascii: [true; 128], bits: [u64::MAX; 1024] };
+            }
+            let whole = begun.utf8_chunks().next();
+            let (text, rest) = whole.map_or(("", &[][..]), |chunk| (chunk.valid(), chunk.invalid()));
+            let is_damaged = std::str::from_utf8(rest).is_err_and(|error| error.error_len().is_some());
+            let mut chars = text.chars();
+            match (chars.next(), chars.next()) {
+                _ if is_damaged => continue,
+                (_, Some(second)) => {
+                    stops.add(second);
+                    continue;
+                }
+                (Some(first), None) if rest.is_empty() && map.longest_match(&begun).is_some() => {
+                    stops.add(first);
+                }
+                _ => {}
+            }
+            open.extend(map.next_bytes(&begun).map(|byte| [&begun[..], &[byte]].concat()));
+        }
+        stops
+    }
+
+    fn add(&mut self, c: char) {
+        let code = c as usize;
+        if let Some(stops) = self.ascii.get_mut(code) {
+            *stops = true;
+        }
+        if let Some(bits) = self.bits.get_mut(code / 64) {
+            *bits |= 1 << (code % 64);
+        }
+    }
+
+    #[inline]
+    fn at(&self, c: char) -> bool {
+        let code = c as usize;
+        self.bits.get(code / 64).is_none_or(|bits| bits >> (code % 64) & 1 == 1)
+    }
+
+    /// Number of bytes at the start of a text that are copied as they are, up to a space.
+    #[inline]
+    fn n_plain(&self, text: &str) -> usize {
+        let bytes = text.as_bytes();
+        let (mut len, mut last) = (0, 0);
+        loop {
+            match bytes.get(len) {
+                None | Some(b' ') => break,
+                Some(&byte) if byte < 0x80 => {
+                    if self.ascii[usize::from(byte)] {
+                        return last;
+                    }
+                    last = len;
+                    len += 1;
+                }
+                Some(_) => {
+                    let c = text[len..].chars().next().unwrap_or_default();
+                    if self.at(c) {
+                        return last;
+                    }
+                    last = len;
+                    len += c.len_utf8();
+                }
+            }
+        }
+        // The space may be the second character of what is replaced.
+        if self.ascii[usize::from(b' ')] && len < bytes.len() { last } else { len }
+    }
 }
 
 /// Where the bytes of normalized text come from.
 pub(crate) trait Origins {
     /// `n_bytes` more of output come from this range of the input.
     fn push(&mut self, n_bytes: usize, start: usize, end: usize);
-    /// `n_bytes` more of output are bytes of the input, one by one.
-    fn copied(&mut self, n_bytes: usize, start: usize);
+    /// More of the output are characters of the input, from `start` on.
+    fn copied(&mut self, text: &str, start: usize);
     /// Output was cut to this length.
     fn truncate(&mut self, n_bytes: usize);
 }
@@ -70,7 +159,7 @@ pub(crate) trait Origins {
 /// Nobody asked.
 impl Origins for () {
     fn push(&mut self, _: usize, _: usize, _: usize) {}
-    fn copied(&mut self, _: usize, _: usize) {}
+    fn copied(&mut self, _: &str, _: usize) {}
     fn truncate(&mut self, _: usize) {}
 }
 
@@ -80,8 +169,10 @@ impl Origins for Vec<(usize, usize)> {
         self.extend(std::iter::repeat_n((start, end), n_bytes));
     }
 
-    fn copied(&mut self, n_bytes: usize, start: usize) {
-        self.extend((start..start + n_bytes).map(|idx| (idx, idx + 1)));
+    fn copied(&mut self, text: &str, start: usize) {
+        for (idx, c) in text.char_indices() {
+            Origins::push(self, c.len_utf8(), start + idx, start + idx + c.len_utf8());
+        }
     }
 
     fn truncate(&mut self, n_bytes: usize) {
@@ -110,14 +201,7 @@ impl SentencePieceNormalizer {
         }
         let user_defined = Trie::new(symbols.zip(0..))?;
         let has_user_defined = !part.user_defined_symbols.is_empty();
-        let plain = std::array::from_fn(|byte| {
-            let byte = byte as u8;
-            // A byte is plain if no entry is that byte or goes on with another one below 0x80.
-            byte != b' '
-                && map.longest_match(&[byte]).is_none()
-                && !(0..128).any(|next| map.has_prefix(&[byte, next]))
-                && user_defined.child(Trie::ROOT, byte).is_none()
-        });
+        let stops = Box::new(Stops::new(&map, &part.user_defined_symbols));
         Ok(Self {
             map,
             user_defined: has_user_defined.then_some(user_defined),
@@ -125,7 +209,7 @@ impl SentencePieceNormalizer {
             add_suffix: part.add_dummy_prefix && part.treat_whitespace_as_suffix,
             merge_spaces: part.remove_extra_whitespaces,
             space: if part.escape_whitespaces { SPACE } else { " " },
-            plain,
+            stops,
         })
     }
 
@@ -149,12 +233,24 @@ impl SentencePieceNormalizer {
         }
         let mut after_space = self.merge_spaces;
         while pos < text.len() {
-            let n_plain = self.plain_len(&text.as_bytes()[pos..]);
+            let n_plain = self.stops.n_plain(&text[pos..]);
             if n_plain > 0 {
-                out.push_str(&text[pos..pos + n_plain]);
-                origins.copied(n_plain, pos);
+                let plain = &text[pos..pos + n_plain];
+                out.push_str(plain);
+                origins.copied(plain, pos);
                 pos += n_plain;
                 after_space = false;
+            }
+            if self.is_plain_space(&text[pos..]) {
+                if !after_space {
+                    out.push_str(self.space);
+                    origins.push(self.space.len(), pos, pos + 1);
+                }
+                after_space = self.merge_spaces;
+                pos += 1;
+                continue;
+            }
+            if n_plain > 0 {
                 continue;
             }
             let (normal, len) = self.prefix(&text[pos..]);
@@ -182,13 +278,13 @@ impl SentencePieceNormalizer {
         }
     }
 
-    /// Number of bytes that are copied as they are.
+    /// Whether the text starts with a space that is one, whatever follows.
     #[inline]
-    fn plain_len(&self, text: &[u8]) -> usize {
-        let is_plain = |&byte: &u8| self.plain.get(usize::from(byte)) == Some(&true);
-        let n = text.iter().position(|byte| !is_plain(byte)).unwrap_or(text.len());
-        // The last one may form an entry with a byte that follows it.
-        if text.get(n).is_some_and(|&byte| byte >= 0x80) { n.saturating_sub(1) } else { n }
+    fn is_plain_space(&self, text: &str) -> bool {
+        let mut chars = text.chars();
+        chars.next() == Some(' ')
+            && !self.stops.ascii[usize::from(b' ')]
+            && chars.next().is_none_or(|next| !self.stops.at(next))
     }
 
     /// What the text starts with, normalized, and the number of bytes that it was.
@@ -305,6 +401,8 @@ fn push_lossy(bytes: &mut Vec<u8>, out: &mut String) {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     fn json(symbols: &[&str], add: bool, merge: bool, suffix: bool) -> Value {
@@ -329,6 +427,29 @@ mod tests {
         assert_eq!(out.len(), origins.len());
         assert!(origins.iter().all(|&(start, end)| start <= end && end <= text.len()));
         (out, origins)
+    }
+
+    proptest! {
+        /// What is copied at once is what comes out one character at a time.
+        #[test]
+        fn runs_are_what_their_characters_are(
+            name in prop::sample::select(vec!["bpe-symbols", "unigram-bytes", "unigram-suffix", "unigram-symbols"]),
+            text in "([axyzA \t\n\u{c0}\u{301}\u{1f1}\u{2603}\u{3000}é日😀]|xyz|<sep>|\u{2603} |the|  ){0,40}",
+        ) {
+            let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/models");
+            let tokenizer = crate::Tokenizer::load(folder.join(name).with_extension("model")).unwrap();
+            let json = tokenizer.inner().def.normalizer.as_ref().unwrap();
+            let fast = SentencePieceNormalizer::from_json(json).unwrap();
+            let mut slow = SentencePieceNormalizer::from_json(json).unwrap();
+            slow.stops.ascii.fill(true);
+            slow.stops.bits.fill(u64::MAX);
+            let normalize = |normalizer: &SentencePieceNormalizer| {
+                let (mut out, mut origins) = (String::new(), Vec::new());
+                normalizer.normalize(&text, &mut out, &mut origins);
+                (out, origins)
+            };
+            prop_assert_eq!(normalize(&fast), normalize(&slow));
+        }
     }
 
     #[test]
