@@ -232,7 +232,8 @@ impl CharBpe {
         let Memory { symbols, long, tokens } = memory;
         let mut out = Output { model: self, unknown_len: None, dropped_len: 0, sink };
         let mut merge = |part: &str| {
-            (symbols.clear(), tokens.clear());
+            symbols.clear();
+            tokens.clear();
             self.split(part, symbols);
             self.merge_symbols(symbols, long, tokens);
             out.tokens(tokens, part.as_bytes());

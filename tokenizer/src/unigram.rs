@@ -7,13 +7,19 @@
 //! The sums are rounded, and near ties the rounding decides. The references round differently, so the rule is a
 //! parameter: Hugging Face adds in double precision, sentencepiece in single precision, llama.cpp single-precision scores
 //! in double precision. Each is followed exactly.
+//!
+//! No token of most vocabularies lies in two words, so all ways meet between words, and most words have been seen before.
+//! Yet a word cannot simply be remembered: its sums begin with that of the text before it, and are rounded the coarser the
+//! larger that is. [`Sums`] says for which sums a word is remembered; the sum itself is followed exactly.
 
 use crate::Error;
 use crate::alphabet::{NO_BYTE, fallback_ids};
+use crate::cache::{Cache, Encoder, MAX_TAG};
 use crate::definition::{PieceKind, UnigramDef, UnigramRule};
 use crate::model::check_lens;
 use crate::sink::Sink;
 use crate::trie::Trie;
+use crate::words::{SPACE_BYTES, Words, spans_words};
 
 /// How far below the lowest score an unknown character lies. All three references use this figure.
 const UNKNOWN_PENALTY: f32 = 10.0;
@@ -24,6 +30,16 @@ const USER_BONUS: f32 = 0.1;
 
 /// Bytes after which settled tokens are given out. With 16 bytes of state each, half of a first-level cache.
 const CHUNK: usize = 1024;
+
+/// Words that are looked up together. The fewer, the better is known what the sums may become before they are over.
+const WORDS: usize = 64;
+
+/// Longest word in bytes that is remembered.
+const REMEMBERED: usize = 48;
+
+/// The size of sums below which a word is remembered if its best way leads by more than rounding can take back: in single
+/// precision that of about ten thousand tokens, up to which nearly all words do, and in double precision that of any text.
+const CLEAR_BELOW: [f64; 2] = [1e12, 131_072.0];
 
 /// A Unigram model.
 #[derive(Debug)]
@@ -37,6 +53,10 @@ pub(crate) struct Unigram {
     byte_ids: Vec<u32>,
     max_token_len: usize,
     rule: UnigramRule,
+    /// Whether words are encoded by themselves.
+    words: bool,
+    /// The most that a byte of text adds to the size of a sum.
+    most: f64,
 }
 
 /// The best way to reach a position.
@@ -53,9 +73,21 @@ const UNREACHED: Best = Best { score: 0.0, id: 0, len: 0 };
 /// Working memory of one encoding thread.
 #[derive(Debug, Default)]
 pub(crate) struct Scratch {
+    /// Words with a clear lead.
+    clear: Cache,
+    /// Words of one binade.
+    binades: Cache,
+    memory: Memory,
+}
+
+/// What a search needs.
+#[derive(Debug, Default)]
+struct Memory {
     /// Unreached between searches: to fill all of it would take longer than to cut a line of text.
     best: Vec<Best>,
     path: Vec<(u32, u32)>,
+    /// Sums of the two best ways to each position of a word.
+    two_best: Vec<[f64; 2]>,
 }
 
 impl Unigram {
@@ -86,9 +118,14 @@ impl Unigram {
         };
         let keys = tokens.iter().zip(0u32..).filter(|&(_, id)| takes_part(id as usize));
         let byte_ids = if def.byte_fallback { fallback_ids(tokens) } else { Vec::new() };
+        let unk_score = unk_score(def, kind);
+        let splits = !keys.clone().any(|(token, _)| spans_words(token));
+        let trie = Trie::new(keys)?;
         Ok(Self {
-            trie: Trie::new(keys)?,
-            unk_score: unk_score(def, kind),
+            words: splits && trie.get(SPACE_BYTES).is_some_and(|id| id != unk_id),
+            most: scores.iter().fold(unk_score.abs(), |most, score| most.max(score.abs())),
+            trie,
+            unk_score,
             scores,
             unk_id,
             byte_ids,
@@ -105,16 +142,55 @@ impl Unigram {
     /// Gives the tokens of a text.
     pub(crate) fn encode<S: Sink>(&self, text: &str, scratch: &mut Scratch, sink: &mut S) {
         match self.rule {
-            UnigramRule::SentencePiece => self.search::<true, S>(text.as_bytes(), scratch, sink),
-            _ => self.search::<false, S>(text.as_bytes(), scratch, sink),
+            UnigramRule::SentencePiece => self.encode_words::<true, S>(text, scratch, sink),
+            _ => self.encode_words::<false, S>(text, scratch, sink),
         }
     }
 
     /// `SINGLE`: sums are kept in single precision, as sentencepiece does.
-    fn search<const SINGLE: bool, S: Sink>(&self, text: &[u8], scratch: &mut Scratch, sink: &mut S) {
-        let mut out = Output { model: self, text, end: 0, unknown: None, sink };
-        let Scratch { best, path } = scratch;
+    fn encode_words<const SINGLE: bool, S: Sink>(&self, text: &str, scratch: &mut Scratch, sink: &mut S) {
+        let Scratch { clear, binades, memory } = scratch;
+        let Some(ids) = sink.ids().filter(|_| self.words) else {
+            self.search::<SINGLE, S>(text.as_bytes(), 0.0, memory, sink);
+            return;
+        };
+        let (sum, n_summed) = (0.0, ids.len());
+        let mut search =
+            Search::<SINGLE> { model: self, memory, sum, n_summed, sums: Sums::of::<SINGLE>(sum) };
+        let mut rest = text;
+        while !rest.is_empty() {
+            search.add_up(ids);
+            search.sums = Sums::of::<SINGLE>(search.sum);
+            let cache = match search.sums {
+                Sums::Clear { .. } => &mut *clear,
+                Sums::Binade { .. } => &mut *binades,
+            };
+            let mut words = Words::new(rest);
+            let cut = |ends: &mut [usize; _]| words.next_batch(&mut ends[..WORDS]);
+            let mut done = cache.encode(rest.as_bytes(), cut, &mut search, ids);
+            if done == 0 {
+                // The next words may lead out of these sums.
+                let (mut ends, mut words) = ([0; WORDS], Words::new(rest));
+                done = ends[words.next_batch(&mut ends) - 1];
+                search.search(&rest.as_bytes()[..done], ids);
+            }
+            rest = &rest[done..];
+        }
+    }
+
+    /// Finds the best way through a text before which the sum is `sum`. Gives the sum behind it, and whether all of it
+    /// consists of tokens.
+    fn search<const SINGLE: bool, S: Sink>(
+        &self,
+        text: &[u8],
+        sum: f64,
+        memory: &mut Memory,
+        sink: &mut S,
+    ) -> (f64, bool) {
+        let mut out = Output { model: self, text, end: 0, unknown: None, is_known: true, sink };
+        let Memory { best, path, .. } = memory;
         best.resize(best.len().max(CHUNK + self.max_token_len + 1), UNREACHED);
+        best[0].score = sum;
         // `start` is where the chunk begins, `reach` the furthest position that any token ends at.
         let (mut start, mut pos, mut reach) = (0, 0, 0);
         while pos < text.len() {
@@ -133,8 +209,10 @@ impl Unigram {
             pos += char_len(text[pos]);
         }
         settle(&best[..=pos - start], path, &mut out);
+        let sum = best[pos - start].score;
         best[..=pos - start].fill(UNREACHED);
         out.finish();
+        (sum, out.is_known)
     }
 
     /// Tries all tokens that `text` starts with; `best[0]` is the way here. Gives the length of the longest.
@@ -168,6 +246,141 @@ impl Unigram {
         }
         furthest
     }
+
+    /// Calls `each` with start, length and score of every token of a word, and of characters that have none.
+    fn tokens_in(&self, word: &[u8], mut each: impl FnMut(usize, usize, f64)) {
+        let mut pos = 0;
+        while pos < word.len() {
+            let n_char = char_len(word[pos]);
+            let (mut node, mut has_char) = (Trie::ROOT, false);
+            for (len, &byte) in (1..).zip(&word[pos..]) {
+                let Some(child) = self.trie.child(node, byte) else { break };
+                node = child;
+                if let Some(id) = self.trie.value(node) {
+                    each(pos, len, self.scores[id as usize]);
+                    has_char |= len == n_char;
+                }
+            }
+            if !has_char {
+                each(pos, n_char, self.unk_score);
+            }
+            pos += n_char;
+        }
+    }
+
+    /// Whether no way through a word but that of `ids` is the best, if every sum is rounded by at most `error`.
+    fn leads(&self, word: &[u8], ids: &[u32], error: f64, two_best: &mut Vec<[f64; 2]>) -> bool {
+        two_best.clear();
+        two_best.resize(word.len() + 1, [f64::NEG_INFINITY; 2]);
+        two_best[0][0] = 0.0;
+        self.tokens_in(word, |start, len, score| {
+            // Every other way is taken for as good as it might come out.
+            for sum in two_best[start].map(|sum| sum + score + error) {
+                let [first, second] = &mut two_best[start + len];
+                *second = second.max(sum.min(*first));
+                *first = first.max(sum);
+            }
+        });
+        // Double precision rounds here, too.
+        let slack = 1e-12 * self.most * word.len() as f64;
+        let least = ids.iter().map(|&id| self.scores[id as usize] - error).sum::<f64>() - slack;
+        two_best[word.len()][1] < least
+    }
+}
+
+/// Sums between which the best way through a word is always the same, for most words.
+#[derive(Clone, Copy, Debug)]
+enum Sums {
+    /// All sums up to a size, for words whose best way leads by more than all rounding up to there.
+    Clear { below: f64, error: f64 },
+    /// The single-precision numbers from a power of two to the next: all are multiples of one `unit`. So adding a score
+    /// is adding a whole number of units, the same to every sum; but for scores just between two, which go to the even
+    /// neighbour.
+    Binade { from: f64, unit: f64, tag: u64 },
+}
+
+impl Sums {
+    /// Those around a sum.
+    fn of<const SINGLE: bool>(sum: f64) -> Self {
+        let (size, below) = (sum.abs(), CLEAR_BELOW[usize::from(SINGLE)]);
+        let epsilon = if SINGLE { f64::from(f32::EPSILON) } else { f64::EPSILON };
+        if !SINGLE || size < below {
+            return Self::Clear { below, error: below * epsilon / 2.0 };
+        }
+        let exponent = (size.to_bits() >> 52) - 1023;
+        let from = f64::from_bits((exponent + 1023) << 52);
+        Self::Binade { from, unit: from * epsilon, tag: exponent - 16 }
+    }
+
+    /// Whether they are left neither way by adding up to `reach`.
+    fn contain(self, sum: f64, reach: f64) -> bool {
+        let size = sum.abs();
+        match self {
+            Self::Clear { below, .. } => size + reach < below,
+            Self::Binade { from, tag, .. } => {
+                tag <= MAX_TAG && size - reach >= from && size + reach < 2.0 * from
+            }
+        }
+    }
+}
+
+/// Words that are not remembered are searched.
+struct Search<'a, const SINGLE: bool> {
+    model: &'a Unigram,
+    memory: &'a mut Memory,
+    /// The sum of the scores of this text, as the reference has it, up to this number of ids.
+    sum: f64,
+    n_summed: usize,
+    /// For which words are remembered.
+    sums: Sums,
+}
+
+impl<const SINGLE: bool> Search<'_, SINGLE> {
+    /// Adds the scores of remembered words, which consist of tokens only.
+    fn add_up(&mut self, ids: &[u32]) {
+        for &id in &ids[self.n_summed..] {
+            self.sum = add::<SINGLE>(self.sum, self.model.scores[id as usize]);
+        }
+        self.n_summed = ids.len();
+    }
+
+    /// Appends the ids of words, the sum being that before them. Whether all of them consist of tokens.
+    fn search(&mut self, words: &[u8], ids: &mut Vec<u32>) -> bool {
+        let n_before = ids.len();
+        let (sum, is_known) = self.model.search::<SINGLE, _>(words, self.sum, self.memory, ids);
+        self.sum = sum;
+        self.n_summed += ids.len() - n_before;
+        is_known
+    }
+}
+
+impl<const SINGLE: bool> Encoder for Search<'_, SINGLE> {
+    fn encode(&mut self, word: &[u8], before: &[u32], ids: &mut Vec<u32>) -> bool {
+        self.add_up(before);
+        let is_known = self.search(word, ids);
+        is_known
+            && word.len() <= REMEMBERED
+            && match self.sums {
+                Sums::Clear { error, .. } => self.model.leads(word, ids, error, &mut self.memory.two_best),
+                Sums::Binade { unit, .. } => {
+                    let mut is_same = true;
+                    self.model.tokens_in(word, |_, _, score| is_same &= (score / unit).fract().abs() != 0.5);
+                    is_same
+                }
+            }
+    }
+
+    fn goes_on(&mut self, before: &[u32], n_bytes: usize) -> bool {
+        self.add_up(before);
+        self.sums.contain(self.sum, self.model.most * n_bytes as f64)
+    }
+
+    fn tag(&self) -> u64 {
+        match self.sums {
+            Sums::Clear { .. } => 0,
+            Sums::Binade { tag, .. } => tag,
+        }
+    }
 }
 
 /// A sum, in single precision if asked: both are single then, and double precision holds their sum well enough that
@@ -199,6 +412,8 @@ struct Output<'a, S> {
     end: usize,
     /// Where a run of unknown characters that is not given out yet started.
     unknown: Option<usize>,
+    /// Whether there was no unknown character so far.
+    is_known: bool,
     sink: &'a mut S,
 }
 
@@ -207,6 +422,7 @@ impl<S: Sink> Output<'_, S> {
     fn token(&mut self, id: u32, len: usize) {
         if id == self.model.unk_id {
             self.unknown.get_or_insert(self.end);
+            self.is_known = false;
         } else {
             if self.unknown.is_some() {
                 self.finish();
@@ -336,6 +552,56 @@ mod tests {
                 prop_assert_eq!(&found, &expected);
             }
         }
+    }
+
+    /// A sentencepiece model in which many ways are as good as others, or nearly.
+    fn close_model(scores: &[i32], scale: f64) -> Unigram {
+        let words = ["▁", "a", "b", "c", "▁a", "▁ab", "ab", "ba", "bc", "abc", "▁c", "caa", "aa", "é"];
+        let tokens: Vec<&str> = ["<unk>"].into_iter().chain(words).collect();
+        let score = |(token, &steps): (&&str, &i32)| {
+            -scale * (token.chars().count() as f64 + f64::from(steps) / 16384.0)
+        };
+        let scores = tokens.iter().zip(scores).map(score).map(|score| f64::from(score as f32)).collect();
+        let rule = UnigramRule::SentencePiece;
+        let def = UnigramDef { scores, unk_id: Some(0), byte_fallback: false, rule, kinds: vec![] };
+        let model = Unigram::new(&tokens, &def).unwrap();
+        assert!(model.words);
+        model
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
+
+        /// Remembered words change nothing, however large the sums before them and however close the ways.
+        #[test]
+        fn remembered_words_are_those_that_a_search_finds(
+            scores in prop::collection::vec(0..70i32, 15),
+            scale in prop::sample::select(vec![4.0, 300.0, 20_000.0, 1e6]),
+            words in prop::collection::vec("▁?[abcé]{1,7}|▁[ab]{9,30}|▁?☃{0,2}a", 1..40),
+            picks in prop::collection::vec(any::<prop::sample::Index>(), 1..9000),
+        ) {
+            let model = close_model(&scores, scale);
+            let mut scratch = Scratch::default();
+            let text: String = picks.iter().map(|pick| pick.get(&words).as_str()).collect();
+            for _ in 0..2 {
+                let mut ids = Vec::new();
+                model.encode(&text, &mut scratch, &mut ids);
+                prop_assert_eq!(&ids, &spans(&model, &text).ids);
+            }
+        }
+    }
+
+    #[test]
+    fn sums_of_every_size_have_their_words() {
+        let sizes = [0.0, 131_071.0, 131_072.0, 200_000.0, 2e9, 5e9, f64::NAN, f64::INFINITY];
+        let tags = sizes.map(|size| match Sums::of::<true>(-size) {
+            sums @ Sums::Clear { .. } => (0, sums.contain(-size, 0.5)),
+            sums @ Sums::Binade { tag, .. } => (tag, sums.contain(-size, 0.5)),
+        });
+        let [zero, last, first, inside, large, too_large, nan, infinite] = tags;
+        assert_eq!([zero, last, first], [(0, true), (0, true), (1, false)], "half a unit from its start");
+        assert_eq!([inside, large], [(1, true), (14, true)]);
+        assert!(![too_large, nan, infinite].into_iter().any(|(_, contained)| contained));
     }
 
     fn by_definition(pieces: &[(&str, f64)], text: &str) -> Vec<u32> {

@@ -5,8 +5,6 @@
 
 use wide::u8x16;
 
-use crate::pretoken::BATCH;
-
 /// Stands for U+0020 in sentencepiece's vocabularies.
 pub(crate) const SPACE: char = '\u{2581}';
 
@@ -41,10 +39,11 @@ impl<'a> Words<'a> {
         Self { text: text.as_bytes(), at: 0, behind: 0, is_over: text.is_empty() }
     }
 
-    /// Writes the ends of the next words and tells how many they are, none at the end of the text.
-    pub(crate) fn next_batch(&mut self, ends: &mut [usize; BATCH]) -> usize {
+    /// Writes the ends of the next words, of some at least, and tells how many they are: none at the end of the text.
+    pub(crate) fn next_batch(&mut self, ends: &mut [usize]) -> usize {
+        debug_assert!(ends.len() > MOST, "room for a window");
         let mut n_ends = 0;
-        while self.at < self.text.len() && n_ends + MOST <= BATCH {
+        while self.at < self.text.len() && n_ends + MOST < ends.len() {
             let spaces = match self.text[self.at..].first_chunk() {
                 Some(window) => spaces(window),
                 None => self.spaces_at_end(),
@@ -94,7 +93,7 @@ mod tests {
     use super::*;
 
     fn words(text: &str) -> Vec<&str> {
-        let (mut words, mut ends, mut start) = (Words::new(text), [0; BATCH], 0);
+        let (mut words, mut ends, mut start) = (Words::new(text), [0; 40], 0);
         let mut found = Vec::new();
         loop {
             let n_ends = words.next_batch(&mut ends);

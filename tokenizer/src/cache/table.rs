@@ -12,6 +12,9 @@ use crate::pieces::PieceMap;
 /// Longest piece that is its own key.
 const SHORT: usize = 15;
 
+/// Largest number that a key can have beside its piece.
+pub(crate) const MAX_TAG: u64 = 15;
+
 /// Longest piece that is remembered at all: longer ones hardly repeat.
 pub(crate) const LONG: usize = 256;
 
@@ -34,7 +37,7 @@ pub(super) const AT_ONCE: usize = 8;
 /// Marks an entry whose ids lie in the array: the rest of the number is how many.
 const IN_ARRAY: u32 = 1 << 31;
 
-/// A short piece as two integers: its bytes, zeros, and its length in the top byte.
+/// A short piece as two integers: its bytes, zeros, and its length and a tag in the top byte.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Key {
     low: u64,
@@ -54,22 +57,24 @@ const MASKS: [(u64, u64); SHORT + 1] = {
 };
 
 impl Key {
-    /// Stands for all longer pieces; no entry has it.
-    pub(super) const LONG: Self = Self { low: 0, high: u64::MAX };
-
-    /// The key of `bytes[start..end]`.
+    /// The key of `bytes[start..end]` with a tag. All longer pieces have the same, and no entry has it.
     #[inline(always)]
-    pub(super) fn new(bytes: &[u8], start: usize, end: usize) -> Self {
+    pub(super) fn new(bytes: &[u8], start: usize, end: usize, tag: u64) -> Self {
         let len = end - start;
         if len > SHORT {
-            return Self::LONG;
+            return Self { low: tag, high: u64::MAX };
         }
         let raw = match bytes.get(start..).and_then(<[u8]>::first_chunk) {
             Some(all) => u128::from_le_bytes(*all),
             None => at_end(&bytes[start..end]),
         };
         let (low, high) = MASKS[len];
-        Self { low: raw as u64 & low, high: (raw >> 64) as u64 & high | (len as u64) << 56 }
+        Self { low: raw as u64 & low, high: (raw >> 64) as u64 & high | (len as u64 | tag << 4) << 56 }
+    }
+
+    /// The tag, if the key stands for longer pieces.
+    fn long_tag(self) -> Option<u32> {
+        (self.high == u64::MAX).then_some(self.low as u32)
     }
 
     /// Zero if the keys are equal; computed without a branch.
@@ -166,6 +171,14 @@ impl Found<'_> {
     }
 }
 
+/// The ids of a longer piece in [`Table::array`].
+#[derive(Clone, Copy, Debug)]
+struct Place {
+    start: u32,
+    n_ids: u32,
+    tag: u32,
+}
+
 /// The pieces with their ids.
 #[derive(Debug)]
 pub(super) struct Table {
@@ -175,8 +188,8 @@ pub(super) struct Table {
     shift: u32,
     /// Entries made so far, also those that have been pushed out since.
     n_inserted: usize,
-    /// Start and number of the ids of long pieces in `array`.
-    long: PieceMap<(u32, u32)>,
+    /// Longer pieces, each with the last tag that it had.
+    long: PieceMap<Place>,
     array: Vec<u32>,
 }
 
@@ -206,14 +219,12 @@ impl Table {
 
     /// The ids of a piece that [`Table::get`] does not find.
     pub(super) fn get_rare(&mut self, wanted: Key, piece: &[u8]) -> Option<Found<'_>> {
-        if wanted != Key::LONG {
+        let Some(tag) = wanted.long_tag() else {
             let entry = self.bring_home(wanted)?;
-            self.ids_of(&entry)
-        } else if piece.len() <= LONG {
-            self.long.get(piece).and_then(|place| self.in_array(place))
-        } else {
-            None
-        }
+            return self.ids_of(&entry);
+        };
+        let place = if piece.len() <= LONG { self.long.get(piece) } else { None };
+        place.filter(|place| place.tag == tag).and_then(|place| self.in_array((place.start, place.n_ids)))
     }
 
     /// The entry of a short piece that is not in its bucket, from a neighbour. It changes places with an entry that is at
@@ -264,11 +275,14 @@ impl Table {
         if !has_room {
             self.clear();
         }
-        if key == Key::LONG {
-            let place = self.store(ids);
-            self.long.entry(piece, place);
-        } else {
-            self.insert_short(key, ids);
+        match key.long_tag() {
+            Some(tag) => {
+                let (start, n_ids) = self.store(ids);
+                let place = Place { start, n_ids, tag };
+                // With another tag, it is there.
+                *self.long.entry(piece, place) = place;
+            }
+            None => self.insert_short(key, ids),
         }
     }
 
