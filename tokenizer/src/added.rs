@@ -133,6 +133,15 @@ impl AddedTokens {
         !self.normalized.edges.is_empty()
     }
 
+    /// Whether no token has a space or newline, takes any away, or looks at what stands beside it; special ones count if
+    /// `parse_special`.
+    pub(crate) fn keep_within_spaces(&self, parse_special: bool) -> bool {
+        let mut counting = self.tokens.iter().filter(|token| parse_special || !token.special);
+        counting.all(|token| {
+            !token.lstrip && !token.rstrip && !token.single_word && !token.content.contains([' ', '\n'])
+        })
+    }
+
     /// Cuts the tokens that are not `normalized` out of raw text. Without `parse_special`, special tokens are text.
     pub(crate) fn split_raw(&self, text: &str, parse_special: bool, each: impl FnMut(Part)) {
         self.split(&self.raw, text, parse_special, each);

@@ -186,6 +186,11 @@ impl NormalizerSpec {
 }
 
 impl Normalizer {
+    /// Whether all it does is Unicode's forms, in which no space joins what is before it.
+    pub(crate) fn only_forms(&self) -> bool {
+        self.steps.iter().all(|step| matches!(step, Step::Form(_)))
+    }
+
     /// Normalizes a text.
     pub(crate) fn normalize(&self, text: &mut Normalized<'_>) {
         for step in &self.steps {

@@ -10,6 +10,7 @@ use crate::added::{AddedTokens, Part};
 use crate::bpe::Bpe;
 use crate::model::{Model, Scratch, TokenLens};
 use crate::normalizer::{Normalized, Normalizer};
+use crate::pretoken;
 use crate::pretokenizer::PreTokenizer;
 use crate::sentencepiece_normalizer::SentencePieceNormalizer;
 use crate::sink::{Sink, Spans};
@@ -52,7 +53,10 @@ impl Pipeline {
                 match self.plain_bytes() {
                     Some((bpe, _, split)) => {
                         let text = self.normalizer.plain(&text[range]);
-                        bpe.encode(split, &text, &mut scratch.bytes, ids);
+                        self.added.split_normalized(&text, parse_special, |part| match part {
+                            Part::Token { id, .. } => ids.push(id),
+                            Part::Text(range) => bpe.encode(split, &text[range], &mut scratch.bytes, ids),
+                        });
                     }
                     _ => {
                         let mut normalized = Normalized::new(&text[range]);
@@ -87,6 +91,7 @@ impl Pipeline {
                 if let Some((bpe, lens, split)) = self.plain_bytes()
                     && matches!(self.normalizer, AnyNormalizer::None)
                     && bpe.missing().is_none()
+                    && !self.added.has_normalized()
                 {
                     let (mut ids, mut at) = (Vec::new(), base);
                     bpe.encode(split, &text[range], &mut scratch.bytes, &mut ids);
@@ -121,6 +126,30 @@ impl Pipeline {
         });
     }
 
+    /// The first place from `from` on where a text may be cut, if one is known: then the ids of both parts are, one after
+    /// the other, those of the whole, and would be whatever came after it.
+    pub(crate) fn safe_cut(&self, text: &str, mut from: usize, parse_special: bool) -> Option<usize> {
+        self.plain_bytes().filter(|_| !self.added.has_normalized())?;
+        let keeps_spaces = match &self.normalizer {
+            AnyNormalizer::None => true,
+            AnyNormalizer::Parts(normalizer) => normalizer.only_forms(),
+            AnyNormalizer::SentencePiece(_) => false,
+        };
+        if !keeps_spaces || !self.added.keep_within_spaces(parse_special) {
+            return None;
+        }
+        loop {
+            let at = pretoken::safe_cut(text, from);
+            let letter = text[..at].char_indices().next_back().filter(|_| at < text.len())?.0;
+            // A rare letter becomes one and a mark.
+            let normalized = self.normalizer.plain(&text[letter..at]);
+            if normalized.chars().next_back().is_some_and(pretoken::is_letter) {
+                return Some(at);
+            }
+            from = at;
+        }
+    }
+
     fn encode_piece<S: Sink>(&self, piece: &str, scratch: &mut Scratch, sink: &mut S) {
         if self.pre_tokenizer.as_ref().is_some_and(PreTokenizer::is_spelled) {
             self.model.encode_spelled(piece, scratch, sink);
@@ -132,9 +161,7 @@ impl Pipeline {
     /// Byte-level BPE and the published split that is all that happens between normalizer and model.
     fn plain_bytes(&self) -> Option<(&Bpe, &TokenLens, Split)> {
         match (&self.model, self.pre_tokenizer.as_ref().and_then(PreTokenizer::known_split)) {
-            (Model::Bytes(bpe, lens), Some(split)) if !self.added.has_normalized() => {
-                Some((bpe, lens, split))
-            }
+            (Model::Bytes(bpe, lens), Some(split)) => Some((bpe, lens, split)),
             _ => None,
         }
     }

@@ -72,6 +72,12 @@ impl Split {
         ALL.into_iter().find(|split| split.spellings().contains(&regex))
     }
 
+    /// Whether every piece is a match of the regular expression; else some lie between matches.
+    pub(crate) fn matches_all(self) -> bool {
+        // Numbers are cut out before.
+        self != Self::Deepseek
+    }
+
     /// The pieces of `text`, which together are `text`.
     pub fn pieces(self, text: &str) -> Pieces<'_> {
         Pieces { split: self, classes: Classes::get(), text, start: 0 }
@@ -206,6 +212,11 @@ pub(crate) fn safe_cut(text: &str, from: usize) -> usize {
     text.len()
 }
 
+/// Whether the patterns take this for a letter.
+pub(crate) fn is_letter(c: char) -> bool {
+    Classes::get().of(c) & LETTER != 0
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -243,6 +254,10 @@ mod tests {
         ORACLES.with(|oracles| {
             for (split, regex) in oracles {
                 let expected = by_regex(regex, text);
+                if split.matches_all() {
+                    let matches = regex.find_iter(text).map(|found| found.expect("as above").as_str());
+                    assert!(matches.eq(expected.iter().copied()), "{split:?} on {text:?}");
+                }
                 let pieces: Vec<&str> = split.pieces(text).collect();
                 assert_eq!(pieces, expected, "{split:?} on {text:?}, {regex:?}");
                 assert_eq!(pieces_by_windows(*split, text), expected, "{split:?} in windows on {text:?}");

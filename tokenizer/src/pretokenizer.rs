@@ -228,11 +228,17 @@ impl PreTokenizerSpec {
                 compiled.steps.push(Step::Metaspace { replacement, scheme, split });
                 return Ok(());
             }
-            Self::Split { pattern, behavior: Behavior::Isolated, .. } => Cuts::Pattern {
-                pattern: Pattern::compile_cuts(pattern, PART, n_patterns)?,
-                behavior: Behavior::Isolated,
-                invert: false,
-            },
+            // To remove what lies between matches of a pattern that matches everything removes nothing.
+            Self::Split { pattern, behavior, invert }
+                if *behavior == Behavior::Isolated
+                    || *behavior == Behavior::Removed && *invert && pattern.matches_all() =>
+            {
+                Cuts::Pattern {
+                    pattern: Pattern::compile_cuts(pattern, PART, n_patterns)?,
+                    behavior: Behavior::Isolated,
+                    invert: false,
+                }
+            }
             Self::Split { pattern, behavior, invert } => Cuts::Pattern {
                 pattern: Pattern::compile(pattern, PART, n_patterns)?,
                 behavior: *behavior,
@@ -446,6 +452,16 @@ mod tests {
     fn byte_level_models_are_recognised() {
         let bytes = spec(BYTES).compile().unwrap();
         assert_eq!((bytes.is_byte_level(), bytes.known_split()), (true, Some(Split::Gpt2)));
+        let split = |split: Split, behavior: &str, invert: bool| {
+            let pattern = serde_json::json!({"Regex": split.regex()});
+            let split = serde_json::json!({"type": "Split", "pattern": pattern, "behavior": behavior, "invert": invert});
+            spec(&split.to_string()).compile().unwrap().known_split()
+        };
+        assert_eq!(split(Split::O200k, "Isolated", false), Some(Split::O200k));
+        assert_eq!(split(Split::O200k, "Removed", true), Some(Split::O200k));
+        assert_eq!(split(Split::O200k, "Removed", false), None);
+        assert_eq!(split(Split::Deepseek, "Isolated", true), Some(Split::Deepseek));
+        assert_eq!(split(Split::Deepseek, "Removed", true), None, "numbers are removed");
         let sequence = format!(
             r#"{{"type":"Sequence","pretokenizers":[{{"type":"Digits","individual_digits":true}},{BYTES}]}}"#
         );

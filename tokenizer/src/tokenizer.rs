@@ -162,6 +162,15 @@ impl Tokenizer {
         ids
     }
 
+    /// The first place in bytes from `from` on where a long text may be cut: the ids of the part before it, and then those
+    /// of the part after it, are those of the whole, whatever that goes on with. So a text that is larger than memory is
+    /// encoded part by part, or on several threads. [`EncodeOptions::add_special`] is for whole texts only.
+    ///
+    /// Nothing if there is no such place, and none is known but for byte-level vocabularies with a published split.
+    pub fn safe_cut(&self, text: &str, from: usize, options: EncodeOptions) -> Option<usize> {
+        self.inner.pipeline.safe_cut(text, from, options.parse_special)
+    }
+
     /// The ids of each text, as [`Tokenizer::encode`] gives them, on all threads of the current rayon pool.
     pub fn encode_batch<S: AsRef<str> + Sync>(&self, texts: &[S]) -> Vec<Vec<u32>> {
         let encode = |(scratch, ids): &mut (Borrowed<'_>, Vec<u32>), text: &S| {

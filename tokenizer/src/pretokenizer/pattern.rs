@@ -60,6 +60,14 @@ impl PatternSpec {
     pub(crate) fn n_patterns(&self) -> usize {
         usize::from(matches!(self, Self::Regex(_)))
     }
+
+    /// Whether it is a published pattern of which nothing lies between matches.
+    pub(super) fn matches_all(&self) -> bool {
+        match self {
+            Self::Regex(regex) => Split::from_regex(regex).is_some_and(Split::matches_all),
+            Self::String(_) => false,
+        }
+    }
 }
 
 impl Pattern {

@@ -68,6 +68,45 @@ fn special(parse_special: bool) -> EncodeOptions {
     EncodeOptions { parse_special, add_special: false }
 }
 
+proptest! {
+    /// The ids of a text that is cut are those of its parts, whatever the tokenizer.
+    #[test]
+    fn texts_are_cut_where_it_changes_nothing(
+        parts in proptest::collection::vec(prop_oneof![text(), "[a-zé\u{fb1d}\u{1100}\u{1161}] ?\n?\u{301}?"], 1..5),
+        from: proptest::sample::Index,
+        parse_special: bool,
+    ) {
+        let text = parts.concat();
+        let from = from.index(text.len() + 1);
+        for (name, tokenizer) in BYTES.iter().chain(FALLBACK.iter()).chain(OTHERS.iter()) {
+            let options = special(parse_special);
+            let Some(at) = tokenizer.safe_cut(&text, from, options) else { continue };
+            prop_assert!(from <= at && at < text.len());
+            let [mut ids, after] = [&text[..at], &text[at..]].map(|part| tokenizer.encode_with(part, options));
+            ids.extend(after);
+            prop_assert_eq!(ids, tokenizer.encode_with(&text, options), "{} cut at {}: {:?}", name, at, &text);
+        }
+    }
+}
+
+#[test]
+fn most_byte_level_tokenizers_know_where_to_cut() {
+    let (text, options) = ("One word, two Wörter\n", special(false));
+    let cuts = |all: &[Named]| all.iter().map(|(_, t)| t.safe_cut(text, 4, options)).collect::<Vec<_>>();
+    assert_eq!(cuts(&FALLBACK), [None; 3]);
+    // The others cut numbers, punctuation or parts of their own before.
+    let known = |all: &[Named]| {
+        cuts(all)
+            .iter()
+            .zip(all)
+            .filter(|(cut, _)| **cut == Some(13))
+            .map(|(_, (name, _))| *name)
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(known(&BYTES), ["gpt2", "llama3", "o200k", "tekken"]);
+    assert_eq!(known(&OTHERS), ["qwen2"]);
+}
+
 /// Short words, all different.
 fn words() -> impl Strategy<Value = Vec<String>> {
     proptest::collection::btree_set("[a-dé\u{2581}]{1,4}", 1..24)
