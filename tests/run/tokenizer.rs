@@ -412,6 +412,42 @@ fn corpora_become_shards() {
     assert_eq!(json(&succeeds(dir, &none))["tokens"], n_last);
 }
 
+/// A file and a pipe that are encoded in parts, on several threads, become the tokens of the whole.
+#[test]
+fn large_documents_become_shards_in_parts() {
+    let dir = workplace();
+    let dir = dir.path();
+    with_template(dir);
+    let large = text().repeat(19_000_000 / text().len());
+    write(dir, "large.txt", &large);
+    write(dir, "small.txt", "A small text.");
+    for file in ["t.json", "around.json"] {
+        let tokenizer = ::tokenizer::Tokenizer::load(dir.join(file)).expect("a tokenizer");
+        let options = ::tokenizer::EncodeOptions { add_special: true, parse_special: false };
+        assert!(tokenizer.safe_cut(&large, 0, options).is_some(), "{file}");
+        let mut expected = Vec::new();
+        for text in ["A small text.", &large] {
+            let ids = tokenizer.encode_with(text, options);
+            expected.extend_from_slice(&ids);
+            expected.extend(tokenizer.eos_id().filter(|id| ids.last() != Some(id)));
+        }
+        for from in ["large.txt", "-"] {
+            let args = ["tokenizer", "encode", file, "small.txt", from, "-o", "shards", "--json", "-q"];
+            let outcome = json(&pipe(dir, &args, if from == "-" { large.as_bytes() } else { b"" }));
+            assert_eq!((&outcome["documents"], &outcome["bytes"]), (&json!(2), &json!(large.len() + 13)));
+            let paths = [dir.join("shards/tokens-00000.tokens")];
+            let tokens = train::data::shards::Tokens::open(&paths, tokenizer.hash()).expect("shards");
+            assert!(tokens.range(0, tokens.len()) == expected, "{file}, {from}");
+            fs::remove_dir_all(dir.join("shards")).expect("removed");
+        }
+    }
+    // What a pipe says too late cannot be left out any more.
+    let broken = [large.as_bytes(), b"\xff"].concat();
+    let place = format!("stdin: byte {} is not UTF-8", large.len());
+    pipe_fails(dir, &["tokenizer", "encode", "t.json", "-", "-o", "shards"], &broken, &[&place]);
+    assert!(!names(dir).iter().any(|name| name.contains("shards") || name.starts_with(".tokens")));
+}
+
 #[test]
 fn tokenizers_are_compared() {
     let dir = workplace();

@@ -34,11 +34,27 @@ pub enum Input {
     Source(Source),
 }
 
-/// A document, or with [`DocumentKind::Jsonl`] the line that has it: many threads parse faster than one.
+/// Bytes of a part of a document, at least. Large enough that threads share them out seldom.
+const PART: usize = 1 << 20;
+
+/// Tells the first place from a byte on where a text may be cut in parts.
+pub type CutPart<'a> = &'a (dyn Fn(&str, usize) -> Option<usize> + Sync);
+
+/// A document or a part of one; or with [`DocumentKind::Jsonl`] the line that has it: many threads parse faster than one.
 pub struct Document {
     content: String,
     /// File and number of the line, if it is JSON.
     json: Option<(usize, u64)>,
+    /// Whether it begins with this.
+    pub begins: bool,
+    /// Whether it ends with this.
+    pub ends: bool,
+}
+
+impl Document {
+    fn whole(content: String, json: Option<(usize, u64)>) -> Self {
+        Self { content, json, begins: true, ends: true }
+    }
 }
 
 /// What was met while reading.
@@ -93,7 +109,7 @@ impl Corpus {
     /// All documents, from the first on.
     pub fn documents(&self) -> Documents<'_> {
         let inputs = 0..self.inputs.len();
-        Documents { corpus: self, inputs, lines: None, seen: Seen::default() }
+        Documents { corpus: self, inputs, cut: &|_, _| None, lines: None, parts: None, seen: Seen::default() }
     }
 
     /// The text of a document.
@@ -161,7 +177,9 @@ pub struct Documents<'a> {
     corpus: &'a Corpus,
     /// Inputs that are not begun.
     inputs: std::ops::Range<usize>,
+    cut: CutPart<'a>,
     lines: Option<Lines>,
+    parts: Option<Parts>,
     /// What was met so far.
     pub seen: Seen,
 }
@@ -174,10 +192,24 @@ struct Lines {
     n_lines: u64,
 }
 
-impl Documents<'_> {
+/// A large input that is read part by part.
+struct Parts {
+    reader: Box<dyn Read + Send>,
+    input_idx: usize,
+    /// What was read and not given out, and the bytes before it.
+    pending: Vec<u8>,
+    n_before: u64,
+}
+
+impl<'a> Documents<'a> {
     /// Reads this input alone, and adds to what was seen.
     pub fn only(self, input_idx: usize, seen: Seen) -> Self {
         Self { inputs: input_idx..input_idx + 1, seen, ..self }
+    }
+
+    /// Gives large files in parts, if `cut` finds places to cut them, so that no more than a few parts are in memory.
+    pub fn in_parts(self, cut: CutPart<'a>) -> Self {
+        Self { cut, ..self }
     }
 
     /// The next document.
@@ -185,6 +217,9 @@ impl Documents<'_> {
         loop {
             if let Some(document) = self.next_line()? {
                 return Ok(Some(document));
+            }
+            if let Some(part) = self.next_part()? {
+                return Ok(Some(part));
             }
             let Some(input_idx) = self.inputs.next() else { return Ok(None) };
             if let Some(document) = self.begin(input_idx)? {
@@ -202,10 +237,60 @@ impl Documents<'_> {
             self.lines = Some(Lines { reader, input_idx, is_json: kind == DocumentKind::Jsonl, n_lines: 0 });
             return Ok(None);
         }
-        let mut bytes = Vec::new();
-        input.open()?.read_to_end(&mut bytes).with_context(|| format!("cannot read {}", input.name()))?;
-        self.seen.n_bytes += bytes.len() as u64;
-        Ok(self.seen.text(bytes, || input.name()).map(|content| Document { content, json: None }))
+        // What is wrong in a file must be known before any part of it is given out.
+        if input.is_large() && !self.seen.accepts_input(input)? {
+            return Ok(None);
+        }
+        self.parts = Some(Parts { reader: input.open()?, input_idx, pending: Vec::new(), n_before: 0 });
+        Ok(None)
+    }
+
+    /// The next part of a large input, or all of one that is not large or cannot be cut.
+    fn next_part(&mut self) -> Result<Option<Document>> {
+        let Some(parts) = &mut self.parts else { return Ok(None) };
+        let input = &self.corpus.inputs[parts.input_idx];
+        let begins = parts.n_before == 0;
+        // Small files are read at once.
+        let mut wanted = if begins { AT_ONCE as usize } else { 2 * PART };
+        loop {
+            let n_more = wanted.saturating_sub(parts.pending.len()) as u64;
+            let n_read = parts.reader.by_ref().take(n_more).read_to_end(&mut parts.pending);
+            let n_read = n_read.with_context(|| format!("cannot read {}", input.name()))? as u64;
+            self.seen.n_bytes += n_read;
+            if n_read < n_more {
+                break;
+            }
+            let (n_valid, is_damaged) = match std::str::from_utf8(&parts.pending) {
+                Ok(text) => (text.len(), false),
+                Err(error) => (error.valid_up_to(), error.error_len().is_some()),
+            };
+            let text = std::str::from_utf8(&parts.pending[..n_valid]).unwrap_or_default();
+            if let Some(at) = (self.cut)(text, PART.min(n_valid)) {
+                let content = text[..at].to_owned();
+                parts.pending.drain(..at);
+                parts.n_before += at as u64;
+                return Ok(Some(Document { content, json: None, begins, ends: false }));
+            }
+            if is_damaged {
+                break;
+            }
+            wanted *= 2;
+        }
+        let Some(Parts { pending, n_before, .. }) = self.parts.take() else { return Ok(None) };
+        if begins {
+            return Ok(self
+                .seen
+                .text(pending, || input.name())
+                .map(|content| Document::whole(content, None)));
+        }
+        match String::from_utf8(pending) {
+            Ok(content) => Ok(Some(Document { content, json: None, begins, ends: true })),
+            // A pipe, or a file that changed since it was looked at.
+            Err(error) => {
+                let at = n_before + error.utf8_error().valid_up_to() as u64;
+                bail!("{}: byte {at} is not UTF-8", input.name())
+            }
+        }
     }
 
     fn next_line(&mut self) -> Result<Option<Document>> {
@@ -224,7 +309,7 @@ impl Documents<'_> {
             let place = || format!("line {} of {}", lines.n_lines, input.name());
             if let Some(content) = self.seen.text(trim_end_of_line(line), place) {
                 let json = lines.is_json.then_some((lines.input_idx, lines.n_lines));
-                return Ok(Some(Document { content, json }));
+                return Ok(Some(Document::whole(content, json)));
             }
         }
     }

@@ -49,7 +49,8 @@ pub fn run(args: &TokenizerEncode, common: Common) -> Result<ExitCode> {
     let begin = Instant::now();
     let writer = Writer::new(folder.path(), "tokens", tokenizer.vocab_size(), tokenizer.hash());
     let bar = Bar::new("encoding", Unit::Bytes, corpus.n_bytes(), common.quiet);
-    let mut documents = corpus.documents();
+    let cut = |text: &str, from| job.tokenizer.safe_cut(text, from, job.options);
+    let mut documents = corpus.documents().in_parts(&cut);
     let written = job.encode(&corpus, &mut documents, writer, &mut |n_bytes| {
         bar.set(n_bytes);
         stop.exit_code().is_none()
@@ -164,8 +165,14 @@ struct Job<'a> {
     end: Option<u32>,
 }
 
-/// Ids of a batch of documents, and the bytes of text that they stand for.
-type Encoded = Vec<(Vec<u32>, usize)>;
+/// Ids of a document or of a part of one.
+struct Encoded {
+    ids: Vec<u32>,
+    /// Bytes of text that they stand for.
+    n_bytes: usize,
+    /// Whether the document ends with it.
+    ends: bool,
+}
 
 impl Job<'_> {
     /// Encodes all documents in order, or until `goes_on` says no; it is told how many bytes were read.
@@ -177,7 +184,7 @@ impl Job<'_> {
         goes_on: &mut (dyn FnMut(u64) -> bool + Send),
     ) -> Result<Option<(Counts, Vec<PathBuf>)>> {
         let mut counts = Counts::default();
-        let (mut batch, mut encoded) = (next_batch(documents)?, Encoded::new());
+        let (mut batch, mut encoded) = (next_batch(documents)?, Vec::new());
         while !batch.is_empty() || !encoded.is_empty() {
             if !goes_on(documents.seen.n_bytes) {
                 return Ok(None);
@@ -192,33 +199,39 @@ impl Job<'_> {
         Ok(Some((counts, writer.finish()?)))
     }
 
-    fn batch(&self, corpus: &Corpus, batch: Vec<Document>) -> Result<Encoded> {
+    fn batch(&self, corpus: &Corpus, batch: Vec<Document>) -> Result<Vec<Encoded>> {
         // Ids grow in a buffer and are copied: a batch of short documents would hold far more room than ids.
-        let encode = |buffer: &mut Vec<u32>, document| {
+        let encode = |buffer: &mut Vec<u32>, document: Document| {
+            let Document { begins, ends, .. } = document;
             let text = corpus.text(document)?;
             buffer.clear();
-            self.document(&text, buffer);
-            Ok((buffer.to_vec(), text.len()))
+            self.part(&text, begins, ends, buffer);
+            Ok(Encoded { ids: buffer.to_vec(), n_bytes: text.len(), ends })
         };
         let encoded: Vec<Result<_>> = batch.into_par_iter().map_init(Vec::new, encode).collect();
         // Of several errors, the first in the corpus, whichever thread was faster.
         encoded.into_iter().collect()
     }
 
-    /// The ids of a document and what goes around it.
-    fn document(&self, text: &str, ids: &mut Vec<u32>) {
+    /// Appends the ids of a part of a document, and what goes before and after all of it.
+    fn part(&self, text: &str, begins: bool, ends: bool, ids: &mut Vec<u32>) {
         let none: (&[u32], &[u32]) = Default::default();
         let (before, after) = if self.options.add_special { self.tokenizer.around() } else { none };
-        if self.options.parse_special {
-            ids.extend(self.tokenizer.encode_with(text, self.options));
-        } else {
+        if begins {
             ids.extend_from_slice(before);
-            self.tokenizer.encode_into(text, ids);
-            ids.extend_from_slice(after);
         }
-        // The tokenizer's file may have put it there already.
-        if after.last() != self.end.as_ref() {
-            ids.extend(self.end);
+        if self.options.parse_special {
+            let options = EncodeOptions { add_special: false, ..self.options };
+            ids.extend(self.tokenizer.encode_with(text, options));
+        } else {
+            self.tokenizer.encode_into(text, ids);
+        }
+        if ends {
+            ids.extend_from_slice(after);
+            // The tokenizer's file may have put it there already.
+            if after.last() != self.end.as_ref() {
+                ids.extend(self.end);
+            }
         }
     }
 }
@@ -235,10 +248,10 @@ fn next_batch(documents: &mut Documents<'_>) -> Result<Vec<Document>> {
 }
 
 impl Counts {
-    fn write(&mut self, writer: &mut Writer, encoded: Encoded) -> Result<()> {
-        for (ids, n_bytes) in encoded {
+    fn write(&mut self, writer: &mut Writer, encoded: Vec<Encoded>) -> Result<()> {
+        for Encoded { ids, n_bytes, ends } in encoded {
             writer.push(&ids)?;
-            self.n_documents += 1;
+            self.n_documents += u64::from(ends);
             self.n_tokens += ids.len() as u64;
             self.n_bytes += n_bytes as u64;
         }
