@@ -58,6 +58,9 @@ pub struct EncodeOptions {
 /// Ids for which room may be left unused.
 const KEPT: usize = 1024;
 
+/// Bytes of a part of a long text, at least. Large enough that threads share them out seldom.
+const PART: usize = 1 << 20;
+
 /// A whole text that is nothing but text.
 const PLAIN: Start = Start { is_first: true, parse_special: false };
 
@@ -171,15 +174,39 @@ impl Tokenizer {
         self.inner.pipeline.safe_cut(text, from, options.parse_special)
     }
 
-    /// The ids of each text, as [`Tokenizer::encode`] gives them, on all threads of the current rayon pool.
+    /// The ids of each text, as [`Tokenizer::encode`] gives them, on all threads of the current rayon pool. They share long
+    /// texts, too, if [`Tokenizer::safe_cut`] tells where.
     pub fn encode_batch<S: AsRef<str> + Sync>(&self, texts: &[S]) -> Vec<Vec<u32>> {
-        let encode = |(scratch, ids): &mut (Borrowed<'_>, Vec<u32>), text: &S| {
+        let encode = |(scratch, ids): &mut (Borrowed<'_>, Vec<u32>), text: &str| {
             ids.clear();
-            self.inner.encode(text.as_ref(), PLAIN, scratch, ids);
+            self.inner.encode(text, PLAIN, scratch, ids);
             // As large as it must be, however much the ids of a text may at most be.
             ids.as_slice().to_vec()
         };
-        texts.par_iter().map_init(|| (self.scratch(), Vec::new()), encode).collect()
+        let begin = || (self.scratch(), Vec::new());
+        let is_shared = rayon::current_num_threads() > 1;
+        let encode_text = |memory: &mut _, text: &S| match text.as_ref() {
+            text if is_shared && text.len() >= 2 * PART => {
+                let parts = self.cut_long(text).into_par_iter();
+                parts.map_init(begin, encode).collect::<Vec<_>>().concat()
+            }
+            text => encode(memory, text),
+        };
+        texts.par_iter().map_init(begin, encode_text).collect()
+    }
+
+    /// Cuts a text where no id changes.
+    fn cut_long<'a>(&self, mut text: &'a str) -> Vec<&'a str> {
+        let mut parts = Vec::new();
+        while text.len() >= 2 * PART
+            && let Some(at) = self.safe_cut(text, PART, EncodeOptions::default())
+        {
+            let (part, rest) = text.split_at(at);
+            parts.push(part);
+            text = rest;
+        }
+        parts.push(text);
+        parts
     }
 
     /// The text of `ids`, special tokens as they are spelled. Bytes that are not UTF-8 become U+FFFD, and only those.

@@ -90,6 +90,11 @@ fn a_batch_gives_what_single_calls_give() {
     for (_, tokenizer) in trained() {
         let single: Vec<Vec<u32>> = lines.iter().map(|line| tokenizer.encode(line)).collect();
         assert_eq!(tokenizer.encode_batch(&lines), single);
+        // A long one, which threads share.
+        let long = corpus.repeat(5_000_000 / corpus.len());
+        let whole = tokenizer.encode(&long);
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(3).build().unwrap();
+        assert!(pool.install(|| tokenizer.encode_batch(&[&long, "a"])) == [whole, tokenizer.encode("a")]);
     }
 }
 
