@@ -167,6 +167,9 @@ pub fn prepare(
     tokenize(documents, tokenizer, &dir, notice, wanted)
 }
 
+/// Bytes of text that are tokenized together: enough for all threads, little beside a model.
+const BATCH_BYTES: usize = 8 << 20;
+
 fn tokenize(
     mut documents: Documents,
     tokenizer: &Tokenizer,
@@ -180,13 +183,15 @@ fn tokenize(
     files::create_dir(dir).map_err(Error::io(dir))?;
     let writer = |name| Writer::new(dir, name, tokenizer.vocab_size(), tokenizer.hash());
     let (mut train, mut valid) = (writer("train"), writer("valid"));
-    let mut ids = Vec::new();
-    for document in &mut documents {
-        let Document { text, is_valid } = document?;
-        ids.clear();
-        tokenizer.encode_into(&text, &mut ids);
-        ids.extend(tokenizer.eos_id());
-        if is_valid { valid.push(&ids) } else { train.push(&ids) }?;
+    loop {
+        let batch = documents.next_batch()?;
+        if batch.is_empty() {
+            break;
+        }
+        for (document, mut ids) in batch.iter().zip(tokenizer.encode_batch(&batch)) {
+            ids.extend(tokenizer.eos_id());
+            if document.is_valid { valid.push(&ids) } else { train.push(&ids) }?;
+        }
     }
     documents.report(notice);
     let (train, valid) = (train.finish()?, valid.finish()?);
@@ -212,6 +217,12 @@ fn tokenize(
 struct Document {
     text: String,
     is_valid: bool,
+}
+
+impl AsRef<str> for Document {
+    fn as_ref(&self) -> &str {
+        &self.text
+    }
 }
 
 /// The documents of a phase in order, one source in memory at a time: the messages of conversations, the
@@ -243,6 +254,18 @@ impl Documents {
             n_seen: 0,
             not_utf8: Vec::new(),
         })
+    }
+
+    /// The next documents, a few megabytes or one; none at the end.
+    fn next_batch(&mut self) -> Result<Vec<Document>, Error> {
+        let (mut batch, mut n_bytes) = (Vec::new(), 0);
+        while n_bytes < BATCH_BYTES
+            && let Some(document) = self.next().transpose()?
+        {
+            n_bytes += document.text.len();
+            batch.push(document);
+        }
+        Ok(batch)
     }
 
     /// Says what was left out.
