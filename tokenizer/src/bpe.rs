@@ -9,6 +9,7 @@ mod linear;
 mod merge;
 mod missing;
 
+use std::ops::Range;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
@@ -22,7 +23,7 @@ pub(crate) use missing::{Becomes, Missing};
 use crate::Split;
 use crate::cache::{Cache, Encoder};
 use crate::pieces::PieceMap;
-use crate::pretoken::Ends;
+use crate::pretoken::{BATCH, Ends};
 use linear::Linear;
 
 /// Longest piece in bytes that is merged in an array: beyond it the queue's set-up costs less than the array's scans.
@@ -104,6 +105,33 @@ impl Bpe {
         let mut pieces = Ends::new(split, text);
         let cut = |ends: &mut _| pieces.next_batch(ends);
         cache.encode(text.as_bytes(), cut, &mut Merging { bpe: self, symbols }, ids);
+    }
+
+    /// Appends the ids of pieces of `text`, each from where the one before ends, or later.
+    pub(crate) fn encode_pieces(
+        &self,
+        text: &[u8],
+        pieces: &[Range<usize>],
+        scratch: &mut Scratch,
+        ids: &mut Vec<u32>,
+    ) {
+        for run in pieces.chunk_by(|left, right| left.end == right.start) {
+            let (first, last) = match run {
+                [] => continue,
+                [piece] => {
+                    self.encode_piece(&text[piece.clone()], scratch, ids);
+                    continue;
+                }
+                [first, .., last] => (first.start, last.end),
+            };
+            let Scratch { cache, symbols } = &mut *scratch;
+            let mut rest = run.iter();
+            let cut = |ends: &mut [usize; BATCH]| {
+                let next = ends.iter_mut().zip(rest.by_ref());
+                next.map(|(end, piece)| *end = piece.end - first).count()
+            };
+            cache.encode(&text[first..last], cut, &mut Merging { bpe: self, symbols }, ids);
+        }
     }
 
     /// Appends the ids of one piece.

@@ -67,7 +67,9 @@ impl Pipeline {
                             parse_special,
                             &mut |part| match part {
                                 Step::Token(id, _) => ids.push(id),
-                                Step::Piece(piece, _) => self.encode_piece(piece, scratch, ids),
+                                Step::Pieces(text, pieces) => {
+                                    self.encode_pieces(text.text(), pieces, scratch, ids);
+                                }
                             },
                         );
                     }
@@ -111,16 +113,16 @@ impl Pipeline {
                 };
                 self.encode_normalized(&normalized, is_first, parse_special, &mut |part| match part {
                     Step::Token(id, (text, range)) => out.push((id, place(text, range))),
-                    Step::Piece(piece, (text, range)) => {
+                    Step::Pieces(text, pieces) => pieces.iter().for_each(|range| {
                         let mut spans = Spans::default();
-                        self.encode_piece(piece, scratch, &mut spans);
+                        self.encode_piece(&text.text()[range.clone()], scratch, &mut spans);
                         let mut start = range.start;
                         for (id, end) in spans.ids.into_iter().zip(spans.ends) {
                             let end = range.start + end;
                             out.push((id, place(text, start..end)));
                             start = end;
                         }
-                    }
+                    }),
                 });
             }
         });
@@ -150,12 +152,26 @@ impl Pipeline {
         }
     }
 
+    fn encode_pieces(&self, text: &str, pieces: &[Range<usize>], scratch: &mut Scratch, ids: &mut Vec<u32>) {
+        match &self.model {
+            Model::Bytes(bpe, _) if !self.is_spelled() => {
+                bpe.encode_pieces(text.as_bytes(), pieces, &mut scratch.bytes, ids);
+            }
+            _ => pieces.iter().for_each(|piece| self.encode_piece(&text[piece.clone()], scratch, ids)),
+        }
+    }
+
     fn encode_piece<S: Sink>(&self, piece: &str, scratch: &mut Scratch, sink: &mut S) {
-        if self.pre_tokenizer.as_ref().is_some_and(PreTokenizer::is_spelled) {
+        if self.is_spelled() {
             self.model.encode_spelled(piece, scratch, sink);
         } else {
             self.model.encode(piece, scratch, sink);
         }
+    }
+
+    /// Whether pieces come spelled in the alphabet of bytes.
+    fn is_spelled(&self) -> bool {
+        self.pre_tokenizer.as_ref().is_some_and(PreTokenizer::is_spelled)
     }
 
     /// Byte-level BPE and the published split that is all that happens between normalizer and model.
@@ -184,12 +200,10 @@ impl Pipeline {
                     Some(pre_tokenizer) => pre_tokenizer.pre_tokenize(&mut part, is_first, &mut pieces),
                     None => {
                         pieces.clear();
-                        pieces.push(0..part.text().len());
+                        pieces.extend(Some(0..part.text().len()).filter(|all| !all.is_empty()));
                     }
                 }
-                for piece in pieces.iter().filter(|piece| !piece.is_empty()) {
-                    each(Step::Piece(&part.text()[piece.clone()], (&part, piece.clone())));
-                }
+                each(Step::Pieces(&part, &pieces));
             }
         });
     }
@@ -198,7 +212,8 @@ impl Pipeline {
 /// A part of a normalized text, and where it stands in which text.
 enum Step<'p, 't> {
     Token(u32, (&'p Normalized<'t>, Range<usize>)),
-    Piece(&'p str, (&'p Normalized<'t>, Range<usize>)),
+    /// Pieces for the model, none of them empty.
+    Pieces(&'p Normalized<'t>, &'p [Range<usize>]),
 }
 
 impl AnyNormalizer {

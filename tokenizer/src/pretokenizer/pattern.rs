@@ -27,6 +27,9 @@ pub(crate) enum PatternSpec {
     Regex(String),
 }
 
+/// Bytes of text from which on it is worth looking at many at once.
+const LONG: usize = 256;
+
 /// A pattern that can be searched for.
 #[derive(Clone, Debug)]
 pub(crate) enum Pattern {
@@ -133,6 +136,9 @@ impl Pattern {
             }
             Self::Literal(literal) => {
                 text.match_indices(literal.as_str()).for_each(|(at, found)| on_match(at..at + found.len()));
+            }
+            Self::Known(split) if text.len() >= LONG => {
+                split.for_each_piece(text, |start, end| on_match(start..end));
             }
             Self::Known(split) => {
                 let mut at = 0;
