@@ -7,6 +7,7 @@
                                       what the libraries make of hard strings, to tests/fixtures/models
     tokenizer_models.py --fuzz DIR N  does the same with N random strings, larger models and all normalization rules, and
                                       writes full ids. Then: FLINT_MODELS=DIR cargo test -p tokenizer --lib reference
+    tokenizer_models.py --long        makes the digests of a long text again, with the models that are there
     tokenizer_models.py --rates DIR TEXT
                                       prints the libraries' rates on a text with the models of DIR (MB per CPU second).
                                       Then: FLINT_MODELS=DIR FLINT_TEXT=TEXT cargo test --release -p tokenizer --lib rates
@@ -153,6 +154,16 @@ def write_case(path, ids, texts, full):
     path.write_text(json.dumps(case))
 
 
+def long_text(directory):
+    """The digests of a text of which sums of scores become large."""
+    text = (FIXTURES / "corpus.txt").read_text() * 25
+    digests = {}
+    for path in sorted(directory.glob("*.model")):
+        ids = sentencepiece.SentencePieceProcessor(model_file=str(path)).encode(text)
+        digests[path.stem] = fnv(b"".join(id.to_bytes(8, "little") for id in ids))
+    (directory / "long.json").write_text(json.dumps(digests, indent=1) + "\n")
+
+
 def build(directory, n, fuzz):
     directory.mkdir(parents=True, exist_ok=True)
     scratch = directory if fuzz else pathlib.Path("/tmp")
@@ -213,5 +224,8 @@ if __name__ == "__main__":
         build(pathlib.Path(sys.argv[2]), int(sys.argv[3]), True)
     elif sys.argv[1:2] == ["--rates"]:
         rates(pathlib.Path(sys.argv[2]), sys.argv[3])
+    elif sys.argv[1:2] == ["--long"]:
+        long_text(FIXTURES / "models")
     else:
         build(FIXTURES / "models", 230, False)
+        long_text(FIXTURES / "models")

@@ -6,8 +6,8 @@
 mod table;
 
 use crate::pretoken::BATCH;
+pub(crate) use table::LONG;
 use table::{AT_ONCE, Key, Table};
-pub(crate) use table::{LONG, MAX_TAG};
 
 /// Ids that the output grows by at once.
 const GROWTH: usize = 4096;
@@ -21,11 +21,6 @@ pub(crate) trait Encoder {
     /// Whether what was remembered counts for the next `n_bytes` of text too, after the ids `before`.
     fn goes_on(&mut self, _before: &[u32], _n_bytes: usize) -> bool {
         true
-    }
-
-    /// Tells apart pieces that have other ids under other circumstances: at most [`MAX_TAG`].
-    fn tag(&self) -> u64 {
-        0
     }
 }
 
@@ -60,8 +55,8 @@ struct Place {
 
 impl Place {
     #[inline(always)]
-    fn of(text: &[u8], start: usize, end: usize, tag: u64, table: &Table) -> Self {
-        let key = Key::new(text, start, end, tag);
+    fn of(text: &[u8], start: usize, end: usize, table: &Table) -> Self {
+        let key = Key::new(text, start, end);
         Self { key, bucket_idx: table.bucket_idx(key) }
     }
 }
@@ -77,7 +72,7 @@ impl Cache {
         encoder: &mut impl Encoder,
         ids: &mut Vec<u32>,
     ) -> usize {
-        let (mut out, tag) = (Output::new(ids), encoder.tag());
+        let mut out = Output::new(ids);
         let mut start = 0;
         let mut batch = self.batch.take().unwrap_or_default();
         let Batch { ends, places } = &mut *batch;
@@ -90,7 +85,7 @@ impl Cache {
             }
             let mut at = start;
             for (place, &end) in places.iter_mut().zip(ends) {
-                *place = Place::of(text, at, end, tag, &self.table);
+                *place = Place::of(text, at, end, &self.table);
                 self.table.prefetch(place.bucket_idx);
                 at = end;
             }
@@ -105,7 +100,7 @@ impl Cache {
 
     /// Appends the ids of one piece, of which there may be more than bytes.
     pub(crate) fn encode_piece(&mut self, piece: &[u8], encoder: &mut impl Encoder, ids: &mut Vec<u32>) {
-        let Place { key, bucket_idx } = Place::of(piece, 0, piece.len(), encoder.tag(), &self.table);
+        let Place { key, bucket_idx } = Place::of(piece, 0, piece.len(), &self.table);
         if let Some(found) = self.table.get(key, bucket_idx) {
             ids.extend_from_slice(found.ids());
         } else if let Some(found) = self.table.get_rare(key, piece) {

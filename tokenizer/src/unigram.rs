@@ -5,16 +5,17 @@
 //! is used again, so memory does not grow with the text and stays in the cache.
 //!
 //! The sums are rounded, and near ties the rounding decides. The references round differently, so the rule is a
-//! parameter: Hugging Face adds in double precision, sentencepiece in single precision, llama.cpp single-precision scores
-//! in double precision. Each is followed exactly.
+//! parameter: Hugging Face adds in double precision, sentencepiece in single precision, from zero again where a sum has
+//! become large, llama.cpp single-precision scores in double precision. Each is followed exactly.
 //!
 //! No token of most vocabularies lies in two words, so all ways meet between words, and most words have been seen before.
-//! Yet a word cannot simply be remembered: its sums begin with that of the text before it, and are rounded the coarser the
-//! larger that is. [`Sums`] says for which sums a word is remembered; the sum itself is followed exactly.
+//! Yet what is best in a word may depend on how its sums are rounded, and so on the sum of all the text before it. A word is
+//! therefore remembered only if its best way leads by more than rounding can take back. The sum itself is followed exactly,
+//! for the words that are not.
 
 use crate::Error;
 use crate::alphabet::{NO_BYTE, fallback_ids};
-use crate::cache::{Cache, Encoder, MAX_TAG};
+use crate::cache::{Cache, Encoder};
 use crate::definition::{PieceKind, UnigramDef, UnigramRule};
 use crate::model::check_lens;
 use crate::sink::Sink;
@@ -37,9 +38,11 @@ const WORDS: usize = 64;
 /// Longest word in bytes that is remembered.
 const REMEMBERED: usize = 48;
 
-/// The size of sums below which a word is remembered if its best way leads by more than rounding can take back: in single
-/// precision that of about ten thousand tokens, up to which nearly all words do, and in double precision that of any text.
-const CLEAR_BELOW: [f64; 2] = [1e12, 131_072.0];
+/// The size of a sum beyond which sentencepiece takes it off all sums and goes on from zero.
+const RESET: f64 = 100_000.0;
+
+/// The size of sums, in double precision, up to which words are remembered: enough for any text.
+const LARGE: f64 = 1e12;
 
 /// A Unigram model.
 #[derive(Debug)]
@@ -73,10 +76,7 @@ const UNREACHED: Best = Best { score: 0.0, id: 0, len: 0 };
 /// Working memory of one encoding thread.
 #[derive(Debug, Default)]
 pub(crate) struct Scratch {
-    /// Words with a clear lead.
-    clear: Cache,
-    /// Words of one binade.
-    binades: Cache,
+    cache: Cache,
     memory: Memory,
 }
 
@@ -149,27 +149,18 @@ impl Unigram {
 
     /// `SINGLE`: sums are kept in single precision, as sentencepiece does.
     fn encode_words<const SINGLE: bool, S: Sink>(&self, text: &str, scratch: &mut Scratch, sink: &mut S) {
-        let Scratch { clear, binades, memory } = scratch;
+        let Scratch { cache, memory } = scratch;
         let Some(ids) = sink.ids().filter(|_| self.words) else {
             self.search::<SINGLE, S>(text.as_bytes(), 0.0, memory, sink);
             return;
         };
-        let (sum, n_summed) = (0.0, ids.len());
-        let mut search =
-            Search::<SINGLE> { model: self, memory, sum, n_summed, sums: Sums::of::<SINGLE>(sum) };
+        let mut search = Search::<SINGLE> { model: self, memory, sum: 0.0, n_summed: ids.len() };
         let mut rest = text;
         while !rest.is_empty() {
-            search.add_up(ids);
-            search.sums = Sums::of::<SINGLE>(search.sum);
-            let cache = match search.sums {
-                Sums::Clear { .. } => &mut *clear,
-                Sums::Binade { .. } => &mut *binades,
-            };
             let mut words = Words::new(rest);
             let cut = |ends: &mut [usize; _]| words.next_batch(&mut ends[..WORDS]);
             let mut done = cache.encode(rest.as_bytes(), cut, &mut search, ids);
             if done == 0 {
-                // The next words may lead out of these sums.
                 let (mut ends, mut words) = ([0; WORDS], Words::new(rest));
                 done = ends[words.next_batch(&mut ends) - 1];
                 search.search(&rest.as_bytes()[..done], ids);
@@ -201,6 +192,12 @@ impl Unigram {
                 start = pos;
             }
             let from = pos - start;
+            if SINGLE && best[from].score.abs() > RESET {
+                let offset = std::mem::take(&mut best[from].score);
+                for later in best[from + 1..=reach.max(pos) - start].iter_mut().filter(|best| best.len > 0) {
+                    later.score = add::<SINGLE>(later.score, -offset);
+                }
+            }
             if best.len() <= from + self.max_token_len {
                 best.resize(best.len() * 2, UNREACHED);
             }
@@ -288,42 +285,6 @@ impl Unigram {
     }
 }
 
-/// Sums between which the best way through a word is always the same, for most words.
-#[derive(Clone, Copy, Debug)]
-enum Sums {
-    /// All sums up to a size, for words whose best way leads by more than all rounding up to there.
-    Clear { below: f64, error: f64 },
-    /// The single-precision numbers from a power of two to the next: all are multiples of one `unit`. So adding a score
-    /// is adding a whole number of units, the same to every sum; but for scores just between two, which go to the even
-    /// neighbour.
-    Binade { from: f64, unit: f64, tag: u64 },
-}
-
-impl Sums {
-    /// Those around a sum.
-    fn of<const SINGLE: bool>(sum: f64) -> Self {
-        let (size, below) = (sum.abs(), CLEAR_BELOW[usize::from(SINGLE)]);
-        let epsilon = if SINGLE { f64::from(f32::EPSILON) } else { f64::EPSILON };
-        if !SINGLE || size < below {
-            return Self::Clear { below, error: below * epsilon / 2.0 };
-        }
-        let exponent = (size.to_bits() >> 52) - 1023;
-        let from = f64::from_bits((exponent + 1023) << 52);
-        Self::Binade { from, unit: from * epsilon, tag: exponent - 16 }
-    }
-
-    /// Whether they are left neither way by adding up to `reach`.
-    fn contain(self, sum: f64, reach: f64) -> bool {
-        let size = sum.abs();
-        match self {
-            Self::Clear { below, .. } => size + reach < below,
-            Self::Binade { from, tag, .. } => {
-                tag <= MAX_TAG && size - reach >= from && size + reach < 2.0 * from
-            }
-        }
-    }
-}
-
 /// Words that are not remembered are searched.
 struct Search<'a, const SINGLE: bool> {
     model: &'a Unigram,
@@ -331,11 +292,12 @@ struct Search<'a, const SINGLE: bool> {
     /// The sum of the scores of this text, as the reference has it, up to this number of ids.
     sum: f64,
     n_summed: usize,
-    /// For which words are remembered.
-    sums: Sums,
 }
 
 impl<const SINGLE: bool> Search<'_, SINGLE> {
+    /// The size of sums up to which words are remembered.
+    const LIMIT: f64 = if SINGLE { RESET } else { LARGE };
+
     /// Adds the scores of remembered words, which consist of tokens only.
     fn add_up(&mut self, ids: &[u32]) {
         for &id in &ids[self.n_summed..] {
@@ -358,28 +320,15 @@ impl<const SINGLE: bool> Encoder for Search<'_, SINGLE> {
     fn encode(&mut self, word: &[u8], before: &[u32], ids: &mut Vec<u32>) -> bool {
         self.add_up(before);
         let is_known = self.search(word, ids);
-        is_known
-            && word.len() <= REMEMBERED
-            && match self.sums {
-                Sums::Clear { error, .. } => self.model.leads(word, ids, error, &mut self.memory.two_best),
-                Sums::Binade { unit, .. } => {
-                    let mut is_same = true;
-                    self.model.tokens_in(word, |_, _, score| is_same &= (score / unit).fract().abs() != 0.5);
-                    is_same
-                }
-            }
+        // Half of the distance between two sums, where they are largest.
+        let error = Self::LIMIT * if SINGLE { f64::from(f32::EPSILON) } else { f64::EPSILON } / 2.0;
+        let two_best = &mut self.memory.two_best;
+        word.len() <= REMEMBERED && is_known && self.model.leads(word, ids, error, two_best)
     }
 
     fn goes_on(&mut self, before: &[u32], n_bytes: usize) -> bool {
         self.add_up(before);
-        self.sums.contain(self.sum, self.model.most * n_bytes as f64)
-    }
-
-    fn tag(&self) -> u64 {
-        match self.sums {
-            Sums::Clear { .. } => 0,
-            Sums::Binade { tag, .. } => tag,
-        }
+        self.sum.abs() + self.model.most * n_bytes as f64 <= Self::LIMIT
     }
 }
 
@@ -589,19 +538,6 @@ mod tests {
                 prop_assert_eq!(&ids, &spans(&model, &text).ids);
             }
         }
-    }
-
-    #[test]
-    fn sums_of_every_size_have_their_words() {
-        let sizes = [0.0, 131_071.0, 131_072.0, 200_000.0, 2e9, 5e9, f64::NAN, f64::INFINITY];
-        let tags = sizes.map(|size| match Sums::of::<true>(-size) {
-            sums @ Sums::Clear { .. } => (0, sums.contain(-size, 0.5)),
-            sums @ Sums::Binade { tag, .. } => (tag, sums.contain(-size, 0.5)),
-        });
-        let [zero, last, first, inside, large, too_large, nan, infinite] = tags;
-        assert_eq!([zero, last, first], [(0, true), (0, true), (1, false)], "half a unit from its start");
-        assert_eq!([inside, large], [(1, true), (14, true)]);
-        assert!(![too_large, nan, infinite].into_iter().any(|(_, contained)| contained));
     }
 
     fn by_definition(pieces: &[(&str, f64)], text: &str) -> Vec<u32> {

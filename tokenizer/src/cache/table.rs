@@ -12,9 +12,6 @@ use crate::pieces::PieceMap;
 /// Longest piece that is its own key.
 const SHORT: usize = 15;
 
-/// Largest number that a key can have beside its piece.
-pub(crate) const MAX_TAG: u64 = 15;
-
 /// Longest piece that is remembered at all: longer ones hardly repeat.
 pub(crate) const LONG: usize = 256;
 
@@ -37,7 +34,7 @@ pub(super) const AT_ONCE: usize = 8;
 /// Marks an entry whose ids lie in the array: the rest of the number is how many.
 const IN_ARRAY: u32 = 1 << 31;
 
-/// A short piece as two integers: its bytes, zeros, and its length and a tag in the top byte.
+/// A short piece as two integers: its bytes, zeros, and its length in the top byte.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Key {
     low: u64,
@@ -57,24 +54,22 @@ const MASKS: [(u64, u64); SHORT + 1] = {
 };
 
 impl Key {
-    /// The key of `bytes[start..end]` with a tag. All longer pieces have the same, and no entry has it.
+    /// Stands for all longer pieces; no entry has it.
+    pub(super) const LONG: Self = Self { low: 0, high: u64::MAX };
+
+    /// The key of `bytes[start..end]`.
     #[inline(always)]
-    pub(super) fn new(bytes: &[u8], start: usize, end: usize, tag: u64) -> Self {
+    pub(super) fn new(bytes: &[u8], start: usize, end: usize) -> Self {
         let len = end - start;
         if len > SHORT {
-            return Self { low: tag, high: u64::MAX };
+            return Self::LONG;
         }
         let raw = match bytes.get(start..).and_then(<[u8]>::first_chunk) {
             Some(all) => u128::from_le_bytes(*all),
             None => at_end(&bytes[start..end]),
         };
         let (low, high) = MASKS[len];
-        Self { low: raw as u64 & low, high: (raw >> 64) as u64 & high | (len as u64 | tag << 4) << 56 }
-    }
-
-    /// The tag, if the key stands for longer pieces.
-    fn long_tag(self) -> Option<u32> {
-        (self.high == u64::MAX).then_some(self.low as u32)
+        Self { low: raw as u64 & low, high: (raw >> 64) as u64 & high | (len as u64) << 56 }
     }
 
     /// Zero if the keys are equal; computed without a branch.
@@ -171,14 +166,6 @@ impl Found<'_> {
     }
 }
 
-/// The ids of a longer piece in [`Table::array`].
-#[derive(Clone, Copy, Debug)]
-struct Place {
-    start: u32,
-    n_ids: u32,
-    tag: u32,
-}
-
 /// The pieces with their ids.
 #[derive(Debug)]
 pub(super) struct Table {
@@ -188,8 +175,8 @@ pub(super) struct Table {
     shift: u32,
     /// Entries made so far, also those that have been pushed out since.
     n_inserted: usize,
-    /// Longer pieces, each with the last tag that it had.
-    long: PieceMap<Place>,
+    /// Start and number of the ids of long pieces in `array`.
+    long: PieceMap<(u32, u32)>,
     array: Vec<u32>,
 }
 
@@ -219,12 +206,14 @@ impl Table {
 
     /// The ids of a piece that [`Table::get`] does not find.
     pub(super) fn get_rare(&mut self, wanted: Key, piece: &[u8]) -> Option<Found<'_>> {
-        let Some(tag) = wanted.long_tag() else {
+        if wanted != Key::LONG {
             let entry = self.bring_home(wanted)?;
-            return self.ids_of(&entry);
-        };
-        let place = if piece.len() <= LONG { self.long.get(piece) } else { None };
-        place.filter(|place| place.tag == tag).and_then(|place| self.in_array((place.start, place.n_ids)))
+            self.ids_of(&entry)
+        } else if piece.len() <= LONG {
+            self.long.get(piece).and_then(|place| self.in_array(place))
+        } else {
+            None
+        }
     }
 
     /// The entry of a short piece that is not in its bucket, from a neighbour. It changes places with an entry that is at
@@ -275,14 +264,11 @@ impl Table {
         if !has_room {
             self.clear();
         }
-        match key.long_tag() {
-            Some(tag) => {
-                let (start, n_ids) = self.store(ids);
-                let place = Place { start, n_ids, tag };
-                // With another tag, it is there.
-                *self.long.entry(piece, place) = place;
-            }
-            None => self.insert_short(key, ids),
+        if key == Key::LONG {
+            let place = self.store(ids);
+            self.long.entry(piece, place);
+        } else {
+            self.insert_short(key, ids);
         }
     }
 
