@@ -25,9 +25,9 @@ use crate::words::{SPACE_BYTES, Words, spans_words};
 /// How far below the lowest score an unknown character lies. All three references use this figure.
 const UNKNOWN_PENALTY: f32 = 10.0;
 
-/// The score of a user-defined token for each byte beyond its first, in sentencepiece: as log-probabilities are below
-/// zero, such a token always wins. Found by trial: with it, all ids of `tools/tokenizer_models.py --fuzz` are equal.
-const USER_BONUS: f32 = 0.1;
+/// The score of a user-defined token for each byte beyond its first, in sentencepiece 0.2.3: as log-probabilities are below
+/// zero, such a token always wins.
+const USER_BONUS: f64 = 0.1;
 
 /// Bytes after which settled tokens are given out. With 16 bytes of state each, half of a first-level cache.
 const CHUNK: usize = 1024;
@@ -38,7 +38,7 @@ const WORDS: usize = 64;
 /// Longest word in bytes that is remembered.
 const REMEMBERED: usize = 48;
 
-/// The size of a sum beyond which sentencepiece takes it off all sums and goes on from zero.
+/// The size of a sum beyond which sentencepiece 0.2.3 takes it off all sums and goes on from zero.
 const RESET: f64 = 100_000.0;
 
 /// The size of sums, in double precision, up to which words are remembered: enough for any text.
@@ -417,7 +417,7 @@ fn char_len(first: u8) -> usize {
 fn scores(tokens: &[&str], def: &UnigramDef, kind: impl Fn(usize) -> PieceKind) -> Vec<f64> {
     let score = |(id, &score): (usize, &f64)| match (def.rule, kind(id)) {
         (UnigramRule::SentencePiece, PieceKind::UserDefined) => {
-            f64::from(tokens[id].len() as f32 * USER_BONUS - USER_BONUS)
+            f64::from((USER_BONUS * (tokens[id].len() as f64 - 1.0)) as f32)
         }
         (UnigramRule::LlamaCpp, PieceKind::UserDefined) => 0.0,
         _ => score,
