@@ -5,6 +5,7 @@ use std::fs;
 use std::path::Path;
 
 use anyhow::{Context, Result};
+use model::weights::gguf;
 use tokenizer::Tokenizer;
 use tokenizer::gguf::Value;
 
@@ -15,10 +16,12 @@ use crate::loading;
 pub struct Source<'a> {
     path: &'a Path,
     common: Common,
-    /// Its vocabulary, if it has one.
+    /// Its vocabulary, if it has one that Flint understands.
     pub tokenizer: Option<Tokenizer>,
     /// Jinja.
     template: Option<String>,
+    /// What a GGUF says of both, which another GGUF says again word for word.
+    vocabulary: Vec<(String, Value)>,
 }
 
 /// Files of a model folder that are copied as they are.
@@ -35,11 +38,25 @@ const COPIED: [&str; 9] = [
 ];
 
 impl<'a> Source<'a> {
-    /// Reads them; a model without vocabulary is one too, which is said.
+    /// Reads them; a model without vocabulary is one too, which is said, and so is a GGUF whose vocabulary is not understood.
     pub fn read(path: &'a Path, common: Common) -> Result<Self> {
-        let Some(tokenizer) = loading::tokenizer_if_any(path)? else {
-            common.note(&format!("{} has no tokenizer: the result will have none either", path.display()));
-            return Ok(Self { path, common, tokenizer: None, template: None });
+        let vocabulary = match path.is_file() {
+            true => gguf::vocabulary(path).context("cannot open the model")?,
+            false => Vec::new(),
+        };
+        let none = |vocabulary| Self { path, common, tokenizer: None, template: None, vocabulary };
+        let tokenizer = match loading::tokenizer_if_any(path) {
+            Ok(Some(tokenizer)) => tokenizer,
+            Ok(None) => {
+                common
+                    .note(&format!("{} has no tokenizer: the result will have none either", path.display()));
+                return Ok(none(vocabulary));
+            }
+            Err(error) if !vocabulary.is_empty() => {
+                common.note(&format!("{error:#}; another GGUF gets the vocabulary as it is"));
+                return Ok(none(vocabulary));
+            }
+            Err(error) => return Err(error),
         };
         let template = match loading::chat_format(path, &tokenizer) {
             Ok(format) => Some(format.source().to_owned()),
@@ -48,7 +65,7 @@ impl<'a> Source<'a> {
                 None
             }
         };
-        Ok(Self { path, common, tokenizer: Some(tokenizer), template })
+        Ok(Self { path, common, tokenizer: Some(tokenizer), template, vocabulary })
     }
 
     /// Puts the files into the folder of a model of this context.
@@ -61,6 +78,9 @@ impl<'a> Source<'a> {
             }
         } else if let Some(tokenizer) = &self.tokenizer {
             tokenizer.save_folder(folder, context, self.template.as_deref())?;
+        } else {
+            // Nothing, or the reason why it could not be opened.
+            loading::tokenizer_if_any(self.path)?;
         }
         Ok(())
     }
@@ -69,7 +89,8 @@ impl<'a> Source<'a> {
     pub fn pairs(&self) -> Result<Vec<(String, Value)>> {
         let name = self.path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
         let mut pairs = vec![("general.name".to_owned(), Value::String(name))];
-        if let Some(tokenizer) = &self.tokenizer {
+        pairs.extend_from_slice(&self.vocabulary);
+        if let Some(tokenizer) = self.tokenizer.as_ref().filter(|_| self.vocabulary.is_empty()) {
             let vocabulary = tokenizer.to_gguf().context("the vocabulary cannot be put into a GGUF")?;
             for part in &vocabulary.left_out {
                 self.common.note(&format!("left out, since GGUF has no word for it: {part}"));

@@ -221,3 +221,34 @@ fn statistics_that_are_damaged_or_another_models_are_refused() {
     let said = stderr(&succeeds(dir.path(), &args));
     assert!(said.contains("not weighed") && said.contains("more"), "{said}");
 }
+
+#[test]
+fn a_gguf_keeps_its_vocabulary_even_if_nobody_understands_it() {
+    let dir = trained();
+    quantize(&dir, &["--format", "f16", "-o", "a.gguf"]);
+    let vocabulary = |file: &[u8]| -> Vec<(String, tokenizer::gguf::Value)> {
+        let gguf = Gguf::parse(file).expect("a GGUF");
+        let ours = gguf.header().entries().filter(|(key, _)| key.starts_with("tokenizer."));
+        ours.map(|(key, entry)| (key.to_owned(), entry.to_value().expect("read"))).collect()
+    };
+    // A model of vocabularies that there is not, by as many letters.
+    let mut unknown = read(&dir, "a.gguf");
+    let key = b"tokenizer.ggml.model";
+    let at = unknown.windows(key.len()).position(|bytes| bytes == key).expect("the key");
+    let gpt2 = at + key.len() + 4 + 8;
+    assert_eq!(&unknown[gpt2..gpt2 + 4], b"gpt2");
+    unknown[gpt2 + 3] = b'9';
+    fs::write(dir.path().join("unknown.gguf"), &unknown).expect("written");
+    for name in ["a", "unknown"] {
+        let (from, to) = (format!("{name}.gguf"), format!("{name}-q4_0.gguf"));
+        let out = succeeds(dir.path(), &["quantize", &from, "--format", "q4_0", "-o", &to]);
+        assert_eq!(stderr(&out).contains("`gpt9`"), name == "unknown", "{}", stderr(&out));
+        assert_eq!(vocabulary(&read(&dir, &to)), vocabulary(&read(&dir, &from)));
+        assert!(!vocabulary(&read(&dir, &to)).is_empty());
+    }
+    let measured = ["quantize", "unknown.gguf", "--format", "q4_0", "-o", "b.gguf", "--text", "text.txt"];
+    fails(dir.path(), &measured, &["no tokenizer that can be opened"]);
+    let folder = ["convert", "unknown.gguf", "--to", "safetensors", "-o", "folder"];
+    fails(dir.path(), &folder, &["`gpt9`"]);
+    assert!(!dir.path().join("b.gguf").exists() && !dir.path().join("folder").exists());
+}

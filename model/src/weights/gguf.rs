@@ -13,7 +13,7 @@ use std::path::Path;
 use burn::prelude::*;
 use kernels::mmap::Mmap;
 use quant::{Format, Gguf, NewTensor, Tensor};
-use tokenizer::gguf::Value;
+use tokenizer::gguf::{Entry, Value};
 
 use super::Error;
 use super::archive::{Archive, Encoding, Stored};
@@ -110,6 +110,19 @@ pub fn has_vocabulary(path: &Path) -> Result<bool, Error> {
     let map = map(path)?;
     let gguf = parse(path, &map)?;
     Ok(gguf.header().entries().any(|(key, _)| key == "tokenizer.ggml.model"))
+}
+
+/// The vocabulary beside the weights with its chat templates, as it stands in the file; nothing if there is none.
+///
+/// # Errors
+/// [`Error`] if it is no GGUF, or one with texts that are not UTF-8.
+pub fn vocabulary(path: &Path) -> Result<Vec<(String, Value)>, Error> {
+    let map = map(path)?;
+    let gguf = parse(path, &map)?;
+    let ours = gguf.header().entries().filter(|(key, _)| key.starts_with("tokenizer."));
+    let read = |(key, entry): (&str, Entry<'_>)| Ok((key.to_owned(), entry.to_value()?));
+    let values: Result<_, tokenizer::Error> = ours.map(read).collect();
+    values.map_err(|error| Error::Format { path: path.into(), why: error.to_string() })
 }
 
 /// llama.cpp's number of a file whose matrices are mostly in this format (`llama_ftype`).

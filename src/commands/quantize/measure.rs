@@ -48,7 +48,7 @@ impl<'a> Text<'a> {
     /// Reads a text, and sees that it can be used before any work is done.
     pub fn read(path: &Path, args: &args::Quantize, source: &'a Source<'_>, opened: &Opened) -> Result<Self> {
         let Some(tokenizer) = &source.tokenizer else {
-            bail!("{} cannot be used: the model has no tokenizer", path.display());
+            bail!("{} cannot be used: the model has no tokenizer that can be opened", path.display());
         };
         let text =
             std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
