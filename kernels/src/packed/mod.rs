@@ -33,8 +33,12 @@ pub enum Kind {
     F32,
     /// IEEE half precision.
     F16,
-    /// The upper half of single precision.
+    /// The upper half of single precision. Where the CPU multiplies such numbers, the rows that they meet are rounded to
+    /// them too.
     BF16,
+    /// Single precision of which the upper half is kept, as the lower is zero throughout. Rows that they meet are not
+    /// rounded.
+    F32AsBF16,
     /// Small integers with scales.
     Ints {
         /// Bits of a number: 4, 5, 6 or 8.
@@ -194,7 +198,7 @@ impl Kind {
             }
             Self::F32 => floats::tile_bytes::<floats::F32>(n_in),
             Self::F16 => floats::tile_bytes::<floats::F16>(n_in),
-            Self::BF16 => floats::tile_bytes::<floats::BF16>(n_in),
+            Self::BF16 | Self::F32AsBF16 => floats::tile_bytes::<floats::BF16>(n_in),
         }
     }
 }
@@ -281,7 +285,7 @@ impl Part {
         match self.kind {
             Kind::F32 => floats::unpack_row::<floats::F32>(tile, row, out),
             Kind::F16 => floats::unpack_row::<floats::F16>(tile, row, out),
-            Kind::BF16 => floats::unpack_row::<floats::BF16>(tile, row, out),
+            Kind::BF16 | Kind::F32AsBF16 => floats::unpack_row::<floats::BF16>(tile, row, out),
             Kind::Ints { bits, scales } => {
                 with_kind!(bits, scales, |S, BITS| ints::unpack_row::<S>(BITS, tile, row, out));
             }
@@ -437,7 +441,7 @@ impl Matrix {
         // Asked once for all tasks.
         let rounds_to_bf16 = has(Kind::rounds_to_bf16);
         let mut rounded = INPUT.take();
-        if has(|kind| matches!(kind, Kind::F32 | Kind::F16))
+        if has(|kind| matches!(kind, Kind::F32 | Kind::F16 | Kind::F32AsBF16))
             || has(|kind| kind == Kind::BF16) && !rounds_to_bf16
         {
             rounded.floats.pack(Mat::new(x, m, self.n_in));
@@ -587,7 +591,9 @@ impl Product<'_> {
             }
             Kind::F32 => floats::multiply::<floats::F32>(tiles, x, panels, rows, &mut y),
             Kind::F16 => floats::multiply::<floats::F16>(tiles, x, panels, rows, &mut y),
-            Kind::BF16 => floats::multiply::<floats::BF16>(tiles, x, panels, rows, &mut y),
+            Kind::BF16 | Kind::F32AsBF16 => {
+                floats::multiply::<floats::BF16>(tiles, x, panels, rows, &mut y);
+            }
             Kind::Ints { bits, scales } => {
                 let n_blocks = self.n_in / input::BLOCK;
                 let job = ints::Job { tiles, n_blocks, x: &self.rounded.ints, rows };

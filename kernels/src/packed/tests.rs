@@ -77,6 +77,8 @@ fn part(bits: Bits, scales: Scales, n_out: usize, n_in: usize, seed: u32) -> (Pa
     (Part::new(kind, n_out, n_in, read).expect("reads"), dense)
 }
 
+const FLOATS: [Kind; 4] = [Kind::F32, Kind::F16, Kind::BF16, Kind::F32AsBF16];
+
 /// A part of floats, and what its numbers stand for.
 fn float_part(kind: Kind, n_out: usize, n_in: usize, seed: u32) -> (Part, Vec<f32>) {
     let mut dense = values(n_out * n_in, seed);
@@ -120,7 +122,7 @@ fn rows_are_what_was_packed() {
             }
         }
     }
-    for kind in [Kind::F32, Kind::F16, Kind::BF16] {
+    for kind in FLOATS {
         let (part, dense) = float_part(kind, 21, 37, 4);
         let matrix = Matrix::new(vec![part]);
         let mut row = vec![f32::NAN; 37];
@@ -163,7 +165,7 @@ fn integers_multiply_as_defined() {
 #[test]
 fn floats_multiply_to_the_bits_of_the_plain_product() {
     on_each(|| {
-        for kind in [Kind::F32, Kind::F16, Kind::BF16] {
+        for kind in FLOATS {
             if kind.rounds_to_bf16() {
                 continue;
             }
@@ -257,7 +259,7 @@ fn number_in_words(kind: Kind, row: &[u32], n_in: usize, k: usize) -> f32 {
     let (bits, scales) = match kind {
         Kind::F32 => return f32::from_bits(row[k]),
         Kind::F16 => return f16::from_bits(field(0, 16, k) as u16).to_f32(),
-        Kind::BF16 => return bf16::from_bits(field(0, 16, k) as u16).to_f32(),
+        Kind::BF16 | Kind::F32AsBF16 => return bf16::from_bits(field(0, 16, k) as u16).to_f32(),
         Kind::Ints { bits, scales } => (bits.n() as usize, scales),
     };
     let high = if bits > 4 { field(at.high, bits - 4, k) } else { 0 };
@@ -307,7 +309,8 @@ fn words_are_what_was_packed() {
             }
         }
     }
-    for (kind, bytes) in [(Kind::F32, 4), (Kind::F16, 2), (Kind::BF16, 2)] {
+    for kind in FLOATS {
+        let bytes = if kind == Kind::F32 { 4 } else { 2 };
         let (n_out, n_in) = (9, 37);
         let numbers: Vec<u8> = (0..n_out * n_in * bytes).map(|i| (i * 37 % 251) as u8).collect();
         let read = |rows: Range<usize>, out: &mut Rows| {
@@ -341,7 +344,7 @@ fn products_are_cut_by_rows_where_columns_are_few() {
         let n_in = 768;
         let mut parts: Vec<Part> =
             ints().into_iter().map(|(bits, scales)| part(bits, scales, 40, n_in, 5).0).collect();
-        parts.extend([Kind::F32, Kind::F16, Kind::BF16].map(|kind| float_part(kind, 40, n_in, 5).0));
+        parts.extend(FLOATS.map(|kind| float_part(kind, 40, n_in, 5).0));
         for part in parts {
             let (kind, matrix) = (part.kind, Matrix::new(vec![part]));
             for m in [130, 299] {

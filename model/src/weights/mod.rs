@@ -200,8 +200,8 @@ impl Opened {
         Ok(model)
     }
 
-    /// Bytes that the weights take in memory, after [`load_packed`](Self::load_packed) where the backend packs, else after
-    /// [`load`](Self::load).
+    /// Bytes that the weights take in memory at most, after [`load_packed`](Self::load_packed) where the backend packs,
+    /// else after [`load`](Self::load).
     pub fn weights_bytes(&self, packs: bool) -> u64 {
         let bytes = |stored: &archive::Stored| match packs && stored.shape.len() > 1 {
             true => packing::packed_bytes(stored),

@@ -10,12 +10,19 @@ use model::config::Experts;
 use model::weights::{self, gguf};
 use model::{Cache, Config, FusedOps, Transformer};
 use quant::Format;
+use safetensors::tensor::TensorView;
+use safetensors::{Dtype, SafeTensors};
 
 use crate::cases::{self, Ids};
 use crate::numbers::{bits, values};
 use crate::parameters;
 
-on_cpu!(floats_are_the_same_to_the_bit, blocks_are_close, parameters_are_those_of_the_file);
+on_cpu!(
+    floats_are_the_same_to_the_bit,
+    single_precision_that_16_bits_hold_takes_16,
+    blocks_are_close,
+    parameters_are_those_of_the_file,
+);
 
 fn ids(config: &Config) -> Ids {
     let values = (0..30).map(|i| (i * 11 % config.vocab_size) as i32).collect();
@@ -46,6 +53,46 @@ fn floats_are_the_same_to_the_bit<B: FusedOps>() {
             [0..7, 7..8, 8..30].map(|range| packed.forward_cached(ids.positions(range).tensor(), &mut cache));
         assert!(bits(Tensor::cat(parts.to_vec(), 0)) == want, "{folder:?}, cached");
     }
+}
+
+/// Models of half precision written out in single, the same of bfloat16, and of numbers that are neither.
+fn single_precision_that_16_bits_hold_takes_16<B: FusedOps>() {
+    let upper_half = |x: f32| f32::from_bits(x.to_bits() & 0xffff_0000);
+    // Half precision has not the digits of small numbers.
+    let bf16 = |x: f32| upper_half(if x.abs() < 0.05 { x / 65536.0 } else { x });
+    let changes: [&dyn Fn(f32) -> f32; 3] = [&|x| x, &bf16, &|x| f32::from_bits(x.to_bits() | 0x1001)];
+    for folder in fixtures() {
+        let bytes_per_token = changes.map(|change| {
+            let dir = tempfile::tempdir().expect("a temporary folder");
+            fs::copy(folder.join("config.json"), dir.path().join("config.json")).expect("copied");
+            write_out(&folder.join("model.safetensors"), &dir.path().join("model.safetensors"), change);
+            let [dense, packed] = both::<B>(dir.path());
+            let ids = ids(dense.config());
+            assert!(bits(packed.forward(ids.tensor())) == bits(dense.forward(ids.tensor())), "{folder:?}");
+            assert!(parameters::values(&packed) == parameters::values(&dense), "{folder:?}");
+            packed.bytes_per_token()
+        });
+        let [f16, bf16, neither] = bytes_per_token;
+        assert_eq!([2 * f16, 2 * bf16], [neither; 2], "{folder:?}");
+    }
+}
+
+/// Writes the numbers of a file, which has half precision, in single, each changed.
+fn write_out(from: &Path, to: &Path, change: &dyn Fn(f32) -> f32) {
+    let bytes = fs::read(from).expect("read");
+    let tensors = SafeTensors::deserialize(&bytes).expect("a file of tensors");
+    let written = tensors.iter().map(|(name, tensor)| {
+        assert_eq!(tensor.dtype(), Dtype::F16, "{name}");
+        let mut values = vec![0.0; tensor.shape().iter().product()];
+        Format::F16.dequantize(tensor.data(), &mut values);
+        let data: Vec<u8> = values.into_iter().flat_map(|x| change(x).to_le_bytes()).collect();
+        (name.to_owned(), tensor.shape().to_vec(), data)
+    });
+    let written: Vec<_> = written.collect();
+    let views = written.iter().map(|(name, shape, data)| {
+        (name, TensorView::new(Dtype::F32, shape.clone(), data).expect("as many numbers"))
+    });
+    safetensors::serialize_to_file(views, None, to).expect("written");
 }
 
 /// A model whose rows are whole blocks of every format, and whose matrices are whole tiles.

@@ -188,7 +188,7 @@ fn unpack(
             values[2 * i] = half(word & 0xffff);
             values[2 * i + 1] = half(word >> 16);
         }
-    } else if comptime!(kind == Kind::BF16) {
+    } else if comptime!(matches!(kind, Kind::BF16 | Kind::F32AsBF16)) {
         #[unroll]
         for i in 0..UNIT / 2 {
             let word = w[row + unit * (UNIT / 2) + i];
