@@ -1,7 +1,7 @@
-//! Products with small integers on 512-bit registers, sixteen rows of weights at a time, for CPUs with AVX-512 VNNI.
+//! Products with small integers on 512-bit registers, 32 rows of weights at a time, for CPUs with AVX-512 VNNI.
 //!
-//! Two tiles of [`ints`](super::ints) lie side by side in a register, so that a broadcast of four numbers of the other
-//! factor, which the instruction itself does, serves sixteen sums. Rows come in bands of up to 32, four abreast, and the last
+//! Two tiles of [`ints`](super::ints) lie side by side in a register, and two such pairs share what is loaded of the other
+//! factor: four numbers that are broadcast serve 32 sums. Its rows come in bands of up to 64, four abreast, and the last
 //! ones are filled up with zeros. A single row is bound by reading weights and left to `ints`.
 
 #[cfg(target_arch = "x86_64")]
@@ -58,6 +58,7 @@ mod x86 {
     }
 
     /// A block of two tiles, unpacked.
+    #[derive(Clone, Copy)]
     struct Wide {
         q: [__m512i; VECTORS],
         scales: [__m512; 2],
@@ -71,6 +72,12 @@ mod x86 {
     }
 
     impl Wide {
+        #[target_feature(enable = "avx512f")]
+        fn zero() -> Self {
+            let zero = _mm512_setzero_ps();
+            Self { q: [_mm512_setzero_si512(); VECTORS], scales: [zero; 2], min: zero }
+        }
+
         #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni")]
         fn new<S: Scales, const BITS: u32>(
             low: Unpacked<Avx2Ints<true>>,
@@ -83,35 +90,39 @@ mod x86 {
             let scales = [0, 1].map(|i| both(low.scales[i].0, high.scales[i].0));
             Self { q, scales, min: both(low.min.0, high.min.0) }
         }
+    }
 
-        /// Adds the products with blocks of `N` rows of the other factor, without minimums.
-        #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni")]
-        fn add_products<S: Scales, const BITS: u32, const N: usize>(
-            &self,
-            x: &[input::Block; N],
-            sums: &mut [__m512; N],
-        ) {
-            let half = if S::PER_BLOCK == 1 { VECTORS } else { VECTORS / 2 };
-            for part in 0..VECTORS / half {
-                let mut products = [_mm512_setzero_si512(); N];
-                if !S::HAS_MIN {
-                    for (products, x) in products.iter_mut().zip(x) {
-                        let [all, first] = x.negated_sums;
-                        let sum = if S::PER_BLOCK == 1 { all } else { [first, all - first][part] };
-                        // A shift by a literal would need one, which a generic's `BITS - 1` is not.
-                        *products =
-                            _mm512_sllv_epi32(_mm512_set1_epi32(sum), _mm512_set1_epi32(BITS as i32 - 1));
+    /// Adds the products of `W` blocks with those of some rows of the other factor, without minimums.
+    #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni")]
+    fn add_products<S: Scales, const BITS: u32, const W: usize>(
+        blocks: &[Wide; W],
+        x: [&input::Block; ABREAST],
+        sums: &mut [[__m512; W]; ABREAST],
+    ) {
+        let half = if S::PER_BLOCK == 1 { VECTORS } else { VECTORS / 2 };
+        for part in 0..VECTORS / half {
+            let mut products = [[_mm512_setzero_si512(); W]; ABREAST];
+            if !S::HAS_MIN {
+                for (products, x) in products.iter_mut().zip(x) {
+                    let [all, first] = x.negated_sums;
+                    let sum = if S::PER_BLOCK == 1 { all } else { [first, all - first][part] };
+                    // A shift by a literal would need one, which a generic's `BITS - 1` is not.
+                    *products =
+                        [_mm512_sllv_epi32(_mm512_set1_epi32(sum), _mm512_set1_epi32(BITS as i32 - 1)); W];
+                }
+            }
+            for v in part * half..(part + 1) * half {
+                for (products, x) in products.iter_mut().zip(x) {
+                    let group =
+                        _mm512_set1_epi32(i32::from_ne_bytes(x.q.as_chunks().0[v].map(|x: i8| x as u8)));
+                    for (products, block) in products.iter_mut().zip(blocks) {
+                        *products = _mm512_dpbusd_epi32(*products, block.q[v], group);
                     }
                 }
-                for v in part * half..(part + 1) * half {
-                    for (products, x) in products.iter_mut().zip(x) {
-                        let group =
-                            _mm512_set1_epi32(i32::from_ne_bytes(x.q.as_chunks().0[v].map(|x: i8| x as u8)));
-                        *products = _mm512_dpbusd_epi32(*products, self.q[v], group);
-                    }
-                }
-                for ((sums, products), x) in sums.iter_mut().zip(products).zip(x) {
-                    let scale = _mm512_mul_ps(self.scales[part], _mm512_set1_ps(x.scale));
+            }
+            for ((sums, products), x) in sums.iter_mut().zip(products).zip(x) {
+                for ((sums, products), block) in sums.iter_mut().zip(products).zip(blocks) {
+                    let scale = _mm512_mul_ps(block.scales[part], _mm512_set1_ps(x.scale));
                     *sums = _mm512_fmadd_ps(_mm512_cvtepi32_ps(products), scale, *sums);
                 }
             }
@@ -121,10 +132,11 @@ mod x86 {
     /// Blocks of rows that stay in a second-level cache while all tiles pass by, if a band has no more: 384 KiB.
     const BLOCKS_AT_ONCE: usize = 8192;
 
-    /// The most rows of a band: a block of weights is unpacked once for all of them.
-    const WIDEST: usize = 32;
+    /// The most rows of a band: blocks of weights are unpacked once for all of them.
+    const WIDEST: usize = 64;
 
-    /// Rows whose products are added up side by side, so that the processor is busy while each waits for its own sum.
+    /// Rows whose products are added up side by side: with two pairs of tiles eight sums, enough to hide the latency of 4
+    /// cycles at 2 sums a cycle.
     const ABREAST: usize = 4;
 
     /// Of so many rows, those of the next band, and how many these are with rows of zeros.
@@ -144,77 +156,95 @@ mod x86 {
         assert!(y.rows() == rows.len() && tiles.len() == n_tiles * n_bytes);
         let bands: Vec<_> = x.bands(rows, n_blocks).collect();
         for bands in bands.chunks((BLOCKS_AT_ONCE / (WIDEST * n_blocks)).max(1)) {
-            for tile in (0..n_tiles).step_by(2) {
-                // A last tile that is alone is there twice; its second sums are not stored.
-                let both =
-                    [tile, (tile + 1).min(n_tiles - 1)].map(|tile| &tiles[tile * n_bytes..][..n_bytes]);
-                let columns = tile * ROWS..y.cols().min((tile + 2) * ROWS);
+            for tile in (0..n_tiles).step_by(4) {
+                // For tiles that are missing the last is there again; such sums are not stored.
+                let at = |i: usize| &tiles[(tile + i).min(n_tiles - 1) * n_bytes..][..n_bytes];
+                let columns = tile * ROWS..y.cols().min((tile + 4) * ROWS);
                 for (band, x) in bands {
                     let mut y = y.sub_cols(columns.start, columns.len());
                     let y = &mut y.sub_rows(band.first - rows.start, band.n);
-                    // SAFETY: passed on from the caller; these are two whole tiles.
-                    unsafe { multiply_band::<S, BITS>(both, n_blocks, band, x, y) };
+                    // SAFETY: passed on from the caller; these are whole tiles.
+                    unsafe {
+                        if columns.len() > BOTH {
+                            let tiles = [[at(0), at(1)], [at(2), at(3)]];
+                            multiply_band::<S, BITS, 2>(tiles, n_blocks, band, x, y);
+                        } else {
+                            multiply_band::<S, BITS, 1>([[at(0), at(1)]], n_blocks, band, x, y);
+                        }
+                    }
                 }
             }
         }
     }
 
     /// # Safety
-    /// The CPU must have these features, and `both` must be tiles of `n_blocks` blocks.
+    /// The CPU must have these features, and `tiles` must have `n_blocks` blocks.
     #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni")]
-    unsafe fn multiply_band<S: Scales, const BITS: u32>(
-        both: [&[u8]; 2],
+    unsafe fn multiply_band<S: Scales, const BITS: u32, const W: usize>(
+        tiles: [[&[u8]; 2]; W],
         n_blocks: usize,
         band: &Band,
         x: &[input::Block],
         y: &mut MatMut,
     ) {
-        let mut sums = [_mm512_setzero_ps(); WIDEST];
-        // Sums of what blocks left.
-        let mut of_rests = [[0.0f32; BOTH]; WIDEST];
-        let mut rests = band.rests.iter().peekable();
+        let mut sums = [[_mm512_setzero_ps(); W]; WIDEST];
+        // Sums of what blocks left, and one for nobody.
+        let mut of_rests = [[_mm512_setzero_ps(); W]; WIDEST + 1];
+        let mut rests = &band.rests[..];
         assert!(x.len() == n_blocks * band.width && band.width <= WIDEST);
-        let [mut low, mut high] = both.map(<[u8]>::as_ptr);
+        let mut tiles = tiles.map(|both| [both[0].as_ptr(), both[1].as_ptr()]);
         for first in (0..n_blocks).step_by(S::BLOCKS) {
-            let headers = [low, high];
-            low = low.wrapping_add(S::HEADER_BYTES);
-            high = high.wrapping_add(S::HEADER_BYTES);
+            let headers = tiles;
+            for tile in tiles.as_flattened_mut() {
+                *tile = tile.wrapping_add(S::HEADER_BYTES);
+            }
             for idx in first..first + S::BLOCKS {
-                prefetch::<Avx2>(low, block_bytes::<S>(BITS));
-                prefetch::<Avx2>(high, block_bytes::<S>(BITS));
-                // SAFETY: a tile has `n_blocks` blocks, a multiple of those under a header.
-                let block = unsafe {
-                    let low = Unpacked::new::<S, BITS>(headers[0], low);
-                    Wide::new::<S, BITS>(low, Unpacked::new::<S, BITS>(headers[1], high))
-                };
-                low = low.wrapping_add(block_bytes::<S>(BITS));
-                high = high.wrapping_add(block_bytes::<S>(BITS));
+                let mut blocks = [Wide::zero(); W];
+                for ((block, tiles), headers) in blocks.iter_mut().zip(&mut tiles).zip(&headers) {
+                    prefetch::<Avx2>(tiles[0], block_bytes::<S>(BITS));
+                    prefetch::<Avx2>(tiles[1], block_bytes::<S>(BITS));
+                    // SAFETY: a tile has `n_blocks` blocks, a multiple of those under a header.
+                    unsafe {
+                        let low = Unpacked::new::<S, BITS>(headers[0], tiles[0]);
+                        *block = Wide::new::<S, BITS>(low, Unpacked::new::<S, BITS>(headers[1], tiles[1]));
+                    }
+                    tiles[0] = tiles[0].wrapping_add(block_bytes::<S>(BITS));
+                    tiles[1] = tiles[1].wrapping_add(block_bytes::<S>(BITS));
+                }
                 let (x, _) = x[idx * band.width..][..band.width].as_chunks::<ABREAST>();
                 for (x, sums) in x.iter().zip(sums.as_chunks_mut::<ABREAST>().0) {
-                    block.add_products::<S, BITS, ABREAST>(x, sums);
+                    add_products::<S, BITS, W>(&blocks, x.each_ref(), sums);
                     if S::HAS_MIN {
                         for (x, sums) in x.iter().zip(sums) {
-                            *sums = _mm512_fmadd_ps(block.min, _mm512_set1_ps(x.total), *sums);
+                            for (sums, block) in sums.iter_mut().zip(&blocks) {
+                                *sums = _mm512_fmadd_ps(block.min, _mm512_set1_ps(x.total), *sums);
+                            }
                         }
                     }
                 }
-                while let Some(rest) = rests.next_if(|rest| rest.idx == idx) {
-                    let acc = &mut of_rests[rest.row];
-                    // SAFETY: sixteen floats.
-                    unsafe {
-                        let mut sums = [_mm512_loadu_ps(acc.as_ptr())];
-                        block.add_products::<S, BITS, 1>(std::array::from_ref(&rest.block), &mut sums);
-                        _mm512_storeu_ps(acc.as_mut_ptr(), sums[0]);
+                let here = rests.iter().take_while(|rest| rest.idx == idx).count();
+                for group in rests.split_off(..here).expect("as many as were counted").chunks(ABREAST) {
+                    // One that is not full has its first again, for the sum that is for nobody.
+                    let (mut x, mut rows) = ([&group[0].block; ABREAST], [WIDEST; ABREAST]);
+                    let mut sums = [[_mm512_setzero_ps(); W]; ABREAST];
+                    for (i, rest) in group.iter().enumerate() {
+                        (x[i], rows[i], sums[i]) = (&rest.block, rest.row, of_rests[rest.row]);
+                    }
+                    add_products::<S, BITS, W>(&blocks, x, &mut sums);
+                    for (row, sums) in rows.into_iter().zip(sums) {
+                        of_rests[row] = sums;
                     }
                 }
             }
         }
-        let mask = if y.cols() >= BOTH { u16::MAX } else { (1 << y.cols()) - 1 };
         for (row, (sums, rests)) in sums.iter().zip(&of_rests).enumerate().take(band.n) {
-            // SAFETY: sixteen floats are loaded, and as many stored as the row has.
-            unsafe {
-                let all = _mm512_add_ps(*sums, _mm512_loadu_ps(rests.as_ptr()));
-                _mm512_mask_storeu_ps(y.row(row).as_mut_ptr(), mask, all);
+            for (w, (sums, rests)) in sums.iter().zip(rests).enumerate() {
+                // W is chosen so that the last begins before the end.
+                let columns = y.cols() - w * BOTH;
+                let mask = if columns >= BOTH { u16::MAX } else { (1 << columns) - 1 };
+                let y = y.row(row)[w * BOTH..].as_mut_ptr();
+                // SAFETY: as many floats are stored as the row has.
+                unsafe { _mm512_mask_storeu_ps(y, mask, _mm512_add_ps(*sums, *rests)) };
             }
         }
     }
