@@ -180,7 +180,8 @@ impl<'a> MatMut<'a> {
     ///
     /// # Safety
     /// For 'a the elements `ptr[i * row_stride + j]`, `i < rows`, `j < cols`, must be valid, distinct, and
-    /// reached through this view only.
+    /// reached through this view only. If they are not initialised, [`zero`](Self::zero) must come before all else but
+    /// cutting the matrix.
     pub(crate) unsafe fn from_raw(ptr: *mut f32, rows: usize, cols: usize, row_stride: usize) -> Self {
         Self { ptr, rows, cols, row_stride, elements: PhantomData }
     }
@@ -198,6 +199,14 @@ impl<'a> MatMut<'a> {
     /// The distance between rows, in elements.
     pub(crate) fn row_stride(&self) -> usize {
         self.row_stride
+    }
+
+    /// Sets all elements to zero.
+    pub(crate) fn zero(&mut self) {
+        for i in 0..self.rows {
+            // SAFETY: by the contract of `from_raw` the row may be written.
+            unsafe { self.ptr.wrapping_add(i * self.row_stride).write_bytes(0, self.cols) };
+        }
     }
 
     /// Row `i`.

@@ -348,6 +348,9 @@ const MIN_WORK_PER_TASK: usize = 1 << 19;
 /// the last one.
 const TASKS_PER_THREAD: usize = 16;
 
+/// Rows of weights that are multiplied faster together than by fewer.
+const TOGETHER: usize = 32;
+
 impl Matrix {
     /// Parts one below the other.
     ///
@@ -403,19 +406,7 @@ impl Matrix {
     /// # Panics
     /// If the shapes do not fit together.
     pub fn multiply(&self, x: &[f32], y: &mut [f32]) {
-        self.multiply_rows(0..self.n_out(), x, y);
-    }
-
-    /// The product with some rows of weights, which are whole parts: `y = x W[rows]ᵀ`.
-    ///
-    /// # Shapes
-    /// - `x`: `[m, n_in]`, row after row
-    /// - `y`: `[m, rows.len()]`
-    ///
-    /// # Panics
-    /// If the shapes do not fit together, or `rows` cuts a part.
-    pub fn multiply_rows(&self, rows: Range<usize>, x: &[f32], y: &mut [f32]) {
-        let (m, n_out) = (x.len() / self.n_in, rows.len());
+        let (m, n_out) = (x.len() / self.n_in, self.n_out());
         assert!(
             x.len() == m * self.n_in && y.len() == m * n_out,
             "{} by [{n_out}, {}] to {} elements",
@@ -423,6 +414,40 @@ impl Matrix {
             self.n_in,
             y.len()
         );
+        self.multiply_rows(0..n_out, x, MatMut::new(y, m, n_out));
+    }
+
+    /// The product of each of the matrices that are stacked in this one, as many as there are `counts`, with its share of
+    /// the rows of `x`: the first `counts[0]` rows meet the first matrix, and so on. Whole parts make such a matrix.
+    ///
+    /// # Shapes
+    /// - `x`: `[sum of counts, n_in]`, row after row
+    /// - returned: `[sum of counts, n_out / counts.len()]`
+    ///
+    /// # Panics
+    /// If the shapes do not fit together, or a matrix does not end with a part.
+    pub fn product(&self, x: &[f32], counts: &[usize]) -> Vec<f32> {
+        let (m, n_out) = (counts.iter().sum::<usize>(), self.n_out() / counts.len());
+        assert!(x.len() == m * self.n_in && self.n_out() == n_out * counts.len());
+        let mut y = Vec::with_capacity(m * n_out);
+        let mut first = 0;
+        for (idx, &count) in counts.iter().enumerate() {
+            let x = &x[first * self.n_in..][..count * self.n_in];
+            let ptr = y.spare_capacity_mut()[first * n_out..][..count * n_out].as_mut_ptr();
+            // SAFETY: these rows lie within the capacity, and nothing else reaches them.
+            let y = unsafe { MatMut::from_raw(ptr.cast(), count, n_out, n_out) };
+            self.multiply_rows(idx * n_out..(idx + 1) * n_out, x, y);
+            first += count;
+        }
+        // SAFETY: each row was written, with one matrix or another.
+        unsafe { y.set_len(m * n_out) };
+        y
+    }
+
+    /// The product with some rows of weights, which are whole parts: `y = x W[rows]ᵀ`. Elements of `y` may be anything
+    /// before, even not initialised.
+    fn multiply_rows(&self, rows: Range<usize>, x: &[f32], y: MatMut) {
+        let (m, n_out) = (y.rows(), y.cols());
         if m == 0 {
             return;
         }
@@ -462,7 +487,6 @@ impl Matrix {
             rounds_to_bf16,
         };
         let tasks = product.split(&parts);
-        let y = MatMut::new(y, m, n_out);
         run(&product, &tasks, y);
         rounded.floats.trim();
         INPUT.set(rounded);
@@ -541,21 +565,22 @@ impl Product<'_> {
         let mut tasks = Vec::new();
         for &part in parts {
             let n_tiles = part.n_out.div_ceil(part.kind.tile_rows());
-            let n_pairs = n_tiles.div_ceil(2);
+            let together = TOGETHER / part.kind.tile_rows();
+            let n_groups = n_tiles.div_ceil(together);
             let share = (part.tiles.len() * n_tasks).div_ceil(bytes.max(1)).max(1);
             let (unit, row_bytes) = self.rows_for(part.kind);
             let n_units = self.m.div_ceil(unit);
             // Each task reads its rows and its weights: of the grids with enough tasks, the one where this is least.
-            let fewest = share.div_ceil(n_pairs.max(1)).min(n_units);
+            let fewest = share.div_ceil(n_groups.max(1)).min(n_units);
             let grids =
-                (fewest..=n_units.min(share)).map(|by_rows| (by_rows, share.div_ceil(by_rows).min(n_pairs)));
+                (fewest..=n_units.min(share)).map(|by_rows| (by_rows, share.div_ceil(by_rows).min(n_groups)));
             let read = |&(by_rows, by_columns): &(usize, usize)| {
                 by_rows * part.tiles.len() + by_columns * self.m * row_bytes
             };
             let (by_rows, by_columns) = grids.min_by_key(read).unwrap_or((1, 1));
-            // Two tiles at a time are multiplied faster than one.
             for i in 0..by_columns {
-                let tiles = 2 * (n_pairs * i / by_columns)..n_tiles.min(2 * (n_pairs * (i + 1) / by_columns));
+                let cut = |i: usize| n_tiles.min(n_groups * i / by_columns * together);
+                let tiles = cut(i)..cut(i + 1);
                 let tile_rows = part.kind.tile_rows();
                 let n_columns = part.n_out.min(tiles.end * tile_rows) - tiles.start * tile_rows;
                 for j in 0..by_rows {
@@ -584,6 +609,8 @@ impl Product<'_> {
         let tiles = &task.part.tiles[task.tiles.start * tile_bytes..task.tiles.end * tile_bytes];
         let (x, rows) = (Mat::new(self.x, self.m, self.n_in), task.rows.clone());
         let panels = &self.rounded.floats;
+        // Elements may not be initialised. This much of them is still in the cache when they are written.
+        y.zero();
         match task.part.kind {
             #[cfg(target_arch = "x86_64")]
             Kind::BF16 if self.rounds_to_bf16 => {

@@ -239,12 +239,35 @@ fn parts_of_several_kinds_lie_one_below_the_other() {
         let whole = multiplied(&matrix, &x);
         for rows in [0..20, 20..25, 25..34, 20..34] {
             let mut y = vec![0.0; m * rows.len()];
-            matrix.multiply_rows(rows.clone(), &x, &mut y);
+            matrix.multiply_rows(rows.clone(), &x, MatMut::new(&mut y, m, rows.len()));
             for (i, y) in y.chunks_exact(rows.len()).enumerate() {
                 assert_eq!(bits(y), bits(&whole[i * 34..][rows.clone()]), "rows {rows:?}");
             }
         }
-        assert!(std::panic::catch_unwind(|| matrix.multiply_rows(0..7, &[0.0; 256], &mut [0.0; 7])).is_err());
+        let cut = || matrix.multiply_rows(0..7, &[0.0; 256], MatMut::new(&mut [0.0; 7], 1, 7));
+        assert!(std::panic::catch_unwind(cut).is_err());
+    });
+}
+
+#[test]
+fn stacked_matrices_meet_their_rows() {
+    on_each(|| {
+        let (n_in, n_out) = (256, 19);
+        let kinds = [Kind::F16, Kind::BF16, Kind::F32];
+        let parts = |seed| kinds.map(|kind| float_part(kind, n_out, n_in, seed).0);
+        let stacked = Matrix::new([1, 2, 3].into_iter().flat_map(parts).collect());
+        for counts in [[2, 0, 3], [0, 0, 1], [0, 0, 0], [70, 3, 40]] {
+            let x = values(counts.iter().sum::<usize>() * n_in, 8);
+            let mut expected = Vec::new();
+            let mut rest = &x[..];
+            for (seed, count) in [1, 2, 3].into_iter().zip(counts) {
+                let x = rest.split_off(..count * n_in).expect("rows left");
+                expected.extend(multiplied(&Matrix::new(parts(seed).into()), x));
+            }
+            assert_eq!(bits(&stacked.product(&x, &counts)), bits(&expected), "{counts:?}");
+        }
+        let too_few = || stacked.product(&[0.0; 256], &[0, 2, 0]);
+        assert!(std::panic::catch_unwind(too_few).is_err());
     });
 }
 

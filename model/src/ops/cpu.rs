@@ -179,13 +179,8 @@ fn grouped_linear<B: Slices>(x: FloatTensor<B>, w: FloatTensor<B>, counts: &[usi
 
 fn packed_linear<B: Slices>(x: FloatTensor<B>, w: &PackedMatrix, counts: &[usize]) -> FloatTensor<B> {
     let (x, w) = (B::contiguous(x), w.host());
-    let ([rows, n_in], n_out) = (rows_cols::<B>(&x), w.n_out() / counts.len());
-    filled::<B>([rows, n_out], |y| {
-        each_group(counts, |group, of| {
-            let x = &B::slice(&x)[of.start * n_in..of.end * n_in];
-            w.multiply_rows(group * n_out..(group + 1) * n_out, x, &mut y[of.start * n_out..of.end * n_out]);
-        });
-    })
+    let ([rows, _], n_out) = (rows_cols::<B>(&x), w.n_out() / counts.len());
+    B::from_vec(w.product(B::slice(&x), counts), [rows, n_out].into())
 }
 
 fn grouped_linear_backward_input<B: Slices>(
