@@ -3,19 +3,55 @@
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 
+use crate::Isa;
 use crate::memory::Buffer;
 use crate::simd::{Simd, dispatch};
 
 /// How long a limit is measured for; the best moment counts, as others may use the machine too.
 const TIME: Duration = Duration::from_millis(150);
 
-/// Floating-point operations a second, of all threads of the current pool together: multiply-adds on registers.
+/// Floating-point operations a second, of all threads of the current pool together: multiply-adds of single precision on
+/// registers.
 pub fn flops() -> f64 {
     const STEPS: usize = 1 << 18;
+    let lanes = if is_wide() { 16 } else { 8 };
     let seconds = fastest(|| {
-        rayon::broadcast(|_| black_box(multiply_adds(STEPS)));
+        rayon::broadcast(|_| black_box(any_multiply_adds(STEPS)));
     });
-    (2 * VECTORS * 8 * STEPS * rayon::current_num_threads()) as f64 / seconds
+    (2 * VECTORS * lanes * STEPS * rayon::current_num_threads()) as f64 / seconds
+}
+
+/// Whether products of floats take registers of 512 bits.
+fn is_wide() -> bool {
+    matches!(Isa::current(), Isa::Vnni | Isa::Bf16)
+}
+
+fn any_multiply_adds(steps: usize) -> f32 {
+    #[cfg(target_arch = "x86_64")]
+    if is_wide() {
+        // SAFETY: these instruction sets have AVX-512.
+        return unsafe { wide_multiply_adds(steps) };
+    }
+    multiply_adds(steps)
+}
+
+/// [`multiply_adds`] on registers of 512 bits, of which some CPUs multiply two at a time, others one.
+///
+/// # Safety
+/// The CPU must have AVX-512.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f")]
+unsafe fn wide_multiply_adds(steps: usize) -> f32 {
+    use std::arch::x86_64::*;
+
+    let factor = _mm512_set1_ps(black_box(0.999));
+    let mut sums = [_mm512_set1_ps(black_box(1.0)); VECTORS];
+    for _ in 0..steps {
+        for sum in &mut sums {
+            *sum = _mm512_fmadd_ps(*sum, factor, factor);
+        }
+    }
+    sums.iter().fold(0.0, |total, &sum| total + _mm512_reduce_add_ps(sum))
 }
 
 /// Independent sums: enough to hide the latency of 4 cycles at 2 sums a cycle.
