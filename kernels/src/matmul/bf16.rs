@@ -23,14 +23,14 @@ pub(crate) const COLS: usize = 16;
 /// The most rows of a group: their sums, a vector of the tile and a pair of the row leave registers to spare.
 const ROWS: usize = 12;
 
-/// Pairs along `k` of a block: those of a tile take 16 KiB, half of an L1.
-const BLOCK: usize = 256;
+/// Pairs along `k` of a block: a group of rows takes 24 KiB of an L1, through which the tiles pass.
+const BLOCK: usize = 512;
 
 /// Rows of a block, whose pairs take 480 KiB, half of an L2.
-const BLOCK_ROWS: usize = 40 * ROWS;
+const BLOCK_ROWS: usize = 20 * ROWS;
 
 /// Columns of a block of a product that packs both factors: 256 KiB of pairs.
-const BLOCK_COLS: usize = 16 * COLS;
+const BLOCK_COLS: usize = 8 * COLS;
 
 /// Pairs along `k`.
 pub(crate) fn pairs(k: usize) -> usize {
@@ -45,7 +45,7 @@ pub(crate) fn unit(m: usize) -> usize {
 /// Runs `$use` with `$M` standing for `$rows`, 1 to [`ROWS`], and `$T` for tiles at a time that hide the latency of sums.
 macro_rules! with_rows {
     ($rows:expr, |$M:ident, $T:ident| $use:expr) => {
-        with_rows!(@ $rows, $M, $T, $use, 1 4, 2 3, 3 2, 4 2, 5 2, 6 1, 7 1, 8 1, 9 1, 10 1, 11 1, 12 1)
+        with_rows!(@ $rows, $M, $T, $use, 1 4, 2 4, 3 4, 4 3, 5 3, 6 2, 7 2, 8 2, 9 2, 10 2, 11 2, 12 2)
     };
     (@ $rows:expr, $M:ident, $T:ident, $use:expr, $($m:literal $t:literal),*) => {
         match $rows {
@@ -144,9 +144,9 @@ unsafe fn multiply_tiles<const M: usize, const T: usize>(
             n => (1 << n) - 1,
         });
         let mut sums = [[_mm512_setzero_ps(); T]; M];
-        if start == Start::C {
-            for (r, sums) in sums.iter_mut().enumerate() {
-                for (t, sum) in sums.iter_mut().enumerate() {
+        for (r, sums) in sums.iter_mut().enumerate() {
+            for (t, sum) in sums.iter_mut().enumerate() {
+                if start == Start::C {
                     *sum = _mm512_maskz_loadu_ps(masks[t], c.add(r * c_stride + t * COLS));
                 }
             }
@@ -262,15 +262,15 @@ impl Rows {
         for begin in (0..n_pairs).step_by(BLOCK) {
             let deep = BLOCK.min(n_pairs - begin);
             let start = if begin == 0 { Start::Zero } else { Start::C };
-            for first in (0..n).step_by(COLS) {
-                let tile = (tiles.0.wrapping_add(first / COLS * tiles.1 + begin * COLS), tiles.1);
-                let mut c = c.sub_cols(first, COLS.min(n - first));
+            for first in (0..n).step_by(2 * COLS) {
+                let both = (tiles.0.wrapping_add(first / COLS * tiles.1 + begin * COLS), tiles.1);
+                let mut c = c.sub_cols(first, (2 * COLS).min(n - first));
                 for first in rows.clone().step_by(unit) {
                     let n_rows = unit.min(m - first);
                     let x = self.pairs[first * n_pairs + begin * n_rows..].as_ptr();
                     let c = &mut c.sub_rows(first - rows.start, n_rows);
-                    // SAFETY: `deep` pairs of these rows and of this tile; the assertions above.
-                    unsafe { multiply_group(x, tile, deep, c, start) };
+                    // SAFETY: `deep` pairs of these rows and of these tiles; the assertions above.
+                    unsafe { multiply_group(x, both, deep, c, start) };
                 }
             }
         }
@@ -322,14 +322,14 @@ pub(super) fn multiply(a: Mat, b: Mat, c: &mut MatMut, start: Start) {
                             unsafe { pack(part, n, x) };
                         }
                     }
-                    for t in (0..cols).step_by(COLS) {
-                        let tile = (packed_b[t * n_pairs..].as_ptr(), n_pairs * COLS);
-                        let mut c = c.sub_cols(j + t, COLS.min(cols - t));
+                    for t in (0..cols).step_by(2 * COLS) {
+                        let both = (packed_b[t * n_pairs..].as_ptr(), n_pairs * COLS);
+                        let mut c = c.sub_cols(j + t, (2 * COLS).min(cols - t));
                         for (first, n) in groups.clone() {
                             let x = packed_a[first * n_pairs..].as_ptr();
                             let mut c = c.sub_rows(first, n);
                             // SAFETY: the assertion above; both were packed for `n_pairs`.
-                            unsafe { multiply_group(x, tile, n_pairs, &mut c, start) };
+                            unsafe { multiply_group(x, both, n_pairs, &mut c, start) };
                         }
                     }
                 }
