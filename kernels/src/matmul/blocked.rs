@@ -27,8 +27,8 @@ pub(crate) const TILE_ROWS: usize = 6;
 pub(crate) const PANEL_COLS: usize = 16;
 
 /// Depth of a block: a panel of B (256 x 16 floats = 16 KiB) takes half of a 32 KiB L1. Twice as many with wider registers
-/// (see [`max_block_k`]), whose CPUs have a second-level cache of 1 MiB and more, but for a few laptops' (512 KiB).
-pub(crate) const BLOCK_K: usize = 256;
+/// (see [`block_k`]), whose CPUs have a second-level cache of 1 MiB and more, but for a few laptops' (512 KiB).
+const BLOCK_K: usize = 256;
 
 /// Rows of a block: packed A (120 x 256 floats = 120 KiB) takes a quarter of a 512 KiB L2.
 const BLOCK_ROWS: usize = 20 * TILE_ROWS;
@@ -78,8 +78,7 @@ pub(super) fn multiply(a: Mat, b: Mat, c: &mut MatMut, start: Start) {
         return;
     }
     BUFFERS.with_borrow_mut(|(packed_a, packed_b)| {
-        // Blocks of equal size: 384 is cut into 192 + 192, not 256 + 128.
-        let block_k = k.div_ceil(k.div_ceil(max_block_k()));
+        let block_k = block_k(k);
         let block_rows = m.div_ceil(m.div_ceil(BLOCK_ROWS)).next_multiple_of(2 * TILE_ROWS);
         let block_cols = n.div_ceil(n.div_ceil(BLOCK_COLS)).next_multiple_of(2 * MAX_LANES);
         grow(packed_a, packed_a_len(m, block_k));
@@ -104,14 +103,15 @@ pub(super) fn multiply(a: Mat, b: Mat, c: &mut MatMut, start: Start) {
     });
 }
 
-/// Twice [`BLOCK_K`] where the tile takes panels of B out of a second-level cache, as fast as out of the first: C is then
-/// read and written half as often.
-fn max_block_k() -> usize {
+/// Depth of the blocks of a product of depth `k`: of equal size, so 384 is cut into 192 + 192, not 256 + 128, and even. At
+/// most [`BLOCK_K`], or twice that where the tile takes panels of B out of a second-level cache, as fast as out of the first:
+/// C is then read and written half as often.
+pub(crate) fn block_k(k: usize) -> usize {
     #[cfg(target_arch = "x86_64")]
-    if wide::is_available() {
-        return 2 * BLOCK_K;
-    }
-    BLOCK_K
+    let max = if wide::is_available() { 2 * BLOCK_K } else { BLOCK_K };
+    #[cfg(not(target_arch = "x86_64"))]
+    let max = BLOCK_K;
+    k.div_ceil(k.div_ceil(max).max(1)).next_multiple_of(2)
 }
 
 pub(crate) fn grow(buffer: &mut Vec<f32>, len: usize) {

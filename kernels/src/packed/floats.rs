@@ -11,7 +11,7 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use crate::matmul::blocked::{self, BLOCK_K};
+use crate::matmul::blocked;
 use crate::matmul::{Mat, MatMut, Start};
 use crate::simd::Simd;
 use crate::simd::ints::{Ints, dispatch_ints};
@@ -239,8 +239,10 @@ pub(super) struct Panels {
 /// Floats that are kept between products: 64 MiB, for 512 rows of 27,000 numbers.
 const MAX_KEPT: usize = 16 << 20;
 
-/// Floats of a chunk.
-const CHUNK: usize = blocked::packed_a_len(MAX_UNIT, BLOCK_K);
+/// Floats of a chunk of rows of `depth` numbers.
+fn chunk_len(depth: usize) -> usize {
+    blocked::packed_a_len(MAX_UNIT, blocked::block_k(depth))
+}
 
 impl Panels {
     /// Packs rows that are too many to be streamed; fewer are read where they lie.
@@ -251,17 +253,18 @@ impl Panels {
         }
         let unit = unit(m);
         let n_units = m.div_ceil(unit);
-        let n_chunks = depth.div_ceil(BLOCK_K) * n_units;
-        blocked::grow(&mut self.chunks, n_chunks * CHUNK);
+        let (block_k, chunk_len) = (blocked::block_k(depth), chunk_len(depth));
+        let len = depth.div_ceil(block_k) * n_units * chunk_len;
+        blocked::grow(&mut self.chunks, len);
         let pack = |(i, chunk): (usize, &mut [f32])| {
-            let (first, row) = (i / n_units * BLOCK_K, i % n_units * unit);
-            let x = x.sub_cols(first, BLOCK_K.min(depth - first));
+            let (first, row) = (i / n_units * block_k, i % n_units * unit);
+            let x = x.sub_cols(first, block_k.min(depth - first));
             blocked::pack_a(x.sub_rows(row, unit.min(m - row)), chunk);
         };
-        let chunks = &mut self.chunks[..n_chunks * CHUNK];
+        let chunks = &mut self.chunks[..len];
         match m * depth < PARALLEL {
-            true => chunks.chunks_exact_mut(CHUNK).enumerate().for_each(pack),
-            false => chunks.par_chunks_exact_mut(CHUNK).enumerate().for_each(pack),
+            true => chunks.chunks_exact_mut(chunk_len).enumerate().for_each(pack),
+            false => chunks.par_chunks_exact_mut(chunk_len).enumerate().for_each(pack),
         }
     }
 
@@ -272,10 +275,10 @@ impl Panels {
         }
     }
 
-    /// The unit of rows that `row`, of `m`, is in, within the block of the depth that begins at `p`.
-    fn chunk(&self, m: usize, p: usize, row: usize) -> &[f32] {
-        let n_units = m.div_ceil(unit(m));
-        &self.chunks[(p / BLOCK_K * n_units + row / unit(m)) * CHUNK..][..CHUNK]
+    /// The unit of rows that `row`, of `m`, is in, within block `idx` of the depth.
+    fn chunk(&self, [m, depth]: [usize; 2], idx: usize, row: usize) -> &[f32] {
+        let (n_units, len) = (m.div_ceil(unit(m)), chunk_len(depth));
+        &self.chunks[(idx * n_units + row / unit(m)) * len..][..len]
     }
 }
 
@@ -287,7 +290,7 @@ thread_local! {
 /// `x` tells of the shape, `panels` what is in it. The part of `y` that is worked on stays in a second-level cache.
 fn by_blocks<E: Element>(tiles: &[u8], x: Mat, panels: &Panels, rows: Range<usize>, y: &mut MatMut) {
     let (m, depth, n) = (x.rows(), x.cols(), y.cols());
-    let tile_bytes = tile_bytes::<E>(depth);
+    let (tile_bytes, max_k) = (tile_bytes::<E>(depth), blocked::block_k(depth));
     WIDENED.with_borrow_mut(|widened| {
         for first in (0..n).step_by(TILES_AT_ONCE * TILE) {
             let mut y = y.sub_cols(first, (n - first).min(TILES_AT_ONCE * TILE));
@@ -296,13 +299,13 @@ fn by_blocks<E: Element>(tiles: &[u8], x: Mat, panels: &Panels, rows: Range<usiz
             let at_once = if E::floats(tiles).is_some() { unit(m) } else { rows.len().max(1) };
             for first in rows.clone().step_by(at_once) {
                 let group = first..rows.end.min(first + at_once);
-                for p in (0..depth).step_by(BLOCK_K) {
-                    let block_k = BLOCK_K.min(depth - p);
+                for (idx, p) in (0..depth).step_by(max_k).enumerate() {
+                    let block_k = max_k.min(depth - p);
                     let start = if p == 0 { Start::Zero } else { Start::C };
                     let weights = match E::floats(tiles) {
                         Some(tiles) => blocked::Panels { data: &tiles[p * TILE..], stride: depth * TILE },
                         None => {
-                            blocked::grow(widened, TILES_AT_ONCE * TILE * BLOCK_K);
+                            blocked::grow(widened, TILES_AT_ONCE * TILE * max_k);
                             let stride = block_k * TILE;
                             for (tile, out) in
                                 tiles.chunks_exact(tile_bytes).zip(widened.chunks_exact_mut(stride))
@@ -315,7 +318,8 @@ fn by_blocks<E: Element>(tiles: &[u8], x: Mat, panels: &Panels, rows: Range<usiz
                     };
                     for row in group.clone().step_by(unit(m)) {
                         let y = y.sub_rows(row - rows.start, unit(m).min(group.end - row));
-                        blocked::multiply_block(panels.chunk(m, p, row), weights, block_k, y, start);
+                        let rows = panels.chunk([m, depth], idx, row);
+                        blocked::multiply_block(rows, weights, block_k, y, start);
                     }
                 }
             }
