@@ -217,11 +217,10 @@ fn interleave<S: Simd>(rows: Mat, width: usize, offset: usize, out: &mut [f32]) 
 /// If panels are missing.
 pub(crate) fn multiply_block(packed_a: &[f32], b: Panels, depth: usize, mut c: MatMut, start: Start) {
     #[cfg(target_arch = "x86_64")]
-    let done = wide::multiply_rows(packed_a, b, depth, &mut c, start);
-    #[cfg(not(target_arch = "x86_64"))]
-    let done = 0;
-    let rest = c.rows() - done;
-    multiply_block_narrow(&packed_a[done * depth..], b, depth, c.sub_rows(done, rest), start);
+    if wide::is_available() {
+        return wide::multiply_block(packed_a, b, depth, &mut c, start);
+    }
+    multiply_block_narrow(packed_a, b, depth, c, start);
 }
 
 dispatch!(fn multiply_block_narrow(packed_a: &[f32], b: Panels, depth: usize, c: MatMut, start: Start) = multiply_block_impl);

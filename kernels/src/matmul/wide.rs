@@ -1,4 +1,4 @@
-//! The register tile of a large product on 512-bit registers, 12 rows by 32 columns, for CPUs with AVX-512.
+//! The register tile of a large product on 512-bit registers, 12 rows by 32 columns or 6 by 32, for CPUs with AVX-512.
 //!
 //! It reads two panels of either factor where the tile of [`blocked`](super::blocked) reads one: half as many bytes for a
 //! sum, so panels may come out of a second-level cache. Sums are added up in the same order, to the same bits.
@@ -9,7 +9,7 @@ use super::blocked::{PANEL_COLS, Panels, TILE_ROWS};
 use super::{MatMut, Start};
 use crate::Isa;
 
-/// Rows of a tile: two panels. Its sums take 24 of 32 registers, a step of B two and a number of A one.
+/// Rows of the larger tile: two panels. Its sums take 24 of 32 registers, a step of B two and a number of A one.
 const ROWS: usize = 2 * TILE_ROWS;
 
 /// Columns of a tile.
@@ -20,23 +20,13 @@ pub(super) fn is_available() -> bool {
     matches!(Isa::current(), Isa::Vnni | Isa::Bf16)
 }
 
-/// `C = A B` or `C += A B` for a packed block of each, as far as there are [`ROWS`] rows at a time, and none if this CPU
-/// cannot run it. Returns how many rows are done.
+/// `C = A B` or `C += A B` for a packed block of each.
 ///
 /// # Panics
-/// If panels are missing.
-pub(super) fn multiply_rows(
-    packed_a: &[f32],
-    b: Panels,
-    depth: usize,
-    c: &mut MatMut,
-    start: Start,
-) -> usize {
-    let (m, n) = (c.rows() - c.rows() % ROWS, c.cols());
-    if m == 0 || !is_available() {
-        return 0;
-    }
-    assert!(packed_a.len() >= m * depth);
+/// If panels are missing, or this CPU cannot run it.
+pub(super) fn multiply_block(packed_a: &[f32], b: Panels, depth: usize, c: &mut MatMut, start: Start) {
+    let (m, n) = (c.rows(), c.cols());
+    assert!(is_available() && packed_a.len() >= m.next_multiple_of(TILE_ROWS) * depth);
     for j in (0..n).step_by(COLS) {
         let mut c = c.sub_cols(j, COLS.min(n - j));
         // A second panel that is not there is the first again, and not used.
@@ -48,26 +38,28 @@ pub(super) fn multiply_rows(
             let a = packed_a[i * depth..].as_ptr();
             // While the first tile is computed, the next panels come out of memory.
             let next = if i == 0 && j + COLS < n { next } else { b };
+            let c = c.sub_rows(i, ROWS.min(m - i));
             // SAFETY: the CPU has it, and how many panels there are was asserted; C is as large as they say.
             unsafe {
-                match c.cols() > PANEL_COLS {
-                    true => multiply_tile::<2>(a, b, next, depth, c.sub_rows(i, ROWS), start),
-                    false => multiply_tile::<1>(a, b, next, depth, c.sub_rows(i, ROWS), start),
+                match (c.rows() > TILE_ROWS, c.cols() > PANEL_COLS) {
+                    (true, true) => multiply_tile::<2, 2>(a, b, next, depth, c, start),
+                    (true, false) => multiply_tile::<2, 1>(a, b, next, depth, c, start),
+                    (false, true) => multiply_tile::<1, 2>(a, b, next, depth, c, start),
+                    (false, false) => multiply_tile::<1, 1>(a, b, next, depth, c, start),
                 }
             }
         }
     }
-    m
 }
 
-/// A tile of two panels of rows by `N` panels of columns, of which the last may have some that C has not. Asks for as much
+/// A tile of `M` panels of rows by `N` panels of columns, of which the last may have some that C has not. Asks for as much
 /// from each of `next` as it reads of a panel, whatever is there.
 ///
 /// # Safety
-/// The CPU must have AVX-512. `a` must be valid for reading two panels of `depth` steps, and the first `N` of `b` for one
-/// each. C must have [`ROWS`] rows and more columns than `N - 1` panels, but no more than `N`.
+/// The CPU must have AVX-512. `a` must be valid for reading `M` panels of `depth` steps, and the first `N` of `b` for one
+/// each. C must have more rows and columns than `M - 1` and `N - 1` panels, but no more than `M` and `N`.
 #[target_feature(enable = "avx512f")]
-unsafe fn multiply_tile<const N: usize>(
+unsafe fn multiply_tile<const M: usize, const N: usize>(
     a: *const f32,
     b: [*const f32; 2],
     next: [*const f32; 2],
@@ -75,15 +67,15 @@ unsafe fn multiply_tile<const N: usize>(
     mut c: MatMut,
     start: Start,
 ) {
-    let stride = c.row_stride();
+    let (rows, stride) = (c.rows(), c.row_stride());
     let masks: [u16; N] = std::array::from_fn(|t| match c.cols() - t * PANEL_COLS {
         PANEL_COLS.. => u16::MAX,
         n => (1 << n) - 1,
     });
-    let mut sums = [[[_mm512_setzero_ps(); N]; TILE_ROWS]; 2];
+    let mut sums = [[[_mm512_setzero_ps(); N]; TILE_ROWS]; M];
     // SAFETY: the caller vouches for the panels and the rows of C; masks keep what is loaded and stored within its columns.
     unsafe {
-        for (r, sums) in sums.as_flattened_mut().iter_mut().enumerate() {
+        for (r, sums) in sums.as_flattened_mut().iter_mut().enumerate().take(rows) {
             let c = c.as_mut_ptr().add(r * stride);
             for (t, sum) in sums.iter_mut().enumerate() {
                 if start == Start::C {
@@ -107,7 +99,7 @@ unsafe fn multiply_tile<const N: usize>(
                 }
             }
         }
-        for (r, sums) in sums.as_flattened().iter().enumerate() {
+        for (r, sums) in sums.as_flattened().iter().enumerate().take(rows) {
             for (t, sum) in sums.iter().enumerate() {
                 _mm512_mask_storeu_ps(c.as_mut_ptr().add(r * stride + t * PANEL_COLS), masks[t], *sum);
             }
