@@ -78,6 +78,11 @@ impl Isa {
         Self::ALL.into_iter().filter(|isa| isa.is_available())
     }
 
+    /// Whether it has registers of 512 bits.
+    pub(crate) fn has_avx512(self) -> bool {
+        matches!(self, Isa::Vnni | Isa::Bf16)
+    }
+
     /// Its name, as `flint doctor` shows it.
     pub fn name(self) -> &'static str {
         match self {

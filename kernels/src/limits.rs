@@ -14,21 +14,16 @@ const TIME: Duration = Duration::from_millis(150);
 /// registers.
 pub fn flops() -> f64 {
     const STEPS: usize = 1 << 18;
-    let lanes = if is_wide() { 16 } else { 8 };
+    let lanes = if Isa::current().has_avx512() { 16 } else { 8 };
     let seconds = fastest(|| {
         rayon::broadcast(|_| black_box(any_multiply_adds(STEPS)));
     });
     (2 * VECTORS * lanes * STEPS * rayon::current_num_threads()) as f64 / seconds
 }
 
-/// Whether products of floats take registers of 512 bits.
-fn is_wide() -> bool {
-    matches!(Isa::current(), Isa::Vnni | Isa::Bf16)
-}
-
 fn any_multiply_adds(steps: usize) -> f32 {
     #[cfg(target_arch = "x86_64")]
-    if is_wide() {
+    if Isa::current().has_avx512() {
         // SAFETY: these instruction sets have AVX-512.
         return unsafe { wide_multiply_adds(steps) };
     }

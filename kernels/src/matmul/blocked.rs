@@ -17,6 +17,7 @@ use std::cell::RefCell;
 #[cfg(target_arch = "x86_64")]
 use super::wide;
 use super::{Mat, MatMut, Start};
+use crate::Isa;
 use crate::simd::{MAX_LANES, Simd, dispatch};
 
 /// Rows of a register tile. 6 x 2 accumulators, 2 vectors of B and 1 broadcast of A make 15 of AVX2's 16
@@ -107,10 +108,7 @@ pub(super) fn multiply(a: Mat, b: Mat, c: &mut MatMut, start: Start) {
 /// most [`BLOCK_K`], or twice that where the tile takes panels of B out of a second-level cache, as fast as out of the first:
 /// C is then read and written half as often.
 pub(crate) fn block_k(k: usize) -> usize {
-    #[cfg(target_arch = "x86_64")]
-    let max = if wide::is_available() { 2 * BLOCK_K } else { BLOCK_K };
-    #[cfg(not(target_arch = "x86_64"))]
-    let max = BLOCK_K;
+    let max = if Isa::current().has_avx512() { 2 * BLOCK_K } else { BLOCK_K };
     k.div_ceil(k.div_ceil(max).max(1)).next_multiple_of(2)
 }
 
@@ -217,7 +215,7 @@ fn interleave<S: Simd>(rows: Mat, width: usize, offset: usize, out: &mut [f32]) 
 /// If panels are missing.
 pub(crate) fn multiply_block(packed_a: &[f32], b: Panels, depth: usize, mut c: MatMut, start: Start) {
     #[cfg(target_arch = "x86_64")]
-    if wide::is_available() {
+    if Isa::current().has_avx512() {
         return wide::multiply_block(packed_a, b, depth, &mut c, start);
     }
     multiply_block_narrow(packed_a, b, depth, c, start);

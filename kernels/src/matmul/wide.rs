@@ -15,18 +15,13 @@ const ROWS: usize = 2 * TILE_ROWS;
 /// Columns of a tile.
 const COLS: usize = 2 * PANEL_COLS;
 
-/// Whether this CPU can run it.
-pub(super) fn is_available() -> bool {
-    matches!(Isa::current(), Isa::Vnni | Isa::Bf16)
-}
-
 /// `C = A B` or `C += A B` for a packed block of each.
 ///
 /// # Panics
 /// If panels are missing, or this CPU cannot run it.
 pub(super) fn multiply_block(packed_a: &[f32], b: Panels, depth: usize, c: &mut MatMut, start: Start) {
     let (m, n) = (c.rows(), c.cols());
-    assert!(is_available() && packed_a.len() >= m.next_multiple_of(TILE_ROWS) * depth);
+    assert!(Isa::current().has_avx512() && packed_a.len() >= m.next_multiple_of(TILE_ROWS) * depth);
     for j in (0..n).step_by(COLS) {
         let mut c = c.sub_cols(j, COLS.min(n - j));
         // A second panel that is not there is the first again, and not used.

@@ -9,6 +9,7 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
+use crate::Isa;
 use crate::simd::{self, Simd, dispatch};
 
 /// Numbers in a block: as many as share a scale in the weights' formats.
@@ -75,7 +76,7 @@ impl Input {
     /// not.
     pub fn round(&mut self, x: &[f32], m: usize) {
         let n_in = x.len() / m;
-        self.is_wide = m > 1 && super::ints512::is_available();
+        self.is_wide = m > 1 && Isa::current().has_avx512();
         let band_of = if self.is_wide { super::ints512::band_of } else { super::ints::band_of };
         let (mut first, mut begin, mut n_bands) = (0, 0, 0);
         while first < m {

@@ -5,19 +5,15 @@
 //! ones are filled up with zeros. A single row is bound by reading weights and left to `ints`.
 
 #[cfg(target_arch = "x86_64")]
-pub(super) use x86::{band_of, is_available, multiply};
+pub(super) use x86::{band_of, multiply};
 
 #[cfg(not(target_arch = "x86_64"))]
-pub(super) use others::{band_of, is_available, multiply};
+pub(super) use others::{band_of, multiply};
 
 #[cfg(not(target_arch = "x86_64"))]
 mod others {
     use super::super::ints::{Job, Scales};
     use crate::matmul::MatMut;
-
-    pub fn is_available() -> bool {
-        false
-    }
 
     pub fn band_of(_: usize) -> (usize, usize) {
         unreachable!("no input is wide")
@@ -41,11 +37,6 @@ mod x86 {
 
     /// Rows of two tiles.
     const BOTH: usize = 2 * ROWS;
-
-    /// Whether this CPU can run it.
-    pub fn is_available() -> bool {
-        matches!(Isa::current(), Isa::Vnni | Isa::Bf16)
-    }
 
     /// Every row of `x` times every row of the tiles; a last tile may have rows that `y` has no columns for.
     ///
@@ -79,10 +70,7 @@ mod x86 {
         }
 
         #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni")]
-        fn new<S: Scales, const BITS: u32>(
-            low: Unpacked<Avx2Ints<true>>,
-            high: Unpacked<Avx2Ints<true>>,
-        ) -> Self {
+        fn new(low: Unpacked<Avx2Ints<true>>, high: Unpacked<Avx2Ints<true>>) -> Self {
             let mut q = [_mm512_setzero_si512(); VECTORS];
             for ((q, low), high) in q.iter_mut().zip(low.q).zip(high.q) {
                 *q = _mm512_inserti64x4::<1>(_mm512_castsi256_si512(low), high);
@@ -206,7 +194,7 @@ mod x86 {
                     // SAFETY: a tile has `n_blocks` blocks, a multiple of those under a header.
                     unsafe {
                         let low = Unpacked::new::<S, BITS>(headers[0], tiles[0]);
-                        *block = Wide::new::<S, BITS>(low, Unpacked::new::<S, BITS>(headers[1], tiles[1]));
+                        *block = Wide::new(low, Unpacked::new::<S, BITS>(headers[1], tiles[1]));
                     }
                     tiles[0] = tiles[0].wrapping_add(block_bytes::<S>(BITS));
                     tiles[1] = tiles[1].wrapping_add(block_bytes::<S>(BITS));
