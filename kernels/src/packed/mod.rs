@@ -397,28 +397,8 @@ impl Matrix {
         panic!("no row {row} after the last of {}", self.n_out());
     }
 
-    /// `y = x Wᵀ`.
-    ///
-    /// # Shapes
-    /// - `x`: `[m, n_in]`, row after row
-    /// - `y`: `[m, n_out]`
-    ///
-    /// # Panics
-    /// If the shapes do not fit together.
-    pub fn multiply(&self, x: &[f32], y: &mut [f32]) {
-        let (m, n_out) = (x.len() / self.n_in, self.n_out());
-        assert!(
-            x.len() == m * self.n_in && y.len() == m * n_out,
-            "{} by [{n_out}, {}] to {} elements",
-            x.len(),
-            self.n_in,
-            y.len()
-        );
-        self.multiply_rows(0..n_out, x, MatMut::new(y, m, n_out));
-    }
-
-    /// The product of each of the matrices that are stacked in this one, as many as there are `counts`, with its share of
-    /// the rows of `x`: the first `counts[0]` rows meet the first matrix, and so on. Whole parts make such a matrix.
+    /// The product `x Wᵀ` with each of the matrices that are stacked in this one, as many as there are `counts`, of its share
+    /// of the rows of `x`: the first `counts[0]` rows meet the first matrix, and so on. Whole parts make such a matrix.
     ///
     /// # Shapes
     /// - `x`: `[sum of counts, n_in]`, row after row
@@ -428,7 +408,13 @@ impl Matrix {
     /// If the shapes do not fit together, or a matrix does not end with a part.
     pub fn product(&self, x: &[f32], counts: &[usize]) -> Vec<f32> {
         let (m, n_out) = (counts.iter().sum::<usize>(), self.n_out() / counts.len());
-        assert!(x.len() == m * self.n_in && self.n_out() == n_out * counts.len());
+        assert!(
+            x.len() == m * self.n_in && self.n_out() == n_out * counts.len(),
+            "{} numbers for {counts:?} rows of {}, by {} in equal shares",
+            x.len(),
+            self.n_in,
+            self.n_out()
+        );
         let mut y = Vec::with_capacity(m * n_out);
         let mut first = 0;
         for (idx, &count) in counts.iter().enumerate() {
