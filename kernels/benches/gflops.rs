@@ -100,10 +100,10 @@ impl Bench<'_> {
         }
     }
 
-    /// Weights of 33 million numbers, more than a cache has in most formats: of one row the time of reading them.
+    /// Weights of 67 million numbers, more than a cache has in any format: of few rows the time of reading them.
     fn packed(&self) {
         let ints = |bits, scales| Kind::Ints { bits, scales };
-        let (n_out, n_in) = (8192, 4096);
+        let (n_out, n_in) = (16384, 4096);
         for (name, kind) in [
             ("f32", Kind::F32),
             ("f16", Kind::F16),
