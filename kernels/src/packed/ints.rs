@@ -297,13 +297,13 @@ impl<I: Ints> Unpacked<I> {
 
 /// How far ahead of a block memory is asked for, in bytes: the work on a block keeps the processor from looking that far by
 /// itself.
-const AHEAD: usize = 3072;
+pub(super) const AHEAD: usize = 3072;
 
-/// Asks for what lies [`AHEAD`] of a block of `n_bytes`.
+/// Asks for what lies so far ahead of a block of `n_bytes`.
 #[inline(always)]
-pub(super) fn prefetch<S: Simd>(block: *const u8, n_bytes: usize) {
+pub(super) fn prefetch<S: Simd>(block: *const u8, n_bytes: usize, ahead: usize) {
     for line in (0..n_bytes).step_by(64) {
-        S::prefetch(block.wrapping_add(AHEAD + line).cast());
+        S::prefetch(block.wrapping_add(ahead + line).cast());
     }
 }
 
@@ -315,7 +315,7 @@ macro_rules! each_block {
             let header = at;
             at = at.wrapping_add($S::HEADER_BYTES);
             for $idx in first..first + $S::BLOCKS {
-                prefetch::<$I::Floats>(at, block_bytes::<$S>($BITS));
+                prefetch::<$I::Floats>(at, block_bytes::<$S>($BITS), AHEAD);
                 // SAFETY: a tile has `n_blocks` blocks, a multiple of those under a header.
                 let $block = unsafe { Unpacked::<$I>::new::<$S, $BITS>(header, at) };
                 at = at.wrapping_add(block_bytes::<$S>($BITS));

@@ -12,7 +12,7 @@ pub(super) use others::{band_of, multiply};
 
 #[cfg(not(target_arch = "x86_64"))]
 mod others {
-    use super::super::ints::{Job, Scales};
+    use super::super::ints::{AHEAD, Job, Scales};
     use crate::matmul::MatMut;
 
     pub fn band_of(_: usize) -> (usize, usize) {
@@ -29,7 +29,7 @@ mod x86 {
     use std::arch::x86_64::*;
 
     use super::super::input::{self, BLOCK, Band};
-    use super::super::ints::{Job, Scales, Unpacked, block_bytes, prefetch, tile_bytes};
+    use super::super::ints::{AHEAD, Job, Scales, Unpacked, block_bytes, prefetch, tile_bytes};
     use crate::Isa;
     use crate::matmul::MatMut;
     use crate::simd::ints::{GROUP, ROWS, VECTORS};
@@ -180,17 +180,22 @@ mod x86 {
         let mut of_rests = [[_mm512_setzero_ps(); W]; WIDEST + 1];
         let mut rests = &band.rests[..];
         assert!(x.len() == n_blocks * band.width && band.width <= WIDEST);
+        let n_bytes = tile_bytes::<S>(BITS, n_blocks);
         let mut tiles = tiles.map(|both| [both[0].as_ptr(), both[1].as_ptr()]);
+        let begin = tiles[0][0] as usize;
         for first in (0..n_blocks).step_by(S::BLOCKS) {
             let headers = tiles;
             for tile in tiles.as_flattened_mut() {
                 *tile = tile.wrapping_add(S::HEADER_BYTES);
             }
             for idx in first..first + S::BLOCKS {
+                // After the end of these tiles come as many others, the next for each beyond those for the rest.
+                let offset = tiles[0][0] as usize - begin;
+                let ahead = if offset + AHEAD < n_bytes { AHEAD } else { AHEAD + (2 * W - 1) * n_bytes };
                 let mut blocks = [Wide::zero(); W];
                 for ((block, tiles), headers) in blocks.iter_mut().zip(&mut tiles).zip(&headers) {
-                    prefetch::<Avx2>(tiles[0], block_bytes::<S>(BITS));
-                    prefetch::<Avx2>(tiles[1], block_bytes::<S>(BITS));
+                    prefetch::<Avx2>(tiles[0], block_bytes::<S>(BITS), ahead);
+                    prefetch::<Avx2>(tiles[1], block_bytes::<S>(BITS), ahead);
                     // SAFETY: a tile has `n_blocks` blocks, a multiple of those under a header.
                     unsafe {
                         let low = Unpacked::new::<S, BITS>(headers[0], tiles[0]);
